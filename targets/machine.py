@@ -1,0 +1,167 @@
+"""What a machine is like, as data: everything that templates, the cost model, the toolchain and the runtime ask about.
+
+A target is a row, never a case distinction: code asks ``machine.lanes`` or looks an instruction up, it does not compare
+names. All sizes are bytes, all rates are per clock cycle of one core, so that no frequency is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A CPU feature that compiled code needs.
+
+    ``name`` is spelled as in /proc/cpuinfo. The runtime finds it in ``word`` at ``bit``: on x86 a CPUID result such as
+    ``"7.0.ebx"`` (leaf, subleaf, register), on ARM Linux ``"hwcap"`` or ``"hwcap2"`` of ``getauxval``.
+    """
+
+    name: str
+    word: str
+    bit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One line of an instruction's body: ``out = function(*args)`` of type ``dtype`` (TVM form, ``"int32x8"``).
+
+    ``function`` is an LLVM intrinsic (its name starts with ``llvm.``), ``add`` for plain addition, or ``bitcast``.
+    An argument is the name of an operand or of an earlier ``out``, or an integer to be broadcast to ``dtype``'s
+    operand type ``arg_dtypes``.
+    """
+
+    out: str
+    function: str
+    dtype: str
+    args: tuple[str | int, ...]
+    arg_dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """A vector instruction, or a short fixed sequence of them, that templates may use.
+
+    ``kind`` is what it computes (``"dot4"``: each int32 lane of the accumulator takes four products of neighbours).
+    ``operands`` names and types the inputs in order, accumulator first; ``lanes`` is the number of accumulator lanes;
+    ``signed`` tells for each multiplied operand whether it is signed. ``saturates`` is True where intermediate sums
+    can clip (then ``limit`` bounds the first factor so that they do not). ``reference`` is the numpy body.
+    """
+
+    name: str
+    kind: str
+    lanes: int
+    operands: tuple[tuple[str, str], ...]
+    result: str
+    body: tuple[Call, ...]
+    signed: tuple[bool, bool]
+    reference: Callable[..., np.ndarray] = field(compare=False)
+    saturates: bool = False
+    limit: int | None = None
+    per_cycle: float = 1.0
+    c_text: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One compile target.
+
+    ``llvm`` is TVM's target dictionary (four-part triple). ``zig_target`` and ``zig_cpu`` build C for the machine,
+    ``zig_baseline`` builds the runtime and the entry stubs, which must run on any CPU of the family. ``lanes`` are
+    float32 lanes of a vector register and ``registers`` their number; ``fma_ports`` vector FMAs and ``load_ports``
+    vector loads are issued a cycle. ``l2_bandwidth`` and so on are bytes a cycle that one core can stream from there;
+    ``memory_bandwidth_all`` is the limit of all cores together. ``l3`` is 0 where there is none. ``emulator`` is the
+    command that runs a program of this machine elsewhere.
+    """
+
+    name: str
+    family: str
+    llvm: Mapping[str, Any]
+    zig_target: str
+    zig_cpu: str
+    zig_baseline: str
+    elf: tuple[int, int]  # (class in bits, e_machine)
+    lanes: int
+    registers: int
+    fma_ports: float
+    load_ports: float
+    l1: int
+    l2: int
+    l3: int = 0
+    l1_ways: int = 8
+    line: int = 64
+    cores: int = 4
+    fma_latency: int = 4
+    in_order: bool = False
+    l2_bandwidth: float = 24.0
+    l3_bandwidth: float = 16.0
+    memory_bandwidth: float = 6.0
+    memory_bandwidth_all: float = 12.0
+    features: tuple[Feature, ...] = ()
+    instructions: tuple[Instruction, ...] = ()
+    regions: tuple[str, ...] = ("arena",)
+    emulator: tuple[str, ...] | None = None
+
+    @property
+    def vector_bytes(self) -> int:
+        return self.lanes * 4
+
+    @property
+    def flops_per_cycle(self) -> float:
+        """Peak float32 operations a cycle of one core (an FMA counts two)."""
+        return 2.0 * self.lanes * self.fma_ports
+
+    @property
+    def mcpu(self) -> str:
+        return str(self.llvm["mcpu"])
+
+    def instruction(self, kind: str, *, signed: tuple[bool, bool] | None = None) -> Instruction | None:
+        """The first row of that kind (rows are listed best first), or None."""
+        for row in self.instructions:
+            if row.kind == kind and (signed is None or row.signed == signed):
+                return row
+        return None
+
+    def record(self) -> dict[str, Any]:
+        """Plain data (JSON-able) that identifies everything code generation reads: part of every cache key."""
+        plain: dict[str, Any] = {}
+        for key in sorted(self.__dataclass_fields__):
+            value = getattr(self, key)
+            if key == "instructions":
+                value = [[i.name, i.kind, i.lanes, i.per_cycle] for i in value]
+            elif key == "features":
+                value = [f.name for f in value]
+            elif isinstance(value, tuple):
+                value = list(value)
+            elif isinstance(value, Mapping):
+                value = {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in sorted(value.items())}
+            plain[key] = value
+        return plain
+
+
+def dot4(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """int32 lanes, each plus the exact sum of four products of 8-bit neighbours."""
+    products = a.astype(np.int32) * b.astype(np.int32)
+    return (acc + products.reshape(-1, 4).sum(axis=1, dtype=np.int32)).astype(np.int32)
+
+
+def dot4_pairs_saturated(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """As ``dot4``, but sums of two neighbours clip to int16 first (x86 ``pmaddubsw``)."""
+    products = a.astype(np.int32) * b.astype(np.int32)
+    pairs = np.clip(products.reshape(-1, 2).sum(axis=1), -32768, 32767)
+    return (acc + pairs.reshape(-1, 2).sum(axis=1, dtype=np.int32)).astype(np.int32)
+
+
+def one_call_dot4(
+    name: str, intrinsic: str, lanes: int, signed: tuple[bool, bool], per_cycle: float = 1.0
+) -> Instruction:
+    """The row of an instruction that multiplies, sums in fours and accumulates by itself."""
+    acc = f"int32x{lanes}"
+    a, b = (f"{'int8' if s else 'uint8'}x{4 * lanes}" for s in signed)
+    body = Call("r", intrinsic, acc, ("acc", "a", "b"), (acc, f"int8x{4 * lanes}", f"int8x{4 * lanes}"))
+    operands = (("acc", acc), ("a", a), ("b", b))
+    return Instruction(name, "dot4", lanes, operands, acc, (body,), signed, dot4)
