@@ -1,0 +1,27 @@
+"""The kernel table: one file a template. Adding a template is adding its file and its name here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+
+from ..spec import Plan, Region, Template
+
+NAMES = ("pointwise",)
+
+
+@cache
+def templates() -> tuple[Template, ...]:
+    return tuple(import_module(f".{name}", __name__).TEMPLATE for name in NAMES)
+
+
+def emitter(name: str) -> Callable[..., None]:
+    """The function that writes kernels of this name, ``template`` or ``template.part``."""
+    return import_module(f".{name.split('.')[0]}", __name__).TEMPLATE.emitters[name]  # type: ignore[no-any-return]
+
+
+def plans(region: Region) -> list[Plan]:
+    """Every template's proposals for a region, cheapest first (ties by template name: deterministic)."""
+    found = [plan for t in templates() if region.op in t.ops for plan in t.plan(region)]
+    return sorted(found, key=lambda p: (p.cost, p.template, p.detail))

@@ -1,0 +1,217 @@
+"""Compiles kernels: first from the cache, then in at most two worker processes.
+
+The cache is keyed by what decides an object's bytes: template source, configuration, machine row, pinned versions. An
+entry holds its own digest and is written beside and renamed, so that concurrent compiles and torn writes do no harm.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from ...errors import MissingTool, NervureError
+from ...targets.machine import Machine
+from .spec import Draft, machine_key
+
+WORKERS = 2
+_HERE = Path(__file__).parent
+_COMMON = ("expr.py", "functions.py", "lower.py", "tir.py", "worker.py")
+_PINNED = ("apache-tvm", "apache-tvm-ffi")
+
+
+def cache_dir() -> Path:
+    """``$NERVURE_CACHE_DIR``, or ``nervure`` under the user's cache folder."""
+    chosen = os.environ.get("NERVURE_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nervure"
+
+
+def read_entry(path: Path) -> bytes | None:
+    """The payload of a cache entry; None when it is absent or does not match its digest."""
+    try:
+        held = path.read_bytes()
+    except OSError:
+        return None
+    payload = held[32:]
+    return payload if len(held) > 32 and hashlib.sha256(payload).digest() == held[:32] else None
+
+
+def write_entry(path: Path, payload: bytes) -> None:
+    """Writes an entry beside and renames it. A cache that cannot be written is no error: it is only slower."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
+            f.write(hashlib.sha256(payload).digest() + payload)
+        os.replace(f.name, path)
+    except OSError:
+        return
+
+
+@cache
+def pins() -> tuple[str, ...]:
+    """Versions of what makes the code, e.g. ``apache-tvm 0.27.0.post1``."""
+    try:
+        return tuple(f"{name} {metadata.version(name)}" for name in _PINNED)
+    except metadata.PackageNotFoundError as error:
+        raise MissingTool(
+            "compiling needs TVM, which is not installed", hint="pip install 'nervure[compile]'"
+        ) from error
+
+
+@cache
+def _source_digest(template: str) -> str:
+    files = [*(_HERE / n for n in _COMMON), *(p for p in sorted((_HERE / "templates").glob("*.py")))]
+    own = template.split(".")[0]
+    held = hashlib.sha256()
+    for path in files:
+        shared = path.parent == _HERE or path.stem.startswith("_") or path.stem == own
+        if shared and path.exists():
+            held.update(path.read_bytes())
+    return held.hexdigest()
+
+
+def _key(draft: Draft, machine: str) -> str:
+    text = "\n".join([_source_digest(draft.spec.template), draft.spec.canonical, machine, *pins()])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Worker:
+    """One worker process, started at the first request and again after its death."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self._log: Any = None
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The worker's answer; NervureError names the kernel if the worker dies of it."""
+        if self.process is None or self.process.poll() is not None:
+            self._start()
+        assert self.process and self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except OSError:
+            line = ""
+        if line:
+            return json.loads(line)  # type: ignore[no-any-return]
+        code = self.process.wait()
+        self._log.seek(0)
+        last = self._log.read().strip().splitlines()[-1:] or ["nothing was printed"]
+        self.process = None
+        raise NervureError(
+            f"the compile worker died of kernel {request['name']}",
+            where=f"template {request['template']} for {request['machine']['name']}",
+            why=f"exit status {code}; its last line: {last[0]}",
+            hint="report it with this message; --target x86-64-v3 or another template may avoid it",
+        )
+
+    def _start(self) -> None:
+        self._log = tempfile.TemporaryFile("w+")
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TVM_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=env,
+        )
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+_idle: SimpleQueue[_Worker] = SimpleQueue()
+_started: list[_Worker] = []
+_lock = threading.Lock()
+
+
+def _borrow() -> _Worker:
+    with _lock:
+        if _idle.empty() and len(_started) < WORKERS:
+            _started.append(_Worker())
+            return _started[-1]
+    return _idle.get()
+
+
+@atexit.register
+def stop_workers() -> None:
+    for worker in _started:
+        worker.stop()
+
+
+def compile_kernels(
+    drafts: Sequence[Draft],
+    machine: Machine,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Object files of the drafts' distinct kernels, in the order of their names, written to ``folder``.
+
+    ``progress(done, total)`` is called as kernels are finished. Raises NervureError when a worker dies.
+    """
+    distinct = {d.spec.name: d for d in drafts}
+    row, row_text, root = machine.kernel_row(), machine_key(machine), cache_dir() / "kernels"
+    done = 0
+
+    def finish() -> None:
+        nonlocal done
+        with _lock:
+            done += 1
+            if progress:
+                progress(done, len(distinct))
+
+    def one(draft: Draft) -> Path:
+        target = folder / f"{draft.spec.name}.o"
+        key = _key(draft, row_text)
+        entry = root / key[:2] / key
+        held = read_entry(entry)
+        if held is not None:
+            target.write_bytes(held)
+        else:
+            _compile(draft, row, target)
+            write_entry(entry, target.read_bytes())
+        finish()
+        return target
+
+    with ThreadPoolExecutor(WORKERS) as threads:
+        return list(threads.map(one, [distinct[name] for name in sorted(distinct)]))
+
+
+def _compile(draft: Draft, row: Mapping[str, Any], target: Path) -> None:
+    spec = draft.spec
+    worker = _borrow()
+    try:
+        reply = worker.ask(
+            {
+                "template": spec.template,
+                "config": spec.config,
+                "name": spec.name,
+                "machine": row,
+                "tasks": draft.tasks,
+                "out": str(target),
+            }
+        )
+    finally:
+        _idle.put(worker)
+    if not reply["ok"]:
+        raise RuntimeError(
+            f"kernel {spec.name} ({spec.template}): {reply['error']}\n{reply.get('trace', '')}\n{spec.canonical[:4000]}"
+        )

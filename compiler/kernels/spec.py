@@ -1,0 +1,153 @@
+"""What the compiler asks of a template, and what a template answers: data that crosses to the worker processes.
+
+A template is one file in ``templates/``. On the compiler's side its planner reads a ``Region`` (a fused operation with
+the memory strides of its tensors) and a machine and proposes ``Plan``s; the cheapest wins. On the worker's side its
+emitters write the kernel of one ``KernelSpec`` through a ``Builder``. Neither imports TVM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ...targets.machine import Machine
+from ..ir import Graph, Value
+from ..ops import OPS, Kind
+from ..types import TensorType
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One tensor at the border of a region: logical type, element strides for each logical axis (what the layout
+    pass chose; a view's strides are its base's), and the array where it is a constant."""
+
+    type: TensorType
+    strides: tuple[int, ...]
+    const: np.ndarray | None = None
+
+    @property
+    def span(self) -> int:
+        """Elements from the first to the last one, both counted: the extent a kernel may touch."""
+        if not all(self.type.dims):
+            return 0
+        return 1 + sum((d - 1) * abs(s) for d, s in zip(self.type.dims, self.strides, strict=True))
+
+
+@dataclass(frozen=True)
+class Region:
+    """A fused operation. ``body`` is its graph: elementwise work before the anchor, the anchor (a contraction,
+    reduction, ... or none), elementwise work after it. ``inputs`` and ``outputs`` go with the body's."""
+
+    body: Graph
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+    machine: Machine
+    exact: bool = False  # no Winograd, no approximations
+    small: bool = False  # prefer few bytes over speed
+    tuned: Mapping[str, Any] = field(default_factory=dict)  # measured choices, from a tuning record
+
+    @cached_property
+    def anchor(self) -> int | None:
+        """The body's one node that is not elementwise or injective, if it has one."""
+        fused = (Kind.STORED, Kind.ELEMENTWISE, Kind.INJECTIVE, Kind.VIEW)
+        found = [n for n in self.body if OPS[self.body.node(n).op].kind not in fused]
+        return found[0] if found else None
+
+    @property
+    def op(self) -> str:
+        """The anchor's operator, or ``pointwise``."""
+        return "pointwise" if self.anchor is None else self.body.node(self.anchor).op
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        return {} if self.anchor is None else self.body.node(self.anchor).attrs
+
+    def operand(self, arg: int) -> int | None:
+        """The region input that feeds the anchor's input ``arg`` directly; None if it is absent or computed."""
+        assert self.anchor is not None
+        args = self.body.args(self.anchor)
+        if arg >= len(args) or args[arg] is None:
+            return None
+        found = args[arg]
+        return self.body.inputs.index(found.node) if found.node in self.body.inputs else None  # type: ignore[union-attr]
+
+    @cached_property
+    def anchor_type(self) -> TensorType:
+        """The type of the anchor's first output."""
+        assert self.anchor is not None
+        return self.body.type(Value(self.anchor))
+
+
+@dataclass(frozen=True)
+class Arg:
+    """What a kernel's pointer argument points at: ``in``/``out`` (region operand ``index``), ``const`` (packed array
+    ``index`` of the plan), ``shared`` (scratch of the step) or ``worker`` (each worker's own scratch) at ``offset`` bytes."""
+
+    kind: str
+    index: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One kernel, wholly described by JSON values; its name is a digest, so equal kernels are made once."""
+
+    template: str
+    config: Mapping[str, Any]
+
+    @cached_property
+    def canonical(self) -> str:
+        return json.dumps([self.template, self.config], sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def name(self) -> str:
+        """The C symbol."""
+        digest = hashlib.sha256(self.canonical.encode()).hexdigest()[:16]
+        return f"k_{self.template.replace('.', '_')}_{digest}"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One phase of a plan. ``tasks`` is the extent of the kernel's parallel loop; None when it has none."""
+
+    spec: KernelSpec
+    args: tuple[Arg, ...]
+    tasks: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one template would do one region."""
+
+    template: str
+    phases: tuple[Draft, ...]
+    cost: float  # estimated nanoseconds on one core: what plans are compared by
+    consts: tuple[np.ndarray, ...] = ()  # packed weights, in the layout the kernel wants
+    shared_bytes: int = 0
+    worker_bytes: int = 0
+    inplace: tuple[tuple[int, int], ...] = ()  # (input, output) pairs that may share one buffer
+    detail: str = ""  # template and tile, for reports
+
+
+Planner = Callable[[Region], Sequence[Plan]]
+
+
+@dataclass(frozen=True)
+class Template:
+    """One row of the kernel table: which operators it serves, its planner and its emitters by kernel name."""
+
+    name: str
+    ops: tuple[str, ...]
+    plan: Planner
+    emitters: Mapping[str, Callable[..., None]]  # spec.template -> emit(builder, config)
+
+
+def machine_key(machine: Machine) -> str:
+    """The part of a machine that decides a kernel's bytes, as canonical JSON."""
+    return json.dumps(machine.kernel_row(), sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,162 @@
+"""Elementwise and injective regions: one loop nest over the output, axes in the order of its memory.
+
+Axes that are contiguous in every tensor are merged; the innermost is taken a vector at a time, its remainder one
+element at a time; outer iterations are the tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ...ops import OPS, Kind
+from ..expr import serialize
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+
+_TASK_ELEMENTS = 16384  # elements that a task should have, so that handing it out costs little
+_UNROLL = 4
+
+
+def merge_axes(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Groups of adjacent logical axes that every operand walks as one (outer to inner in memory of the first)."""
+    order = sorted(range(len(shape)), key=lambda a: (-abs(strides[0][a]), a))
+    groups: list[list[int]] = []
+    for axis in order:
+        if shape[axis] == 1:
+            continue
+        if groups:
+            last = groups[-1][-1]
+            if all(s[last] == s[axis] * shape[axis] for s in strides):
+                groups[-1].append(axis)
+                continue
+        groups.append([axis])
+    return groups
+
+
+def plan(region: Region) -> list[Plan]:
+    """One plan: this template takes every region without an anchor."""
+    body, machine = region.body, region.machine
+    out = region.outputs[0]
+    if any(o.type.dims != out.type.dims for o in region.outputs):
+        return []
+    program = serialize(region)
+    moves = any(OPS[body.node(n).op].kind in (Kind.INJECTIVE, Kind.VIEW) for n in body)
+    shape = list(out.type.dims)
+    aligned = [
+        [0] * (len(shape) - o.type.rank) + [s if d > 1 else 0 for s, d in zip(o.strides, o.type.dims, strict=True)]
+        for o in region.inputs
+    ]
+    every = [list(o.strides) for o in region.outputs] + ([] if moves else aligned)
+    coordinate = any(n["op"] in ("iota", "trilu") for n in program["nodes"])
+    groups = [[a] for a in sorted(range(len(shape)), key=lambda a: (-abs(out.strides[a]), a)) if shape[a] > 1]
+    if not moves and not coordinate:
+        groups = merge_axes(shape, every)
+    extents = [math.prod(shape[a] for a in g) for g in groups]
+    outer, tasks = 0, 1
+    if len(groups) == 1 and extents[0] >= 2 * _TASK_ELEMENTS:
+        split = next(
+            (
+                d
+                for d in range(extents[0] // _TASK_ELEMENTS, 1, -1)
+                if extents[0] % d == 0 and (extents[0] // d) % machine.lanes == 0
+            ),
+            1,
+        )
+        tasks = split
+    elif len(groups) > 1:
+        while outer < len(groups) - 1 and tasks * 1 < 64 and math.prod(extents[outer:]) > _TASK_ELEMENTS // 4:
+            tasks *= extents[outer]
+            outer += 1
+    config = {"program": program, "shape": shape, "groups": groups, "outer": outer, "tasks": tasks}
+    args = (*(Arg("in", i) for i in range(len(region.inputs))), *(Arg("out", i) for i in range(len(region.outputs))))
+    ops = sum(OPS[n["op"]].kind is Kind.ELEMENTWISE for n in program["nodes"] if n["op"] in OPS)
+    traffic = sum(o.type.nbytes for o in (*region.inputs, *region.outputs))
+    cost = max(out.type.size * max(1, ops) / machine.lanes, traffic / 8) / 2.5
+    same = [
+        (i, j)
+        for j, result in enumerate(region.outputs)
+        for i, source in enumerate(region.inputs)
+        if not moves and source.type == result.type and source.strides == result.strides
+    ]
+    return [
+        Plan(
+            "pointwise",
+            (Draft(KernelSpec("pointwise", config), args, tasks if tasks > 1 else None),),
+            cost=cost + 100,
+            inplace=tuple(same),
+            detail="pointwise",
+        )
+    ]
+
+
+def emit(k: Any, config: dict[str, Any]) -> None:
+    from ..evaluate import Evaluator
+
+    program = config["program"]
+    inputs = [k.arg(f"x{i}", o["dtype"], o["span"]) for i, o in enumerate(program["inputs"])]
+    outputs = [k.arg(f"y{i}", o["dtype"], o["span"]) for i, o in enumerate(program["outputs"])]
+    ev = Evaluator(k, program, inputs)
+    nest = _Nest(k, config, ev, outputs)
+    if config["tasks"] > 1:
+        with k.parallel(config["tasks"]) as task:
+            nest.run(task)
+    else:
+        nest.run(None)
+
+
+class _Nest:
+    """Loops over the groups of merged axes, tasks first."""
+
+    def __init__(self, k: Any, config: dict[str, Any], ev: Any, outputs: list[Any]) -> None:
+        self.k, self.ev, self.outputs = k, ev, outputs
+        self.shape, self.groups, self.outer, self.tasks = (config[n] for n in ("shape", "groups", "outer", "tasks"))
+        self.extents = [math.prod(self.shape[a] for a in g) for g in self.groups]
+
+    def run(self, task: Any) -> None:
+        chosen: list[Any] = []
+        if task is not None and self.outer:
+            rest = task
+            for i in range(self.outer):
+                inner = math.prod(self.extents[i + 1 : self.outer])
+                chosen.append(rest // inner if inner > 1 else rest)
+                rest = rest % inner if inner > 1 else 0
+        self._descend(chosen, task)
+
+    def _descend(self, chosen: list[Any], task: Any) -> None:
+        if len(chosen) < len(self.groups) - 1:
+            with self.k.loop(self.extents[len(chosen)]) as i:
+                self._descend([*chosen, i], task)
+        elif not self.groups:
+            self._store([], 1)
+        else:
+            self._innermost(chosen, task)
+
+    def _innermost(self, chosen: list[Any], task: Any) -> None:
+        k, extent, start = self.k, self.extents[-1], 0
+        if task is not None and not self.outer:
+            extent //= self.tasks
+            start = task * extent
+        lanes = k.lanes
+        # a group of several logical axes has no single coordinate: only its flat index is known, which is enough
+        # when no operator of the body looks at coordinates (see plan)
+        full = extent // lanes
+        if full:
+            with k.loop(full) as i:
+                self._store([*chosen, (start + i * lanes, 1)], lanes)
+        rest = extent - full * lanes
+        if rest:
+            with k.loop(rest) as i:
+                self._store([*chosen, (start + full * lanes + i, 0)], 1)
+
+    def _store(self, chosen: list[Any], lanes: int) -> None:
+        coords: list[Any] = [(0, 0)] * len(self.shape)
+        for group, index in zip(self.groups, chosen, strict=True):
+            # the innermost axis of a merged group carries the flat index; the others stay 0
+            coords[group[-1]] = index if isinstance(index, tuple) else (index, 0)
+        self.ev.begin()
+        for j, buffer in enumerate(self.outputs):
+            self.ev.store(j, buffer, coords, lanes)
+
+
+TEMPLATE = Template("pointwise", ("pointwise",), plan, {"pointwise": emit})

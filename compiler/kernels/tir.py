@@ -1,0 +1,237 @@
+"""The builder through which templates write kernels: statements appended in order, loops as ``with`` blocks.
+
+Direct TIR, no schedules: what a template writes is what LLVM gets. Buffers are flat; indices count elements; a vector
+register is a buffer of its lanes that LLVM keeps in a register. This and ``lower.py`` are the only files that import
+TVM, and they are loaded in worker processes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.tirx import (
+    AllocBuffer,
+    Broadcast,
+    BufferLoad,
+    BufferStore,
+    For,
+    ForKind,
+    IfThenElse,
+    PrimFunc,
+    Ramp,
+    SeqStmt,
+    Var,
+)
+
+Expr = Any  # a tirx.PrimExpr, or a Python number where one is accepted
+
+_KINDS = {
+    "serial": ForKind.SERIAL,
+    "parallel": ForKind.PARALLEL,
+    "unrolled": ForKind.UNROLLED,
+    "vectorized": ForKind.VECTORIZED,
+}
+_ON_STACK = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
+
+
+def dtype_of(expr: Expr) -> str:
+    """Element type of an expression, without lanes: ``float32``."""
+    return str(expr.ty.dtype).split("x")[0]
+
+
+def lanes_of(expr: Expr) -> int:
+    text = str(expr.ty.dtype)
+    return int(text.split("x")[1]) if "x" in text else 1
+
+
+def as_dtype(dtype: str, lanes: int = 1) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def constant(value: float | int | bool, dtype: str, lanes: int = 1) -> Expr:
+    """A typed constant in every lane."""
+    if dtype == "bool":
+        scalar = tirx.const(bool(value), "bool")
+    elif dtype.startswith(("float", "bfloat")):
+        scalar = tirx.const(float(value), dtype)
+    else:
+        scalar = tirx.const(int(value), dtype)
+    return scalar if lanes == 1 else Broadcast(scalar, lanes)
+
+
+def like(value: float | int | bool, expr: Expr) -> Expr:
+    """A constant of ``expr``'s type and lanes."""
+    return constant(value, dtype_of(expr), lanes_of(expr))
+
+
+def splat(expr: Expr, lanes: int) -> Expr:
+    return expr if lanes == 1 or lanes_of(expr) == lanes else Broadcast(expr, lanes)
+
+
+class Register:
+    """A scalar or vector that is assigned several times (an accumulator); lives in a machine register."""
+
+    def __init__(self, builder: Builder, dtype: str, lanes: int, name: str) -> None:
+        self.lanes, self.dtype = lanes, dtype
+        self.buffer = tirx.decl_buffer((lanes,), dtype, name=name, scope="local", data_alignment=64)
+        self._builder = builder
+        builder.emit(AllocBuffer(self.buffer, _ON_STACK))
+
+    def get(self) -> Expr:
+        return BufferLoad(self.buffer, [Ramp(0, 1, self.lanes) if self.lanes > 1 else 0])
+
+    def set(self, value: Expr) -> None:
+        self._builder.emit(BufferStore(self.buffer, value, [Ramp(0, 1, self.lanes) if self.lanes > 1 else 0]))
+
+    def add_product(self, a: Expr, b: Expr) -> None:
+        """``self += a * b``, which LLVM contracts into an FMA."""
+        self.set(a * b + self.get())
+
+
+class Builder:
+    """One kernel under construction. ``machine`` is the machine's kernel row (a dict), for emitters that need it."""
+
+    def __init__(self, name: str, machine: dict[str, Any]) -> None:
+        self.name, self.machine = name, machine
+        self.lanes: int = machine["lanes"]
+        self._params: list[Any] = []
+        self._blocks: list[list[Any]] = [[]]
+        self._names = 0
+        self.tasks: int | None = None
+
+    # -- memory ------------------------------------------------------------------------------------------------
+
+    def arg(self, name: str, dtype: str, size: int) -> Any:
+        """The next pointer argument, of ``size`` elements (bool is passed as uint8 0 or 1)."""
+        buffer = tirx.decl_buffer((max(1, size),), "uint8" if dtype == "bool" else dtype, name=name)
+        self._params.append(buffer)
+        return buffer
+
+    def array(self, dtype: str, size: int, name: str = "t") -> Any:
+        """A small array on the stack (at most 16 KB); larger scratch is asked for as a ``worker`` argument."""
+        buffer = tirx.decl_buffer((size,), dtype, name=self._fresh(name), scope="local", data_alignment=64)
+        self.emit(AllocBuffer(buffer, _ON_STACK))
+        return buffer
+
+    def register(self, dtype: str = "float32", lanes: int | None = None, name: str = "r") -> Register:
+        return Register(self, dtype, self.lanes if lanes is None else lanes, self._fresh(name))
+
+    def load(self, buffer: Any, index: Expr, lanes: int = 1, stride: int = 1) -> Expr:
+        """``lanes`` elements from ``index`` on, ``stride`` apart; stride 0 splats one element."""
+        if lanes == 1:
+            return BufferLoad(buffer, [index])
+        if stride == 0:
+            return Broadcast(BufferLoad(buffer, [index]), lanes)
+        return BufferLoad(buffer, [Ramp(index, stride, lanes)])
+
+    def store(self, buffer: Any, index: Expr, value: Expr, stride: int = 1) -> None:
+        lanes = lanes_of(value)
+        self.emit(BufferStore(buffer, value, [index if lanes == 1 else Ramp(index, stride, lanes)]))
+
+    def prefetch(self, buffer: Any, index: Expr, *, write: bool = False, locality: int = 3) -> None:
+        address = tirx.call_intrin("handle", "tirx.address_of", BufferLoad(buffer, [index]))
+        args = [address, *(tirx.const(v, "int32") for v in (int(write), locality, 1))]
+        self.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", *args)))
+
+    # -- control -----------------------------------------------------------------------------------------------
+
+    def emit(self, statement: Any) -> None:
+        self._blocks[-1].append(statement)
+
+    @contextmanager
+    def loop(self, extent: Expr, kind: str = "serial", name: str = "i") -> Iterator[Expr]:
+        """Counts from 0. A loop of extent 1 (that is not parallel) becomes no loop: the index is the number 0."""
+        if isinstance(extent, int) and extent == 1 and kind != "parallel":
+            yield 0
+            return
+        var = Var(self._fresh(name), "int32")
+        self._blocks.append([])
+        yield var
+        body = self._close()
+        if kind == "parallel":
+            self.tasks = int(extent)
+        self.emit(For(var, 0, extent, _KINDS[kind], body))
+
+    def parallel(self, tasks: int, name: str = "task") -> Any:
+        """The loop whose range the runtime hands out to its workers: outermost, and the only statement of the kernel."""
+        return self.loop(tasks, "parallel", name)
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        """Statements under a condition; a condition known now (a Python bool) costs nothing."""
+        self._blocks.append([])
+        yield
+        body = self._close()
+        if isinstance(condition, bool):
+            if condition:
+                self.emit(body)
+        else:
+            self.emit(IfThenElse(condition, body))
+
+    def bind(self, value: Expr, name: str = "v") -> Expr:
+        """Computes ``value`` here once; returns the variable that holds it."""
+        if isinstance(value, int | float):
+            return value
+        lanes = lanes_of(value)
+        held = self.register(dtype_of(value), lanes, name)
+        held.set(value)
+        return held.get()
+
+    # -- expressions -------------------------------------------------------------------------------------------
+
+    def call(self, name: str, dtype: str, *args: Expr) -> Expr:
+        """A pure LLVM intrinsic by name, e.g. ``llvm.fma.v16f32``."""
+        return tirx.call_llvm_pure_intrin(dtype, name, *args)
+
+    def fold(self, parts: Sequence[Expr], combine: Any) -> Expr:
+        """Combines in a fixed tree, so that the result does not depend on anything but the number of parts."""
+        work = list(parts)
+        while len(work) > 1:
+            work = [combine(*work[i : i + 2]) if i + 1 < len(work) else work[i] for i in range(0, len(work), 2)]
+        return work[0]
+
+    def across(self, vector: Expr, combine: Any) -> Expr:
+        """Reduces the lanes of a vector to a scalar by halving."""
+        lanes = lanes_of(vector)
+        while lanes > 1:
+            held = self.bind(vector, "fold")
+            half = lanes // 2
+            low = tirx.Shuffle([held], [tirx.IntImm("int32", i) for i in range(half)])
+            high = tirx.Shuffle([held], [tirx.IntImm("int32", half + i) for i in range(half)])
+            vector, lanes = combine(low, high), half
+        return vector
+
+    # -- result ------------------------------------------------------------------------------------------------
+
+    def function(self) -> Any:
+        """The finished PrimFunc."""
+        assert len(self._blocks) == 1, "an open loop"
+        attrs = {"global_symbol": self.name, "tirx.noalias": True}
+        body = _sequence(self._blocks[0])
+        func = PrimFunc(self._params, body)
+        for key, value in attrs.items():
+            func = func.with_attr(key, value)
+        return func
+
+    def _close(self) -> Any:
+        return _sequence(self._blocks.pop())
+
+    def _fresh(self, name: str) -> str:
+        self._names += 1
+        return f"{name}_{self._names}"
+
+
+def _sequence(statements: list[Any]) -> Any:
+    flat = [s for s in statements if s is not None]
+    if not flat:
+        return tirx.Evaluate(tirx.const(0, "int32"))
+    return flat[0] if len(flat) == 1 else SeqStmt(flat)
+
+
+minimum, maximum, select = tirx.Min, tirx.Max, tirx.Select
+reinterpret = tirx.reinterpret
+shift_right = tvm.tirx.shift_right

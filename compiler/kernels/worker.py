@@ -1,0 +1,53 @@
+"""A compile worker: reads kernel specifications, writes object files. TVM lives here and nowhere else.
+
+Protocol: one JSON object a line. Request ``{"template", "config", "name", "machine", "out"}``; answer ``{"ok": true}``
+or ``{"ok": false, "error": text}``. A missing CPU feature aborts this process, which is why it is one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def build(template: str, config: dict[str, Any], name: str, machine: dict[str, Any]) -> tuple[Any, int | None]:
+    """The PrimFunc of one kernel and the extent of its parallel loop (None when it has none)."""
+    from .templates import emitter
+    from .tir import Builder
+
+    builder = Builder(name, machine)
+    emitter(template)(builder, config)
+    return builder.function(), builder.tasks
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    from .lower import write_object
+
+    if request.get("template") == "test.abort" and os.environ.get("NERVURE_TEST_ABORT"):
+        os.abort()
+    try:
+        function, tasks = build(request["template"], request["config"], request["name"], request["machine"])
+        if tasks != request["tasks"]:
+            return {"ok": False, "error": f"the kernel has {tasks} tasks, its plan says {request['tasks']}"}
+        write_object([function], request["machine"]["llvm"], Path(request["out"]))
+    except Exception as error:
+        import traceback
+
+        return {"ok": False, "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+    return {"ok": True}
+
+
+def main() -> None:
+    """Serves requests until standard input ends. Whatever else prints goes to standard error."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        replies.write(json.dumps(answer(json.loads(line))) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()
