@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..types import TensorType
-from . import control, movement, stored
+from . import control, image, indexing, movement, stored
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError, fill_attrs
 
-FAMILIES = (stored, movement, control)
+FAMILIES = (stored, movement, indexing, image, control)
 
 OPS: dict[str, Op] = {}
 for _family in FAMILIES:
