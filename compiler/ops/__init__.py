@@ -11,10 +11,21 @@ from typing import Any
 import numpy as np
 
 from ..types import TensorType
-from . import control, image, indexing, movement, stored
+from . import (
+    contractions,
+    control,
+    elementwise,
+    image,
+    indexing,
+    movement,
+    pooling,
+    reductions,
+    selection,
+    stored,
+)
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError, fill_attrs
 
-FAMILIES = (stored, movement, indexing, image, control)
+FAMILIES = (stored, elementwise, selection, reductions, contractions, pooling, movement, indexing, image, control)
 
 OPS: dict[str, Op] = {}
 for _family in FAMILIES:

@@ -1,0 +1,150 @@
+"""Pooling over sliding windows: the largest and the mean. Global pools are reductions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..types import TensorType
+from .numeric import lowest, quiet, widen
+from .record import REQUIRED, Call, Case, Cost, Kind, Op
+from .sampling import t
+from .shapes import FLOATS, NUMBERS, count, known, require_dtype
+from .windows import output_extents, pad_spatial, padding_for, spatial_rank, taps
+
+
+def _pool_infer(call: Call, accepts: frozenset[str]) -> TensorType:
+    x, attrs = call.type(0), call.attrs
+    require_dtype(x, accepts, "x")
+    spatial_rank(x, attrs, ("kernel_shape", "strides", "dilations"))
+    extents = [known(d, "spatial axis") for d in x.shape[2:]]
+    window = (attrs["kernel_shape"], attrs["strides"], attrs["pads"], attrs["dilations"], attrs["ceil_mode"])
+    return x.with_shape((*x.shape[:2], *output_extents(extents, *window)))
+
+
+def _max_pool_infer(call: Call) -> Sequence[TensorType]:
+    y = _pool_infer(call, NUMBERS)
+    return (y, y.with_dtype("int64")) if call.attrs["indices"] else (y,)
+
+
+def _max_pool(
+    x: np.ndarray,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    ceil_mode: bool,
+    indices: bool,
+) -> Any:
+    outputs = output_extents(x.shape[2:], kernel_shape, strides, pads, dilations, ceil_mode)
+    reach = padding_for(x.shape[2:], outputs, kernel_shape, strides, pads, dilations)
+    padded = pad_spatial(x, reach, lowest(x.dtype))
+    flat = pad_spatial(np.arange(x.size, dtype=np.int64).reshape(x.shape), reach, -1) if indices else None
+    best = np.full((*x.shape[:2], *outputs), lowest(x.dtype), x.dtype)
+    where = np.full(best.shape, -1, np.int64)
+    for _, cut in taps(kernel_shape, outputs, strides, dilations):
+        if flat is not None:
+            better = (flat[cut] >= 0) & ((padded[cut] > best) | (where < 0))
+            where = np.where(better, flat[cut], where)
+        best = np.maximum(best, padded[cut])
+    return (best, where) if indices else best
+
+
+def _avg_pool_infer(call: Call) -> Sequence[TensorType]:
+    return (_pool_infer(call, FLOATS),)
+
+
+def _avg_pool(
+    x: np.ndarray,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> np.ndarray:
+    outputs = output_extents(x.shape[2:], kernel_shape, strides, pads, dilations, ceil_mode)
+    reach = padding_for(x.shape[2:], outputs, kernel_shape, strides, pads, dilations)
+    padded = pad_spatial(widen(x), reach, 0.0)
+    # What counts: elements of x, and of the declared padding if asked for, never the overhang of ceil_mode.
+    counted = np.ones(x.shape[2:])
+    if count_include_pad:
+        counted = pad_spatial(counted, pads, 1.0)
+        overhang = [r - p for r, p in zip(reach, pads, strict=True)]
+        counted = pad_spatial(counted, overhang, 0.0)
+    else:
+        counted = pad_spatial(counted, reach, 0.0)
+    total = np.zeros((*x.shape[:2], *outputs))
+    number = np.zeros(outputs)
+    for _, cut in taps(kernel_shape, outputs, strides, dilations):
+        total += padded[cut]
+        number += counted[cut]
+    return (total / number).astype(x.dtype)
+
+
+def _pool_cost(call: Call) -> Cost:
+    return Cost(count(_pool_infer(call, NUMBERS).shape) * math.prod(call.attrs["kernel_shape"]))
+
+
+def _pool_case(x: Sequence[int], kernel: Sequence[int], dtype: str = "float32", **given: Any) -> Case:
+    """A pool with stride 1 and without padding and dilation, unless given."""
+    rank = len(kernel)
+    attrs = {"kernel_shape": tuple(kernel), "strides": (1,) * rank, "pads": (0,) * (2 * rank), "dilations": (1,) * rank}
+    return Case((t(dtype, *x),), {**attrs, **given}, low=-9 if dtype != "float32" else -2, high=9)
+
+
+def _pool_cases() -> Iterable[Case]:
+    yield _pool_case((1, 3, 8, 8), (2, 2), strides=(2, 2))
+    yield _pool_case((1, 4, 13, 12), (3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
+    yield _pool_case((2, 3, 9, 7), (3, 2), pads=(0, 1, 2, 0))
+    yield _pool_case((1, 3, 11, 11), (3, 3), strides=(2, 2), ceil_mode=True)
+    yield _pool_case((1, 2, 10, 10), (3, 3), strides=(2, 2), ceil_mode=True)
+    yield _pool_case((1, 2, 6, 6), (3, 3), strides=(3, 3), pads=(1, 1, 1, 1), ceil_mode=True)
+    yield _pool_case((1, 2, 5, 5), (1, 1), strides=(3, 3), ceil_mode=True)
+    yield _pool_case((1, 2, 12, 12), (3, 2), dilations=(2, 3))
+    yield _pool_case((2, 3, 17), (4,), strides=(3,), pads=(2, 1))
+    yield _pool_case((1, 2, 6, 5, 7), (2, 3, 2), strides=(2, 1, 2), pads=(0, 1, 1, 0, 1, 0))
+    yield _pool_case((1, 2, 6, 6), (2, 2), dtype="float64")
+
+
+def _max_pool_cases() -> Iterable[Case]:
+    for case in _pool_cases():
+        yield case
+        yield Case(case.inputs, {**case.attrs, "indices": True}, case.low, case.high)
+    yield _pool_case((1, 3, 8, 8), (3, 3), dtype="uint8", strides=(2, 2), pads=(1, 1, 1, 1))
+    yield _pool_case((1, 3, 8, 8), (2, 2), dtype="int8", indices=True)
+
+
+def _avg_pool_cases() -> Iterable[Case]:
+    for case in _pool_cases():
+        yield case
+        yield Case(case.inputs, {**case.attrs, "count_include_pad": True}, case.low, case.high)
+
+
+_WINDOW = {"kernel_shape": REQUIRED, "strides": REQUIRED, "pads": REQUIRED, "dilations": REQUIRED, "ceil_mode": False}
+
+OPS = (
+    Op(
+        "max_pool",
+        Kind.CONTRACTION,
+        _max_pool_infer,
+        quiet(_max_pool),
+        "The largest of each window; with indices also its flat position in x (ONNX MaxPool, storage order 0).",
+        attrs={**_WINDOW, "indices": False},
+        cost=_pool_cost,
+        cases=_max_pool_cases,
+    ),
+    Op(
+        "avg_pool",
+        Kind.CONTRACTION,
+        _avg_pool_infer,
+        quiet(_avg_pool),
+        "The mean of each window, over elements of x and, with count_include_pad, of its padding (ONNX AveragePool).",
+        attrs={**_WINDOW, "count_include_pad": False},
+        cost=_pool_cost,
+        cases=_avg_pool_cases,
+    ),
+)

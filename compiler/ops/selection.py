@@ -1,0 +1,254 @@
+"""Elementwise operators with rules of their own: type conversion, choice by a condition or by coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..types import DTYPES, TensorType
+from .numeric import numpy_dtype, quiet
+from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
+from .sampling import f32, t
+from .shapes import (
+    BOOLS,
+    FLOATS,
+    NUMBERS,
+    broadcast_shapes,
+    count,
+    normalise_axis,
+    optional,
+    require_broadcast,
+    require_dtype,
+    require_rank,
+    require_same_dtype,
+)
+
+QUANTIZED = ("int8", "uint8", "int16", "uint16", "int32")
+
+
+def _element_type(name: object) -> str:
+    if name not in DTYPES:
+        raise OpError(f"to: expected one of {', '.join(DTYPES)}; got {name!r}")
+    return str(name)
+
+
+# -- conversion --------------------------------------------------------------------------------------------------
+
+
+def _cast_infer(call: Call) -> Sequence[TensorType]:
+    return (call.type(0).with_dtype(_element_type(call.attrs["to"])),)
+
+
+def _cast(x: np.ndarray, to: str) -> np.ndarray:
+    return x.astype(numpy_dtype(to))
+
+
+def _cast_cases() -> Iterable[Case]:
+    pairs = (
+        "float32-float64 float64-float32 float32-float16 float16-float32 float32-bfloat16 bfloat16-float32 "
+        "float32-int32 float32-int64 float32-int8 int32-float32 int64-float32 int64-int32 int32-int8 "
+        "uint8-float32 uint8-int32 int8-int32 float32-bool int32-bool bool-float32 bool-int64 int32-int64 float64-int64 int64-float64"
+    )
+    for pair in pairs.split():
+        source, to = pair.split("-")
+        yield Case((t(source, 3, 17),), {"to": to}, low=0.0 if source == "uint8" else -9.0, high=9.0)
+    yield Case((np.array([300, -129, 2**31 - 1, -(2**31)], np.int32),), {"to": "int8"}, note="wraps")
+
+
+def _quantize_infer(call: Call) -> Sequence[TensorType]:
+    x, scale, zero_point = call.type(0), call.type(1), optional(call, 2)
+    to = call.attrs["to"]
+    if to not in QUANTIZED:
+        raise OpError(f"to: expected one of {', '.join(QUANTIZED)}; got {to!r}")
+    require_dtype(x, FLOATS | {"int32"}, "x")
+    require_dtype(scale, FLOATS, "scale")
+    require_broadcast(scale, x.shape, "scale")
+    if zero_point is not None:
+        require_dtype(zero_point, (to,), "zero_point")
+        require_broadcast(zero_point, x.shape, "zero_point")
+    return (x.with_dtype(to),)
+
+
+def _quantize(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = None, *, to: str) -> np.ndarray:
+    # The quotient is rounded to float32 first: a halfway case is decided there, as in ONNX Runtime.
+    exact = np.float64 if x.dtype == np.float64 else np.float32
+    steps = np.rint(x.astype(exact) / scale.astype(exact)).astype(np.float64)
+    bounds = np.iinfo(to)
+    shifted = steps if zero_point is None else steps + zero_point
+    return np.clip(shifted, bounds.min, bounds.max).astype(to)
+
+
+def _quantize_cases() -> Iterable[Case]:
+    scale, zero = np.array(0.037, np.float32), np.array(3, np.int8)
+    each = np.array([0.1, 0.02, 0.5], np.float32).reshape(3, 1, 1)
+    yield Case((f32(2, 30), scale, np.array(128, np.uint8)), {"to": "uint8"}, low=-8, high=8)
+    yield Case((f32(2, 30), scale, zero), {"to": "int8"}, low=-8, high=8)
+    yield Case((f32(2, 30), scale), {"to": "int8"}, low=-8, high=8)
+    yield Case((f32(2, 3, 4, 4), each, np.array([1, -2, 3], np.int8).reshape(3, 1, 1)), {"to": "int8"}, low=-8, high=8)
+    yield Case((np.arange(-8, 8, dtype=np.float32) / 2, np.array(1.0, np.float32)), {"to": "int8"}, note="halves")
+    yield Case((f32(2, 30), scale, np.array(7, np.uint16)), {"to": "uint16"}, low=-8, high=8)
+
+
+def _dequantize_infer(call: Call) -> Sequence[TensorType]:
+    x, scale, zero_point = call.type(0), call.type(1), optional(call, 2)
+    to = _element_type(call.attrs["to"])
+    if to not in FLOATS:
+        raise OpError(f"to: expected a float type; got {to!r}")
+    require_dtype(x, NUMBERS, "x")
+    require_dtype(scale, FLOATS, "scale")
+    require_broadcast(scale, x.shape, "scale")
+    if zero_point is not None:
+        require_same_dtype(x, zero_point, ("x", "zero_point"))
+        require_broadcast(zero_point, x.shape, "zero_point")
+    return (x.with_dtype(to),)
+
+
+def _dequantize(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = None, *, to: str) -> np.ndarray:
+    shifted = x.astype(np.float64) if zero_point is None else x.astype(np.float64) - zero_point.astype(np.float64)
+    return (shifted * scale.astype(np.float64)).astype(numpy_dtype(to))
+
+
+def _dequantize_cases() -> Iterable[Case]:
+    scale = np.array(0.037, np.float32)
+    each = np.array([0.1, 0.02, 0.5], np.float32).reshape(3, 1, 1)
+    yield Case((t("uint8", 2, 30), scale, np.array(128, np.uint8)), low=0, high=255)
+    yield Case((t("int8", 2, 30), scale, np.array(-5, np.int8)), low=-128, high=127)
+    yield Case((t("int8", 2, 30), scale), low=-128, high=127)
+    yield Case((t("int8", 2, 3, 4, 4), each, np.array([1, -2, 3], np.int8).reshape(3, 1, 1)), low=-128, high=127)
+    yield Case((t("int32", 5), scale), low=-9999, high=9999)
+
+
+# -- choice ------------------------------------------------------------------------------------------------------
+
+
+def _where_infer(call: Call) -> Sequence[TensorType]:
+    condition, x, y = call.type(0), call.type(1), call.type(2)
+    require_dtype(condition, BOOLS, "condition")
+    require_same_dtype(x, y, ("x", "y"))
+    return (x.with_shape(broadcast_shapes(condition.shape, x.shape, y.shape)),)
+
+
+def _where(condition: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.asarray(np.where(condition, x, y)).astype(x.dtype, copy=False)
+
+
+def _where_cases() -> Iterable[Case]:
+    yield Case((t("bool", 2, 3, 4), f32(2, 3, 4), f32(2, 3, 4)))
+    yield Case((t("bool", 3, 1), f32(2, 1, 4), f32()))
+    yield Case((t("bool"), f32(5), f32(5)))
+    yield Case((t("bool", 7), t("int64", 7), t("int64", 1)))
+    yield Case((t("bool", 7), t("bool", 7), t("bool", 7)))
+
+
+def _iota_infer(call: Call) -> Sequence[TensorType]:
+    shape, axis = tuple(call.attrs["shape"]), call.attrs["axis"]
+    dtype = _element_type(call.attrs["dtype"])
+    normalise_axis(axis, len(shape))
+    return (TensorType(dtype, shape),)
+
+
+def _iota(shape: tuple[int, ...], axis: int, dtype: str) -> np.ndarray:
+    counted = np.arange(shape[axis]).reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+    return np.ascontiguousarray(np.broadcast_to(counted, shape)).astype(numpy_dtype(dtype))
+
+
+def _trilu_infer(call: Call) -> Sequence[TensorType]:
+    x = call.type(0)
+    require_rank(x, 2, None, "x")
+    return (x,)
+
+
+def _trilu(x: np.ndarray, k: int, upper: bool) -> np.ndarray:
+    kept = np.tri(x.shape[-2], x.shape[-1], k - 1 if upper else k, dtype=bool)
+    return np.where(~kept if upper else kept, x, np.zeros((), x.dtype)).astype(x.dtype, copy=False)
+
+
+def _trilu_cases() -> Iterable[Case]:
+    for k in (-2, 0, 1, 9):
+        yield Case((f32(2, 4, 5),), {"k": k, "upper": k != 1})
+    yield Case((f32(2, 4, 5),), {"k": -1, "upper": False})
+    yield Case((t("bool", 4, 4),), {"upper": False})
+    yield Case((t("int64", 6, 3),))
+
+
+def _per_element(work: float) -> Any:
+    def cost(call: Call) -> Cost:
+        return Cost(work * count(broadcast_shapes(*(i.shape for i in call.types if i is not None))))
+
+    return cost
+
+
+OPS = (
+    Op(
+        "cast",
+        Kind.ELEMENTWISE,
+        _cast_infer,
+        quiet(_cast),
+        "The same numbers in another type: floats toward 0 to integers, integers modulo the width, bool is x != 0.",
+        attrs={"to": REQUIRED},
+        cost=_per_element(1),
+        cases=_cast_cases,
+    ),
+    Op(
+        "quantize",
+        Kind.ELEMENTWISE,
+        _quantize_infer,
+        quiet(_quantize),
+        "clip(round_half_even(x / scale) + zero_point) to the range of `to` (ONNX QuantizeLinear).",
+        inputs=("x", "scale", "zero_point?"),
+        attrs={"to": "uint8"},
+        cost=_per_element(5),
+        cases=_quantize_cases,
+    ),
+    Op(
+        "dequantize",
+        Kind.ELEMENTWISE,
+        _dequantize_infer,
+        quiet(_dequantize),
+        "(x - zero_point) scale (ONNX DequantizeLinear).",
+        inputs=("x", "scale", "zero_point?"),
+        attrs={"to": "float32"},
+        cost=_per_element(2),
+        cases=_dequantize_cases,
+    ),
+    Op(
+        "where",
+        Kind.ELEMENTWISE,
+        _where_infer,
+        _where,
+        "x where the condition holds, else y.",
+        inputs=("condition", "x", "y"),
+        cost=_per_element(1),
+        cases=_where_cases,
+        onnx={"Where": {}},
+        inplace=(1, 2),
+    ),
+    Op(
+        "iota",
+        Kind.ELEMENTWISE,
+        _iota_infer,
+        _iota,
+        "The coordinate along one axis.",
+        inputs=(),
+        attrs={"shape": REQUIRED, "axis": REQUIRED, "dtype": REQUIRED},
+        cost=lambda call: Cost(count(call.attrs["shape"])),
+        cases=lambda: [
+            Case((), {"shape": (7,), "axis": 0, "dtype": "int64"}),
+            Case((), {"shape": (2, 3, 4), "axis": 1, "dtype": "int32"}),
+            Case((), {"shape": (2, 3), "axis": -1, "dtype": "float32"}),
+        ],
+    ),
+    Op(
+        "trilu",
+        Kind.ELEMENTWISE,
+        _trilu_infer,
+        _trilu,
+        "The upper or lower triangle of the last two axes from diagonal k, 0 elsewhere (ONNX Trilu).",
+        attrs={"k": 0, "upper": True},
+        cost=_per_element(1),
+        cases=_trilu_cases,
+        inplace=(0,),
+    ),
+)
