@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..types import TensorType, is_float
-from .dims import expect_index, expect_length, expect_rank, whole
+from .indexing import INDEX
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
+from .sampling import f32
+from .shapes import known, require_dtype, require_length, require_rank
 
 # -- resize ------------------------------------------------------------------------------------------------------
 
@@ -121,15 +123,15 @@ def _resize_infer(call: Call) -> list[TensorType]:
         if attrs[name] not in allowed:
             raise OpError(f"{name} must be one of {', '.join(allowed)}; got {attrs[name]!r}")
     shape = tuple(attrs["shape"])
-    expect_length(shape, x.rank, "shape")
+    require_length(shape, x.rank, "shape")
     if attrs["scales"] is not None:
-        expect_length(attrs["scales"], x.rank, "scales")
+        require_length(attrs["scales"], x.rank, "scales")
         if any(s <= 0 for s in attrs["scales"]):
             raise OpError(f"scales must be positive, got {attrs['scales']}")
     if attrs["roi"] is not None:
-        expect_length(attrs["roi"], 2 * x.rank, "roi (starts, then ends)")
+        require_length(attrs["roi"], 2 * x.rank, "roi (starts, then ends)")
     for size, out in zip(x.shape, shape, strict=True):
-        if size != out and (whole(size, "it is resized") == 0 or whole(out, "it is resized") < 0):
+        if size != out and (known(size, "a resized axis") == 0 or known(out, "a resized axis") < 0):
             raise OpError(f"cannot resize {x} to {shape}")
     return [x.with_shape(shape)]
 
@@ -238,8 +240,8 @@ def _grid_sample_cost(call: Call) -> Cost:
 
 def _roi_align_infer(call: Call) -> list[TensorType]:
     x, rois, batch = call.type(0), call.type(1), call.type(2)
-    expect_rank(x, 4, "x")
-    expect_index(batch, "batch_indices")
+    require_rank(x, 4, 4, "x")
+    require_dtype(batch, INDEX, "batch_indices")
     if rois.shape != (*batch.shape, 4) or batch.rank != 1 or rois.dtype != x.dtype:
         raise OpError(f"expected rois [n,4] like x and batch_indices [n], got {x}, {rois} and {batch}")
     for name, allowed in (("mode", ("avg", "max")), ("coordinate", ("half_pixel", "output_half_pixel"))):
@@ -305,12 +307,8 @@ def _roi_align_cost(call: Call) -> Cost:
 # -- cases ---------------------------------------------------------------------------------------------------------
 
 
-def _f32(*shape: int) -> TensorType:
-    return TensorType("float32", shape)
-
-
 def _resize_cases() -> Iterator[Case]:
-    x = (_f32(1, 2, 5, 6),)
+    x = (f32(1, 2, 5, 6),)
     for shape in [(1, 2, 10, 12), (1, 2, 3, 4), (1, 2, 7, 3)]:
         for mode in RESIZE_MODES:
             for coordinate in COORDINATES[:5]:
@@ -327,8 +325,8 @@ def _resize_cases() -> Iterator[Case]:
     crop = {"coordinate": "tf_crop_and_resize", "roi": (0, 0, 0.2, -0.3, 1, 1, 0.7, 1.2), "extrapolation": 9.5}
     for mode in RESIZE_MODES:
         yield Case(x, {"shape": (1, 2, 4, 7), "mode": mode, **crop})
-    yield Case((_f32(1, 1, 3, 4, 3),), {"shape": (1, 1, 6, 2, 5), "mode": "linear"}, note="three axes")
-    yield Case((_f32(1, 2, 8),), {"shape": (1, 2, 5), "mode": "linear"}, note="one axis")
+    yield Case((f32(1, 1, 3, 4, 3),), {"shape": (1, 1, 6, 2, 5), "mode": "linear"}, note="three axes")
+    yield Case((f32(1, 2, 8),), {"shape": (1, 2, 5), "mode": "linear"}, note="one axis")
 
 
 def _grid_sample_cases() -> Iterator[Case]:
@@ -336,8 +334,8 @@ def _grid_sample_cases() -> Iterator[Case]:
         for padding in PADDINGS:
             for align in (False, True):
                 attrs = {"mode": mode, "padding": padding, "align_corners": align}
-                yield Case((_f32(2, 3, 5, 6), _f32(2, 4, 3, 2)), attrs)
-                yield Case((_f32(1, 2, 4, 3, 5), _f32(1, 2, 3, 2, 3)), attrs)
+                yield Case((f32(2, 3, 5, 6), f32(2, 4, 3, 2)), attrs)
+                yield Case((f32(1, 2, 4, 3, 5), f32(1, 2, 3, 2, 3)), attrs)
 
 
 def _roi_align_cases() -> Iterator[Case]:
@@ -347,7 +345,7 @@ def _roi_align_cases() -> Iterator[Case]:
         for coordinate in ("half_pixel", "output_half_pixel"):
             for ratio in (0, 2):
                 attrs = {"mode": mode, "coordinate": coordinate, "sampling_ratio": ratio, "spatial_scale": 0.8}
-                yield Case((_f32(2, 3, 10, 8), rois, batch), {"output_height": 3, "output_width": 2, **attrs})
+                yield Case((f32(2, 3, 10, 8), rois, batch), {"output_height": 3, "output_width": 2, **attrs})
 
 
 OPS = (

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..types import Dim, TensorType
-from .dims import expect_index, expect_rank, normal_axis, shown, whole
 from .movement import free
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
+from .sampling import f32
+from .shapes import known, normalise_axis, require_dtype, require_rank, shape_text
 
+INDEX = frozenset({"int32", "int64"})
 REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
@@ -38,8 +40,8 @@ def _check_tuples(indices: np.ndarray | None, shape: tuple[Dim, ...]) -> None:
 
 def _gather_infer(call: Call) -> list[TensorType]:
     x, indices = call.type(0), call.type(1)
-    expect_index(indices)
-    axis = normal_axis(call.attrs["axis"], x.rank)
+    require_dtype(indices, INDEX, "indices")
+    axis = normalise_axis(call.attrs["axis"], x.rank)
     _check_range(call.value(1), x.shape[axis])
     return [x.with_shape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])]
 
@@ -58,8 +60,8 @@ def _fits(x: TensorType, indices: TensorType, axis: int) -> bool:
 
 def _gather_elements_infer(call: Call) -> list[TensorType]:
     x, indices = call.type(0), call.type(1)
-    expect_index(indices)
-    axis = normal_axis(call.attrs["axis"], x.rank)
+    require_dtype(indices, INDEX, "indices")
+    axis = normalise_axis(call.attrs["axis"], x.rank)
     if not _fits(x, indices, axis):
         raise OpError(
             f"indices must be of rank {x.rank} and no larger than {x} except along axis {axis}, got {indices}"
@@ -81,12 +83,12 @@ def _grid(indices: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
 
 def _gather_nd_infer(call: Call) -> list[TensorType]:
     x, indices, batch = call.type(0), call.type(1), call.attrs["batch_dims"]
-    expect_index(indices)
+    require_dtype(indices, INDEX, "indices")
     if indices.rank < 1 or not 0 <= batch < min(x.rank, indices.rank):
         raise OpError(f"batch_dims must be in [0, {min(x.rank, indices.rank) - 1}] for {x} and {indices}, got {batch}")
     if x.shape[:batch] != indices.shape[:batch]:
         raise OpError(f"the first {batch} axes must be alike, got {x} and {indices}")
-    depth = whole(indices.shape[-1], "it counts the coordinates of an element")
+    depth = known(indices.shape[-1], "the last axis of indices")
     if not 1 <= depth <= x.rank - batch:
         raise OpError(f"indices must hold 1 to {x.rank - batch} coordinates, got {indices}")
     _check_tuples(call.value(1), x.shape[batch : batch + depth])
@@ -112,15 +114,15 @@ def _expect_reduction(call: Call) -> None:
 
 def _scatter_elements_infer(call: Call) -> list[TensorType]:
     x, indices, updates = call.type(0), call.type(1), call.type(2)
-    expect_index(indices)
+    require_dtype(indices, INDEX, "indices")
     _expect_reduction(call)
-    axis = normal_axis(call.attrs["axis"], x.rank)
+    axis = normalise_axis(call.attrs["axis"], x.rank)
     if not _fits(x, indices, axis):
         raise OpError(
             f"indices must be of rank {x.rank} and no larger than {x} except along axis {axis}, got {indices}"
         )
     if updates.shape != indices.shape:
-        raise OpError(f"updates must have the shape of indices: expected {shown(indices.shape)}, got {updates}")
+        raise OpError(f"updates must have the shape of indices: expected {shape_text(indices.shape)}, got {updates}")
     _check_range(call.value(1), x.shape[axis])
     return [x]
 
@@ -140,16 +142,16 @@ def _scatter_elements(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, a
 
 def _scatter_nd_infer(call: Call) -> list[TensorType]:
     x, indices, updates = call.type(0), call.type(1), call.type(2)
-    expect_index(indices)
+    require_dtype(indices, INDEX, "indices")
     _expect_reduction(call)
     if indices.rank < 1:
         raise OpError(f"indices must have at least one axis, got {indices}")
-    depth = whole(indices.shape[-1], "it counts the coordinates of an element")
+    depth = known(indices.shape[-1], "the last axis of indices")
     if not 1 <= depth <= x.rank:
         raise OpError(f"indices must hold 1 to {x.rank} coordinates, got {indices}")
     wanted = indices.shape[:-1] + x.shape[depth:]
     if updates.shape != wanted:
-        raise OpError(f"updates must have the shape {shown(wanted)}, got {updates}")
+        raise OpError(f"updates must have the shape {shape_text(wanted)}, got {updates}")
     _check_tuples(call.value(1), x.shape[:depth])
     return [x]
 
@@ -172,7 +174,7 @@ def _one_hot_infer(call: Call) -> list[TensorType]:
         raise OpError(f"values must be (off, on): expected shape [2], got {values}")
     if depth < 0:
         raise OpError(f"depth must not be negative, got {depth}")
-    axis = normal_axis(call.attrs["axis"], indices.rank + 1)
+    axis = normalise_axis(call.attrs["axis"], indices.rank + 1)
     return [values.with_shape((*indices.shape[:axis], depth, *indices.shape[axis:]))]
 
 
@@ -186,7 +188,7 @@ def _one_hot(indices: np.ndarray, values: np.ndarray, depth: int, axis: int) -> 
 
 def _topk_infer(call: Call) -> list[TensorType]:
     x, k = call.type(0), call.attrs["k"]
-    axis = normal_axis(call.attrs["axis"], x.rank)
+    axis = normalise_axis(call.attrs["axis"], x.rank)
     size = x.shape[axis]
     if k < 0 or (isinstance(size, int) and k > size):
         raise OpError(f"k must be in [0, {size}] (axis {axis} of {x}), got {k}")
@@ -214,7 +216,10 @@ COUNT = TensorType("int64", ())
 
 def _nonzero_infer(call: Call) -> list[TensorType]:
     x = call.type(0)
-    return [TensorType("int64", (x.rank, math.prod(whole(d, "it bounds the result") for d in x.shape))), COUNT]
+    return [
+        TensorType("int64", (x.rank, math.prod(known(d, "an axis that bounds the result") for d in x.shape))),
+        COUNT,
+    ]
 
 
 def _nonzero(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,15 +234,15 @@ def _nonzero(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _nms_infer(call: Call) -> list[TensorType]:
     boxes, scores = call.type(0), call.type(1)
-    expect_rank(boxes, 3, "boxes")
-    expect_rank(scores, 3, "scores")
+    require_rank(boxes, 3, 3, "boxes")
+    require_rank(scores, 3, 3, "scores")
     if boxes.shape[2] != 4 or boxes.shape[:2] != (scores.shape[0], scores.shape[2]):
         raise OpError(f"expected boxes [batch,n,4] and scores [batch,classes,n], got {boxes} and {scores}")
     if boxes.dtype != "float32" or scores.dtype != "float32":
         raise OpError(f"boxes and scores must be f32, got {boxes} and {scores}")
     if call.attrs["max_output"] < 0:
         raise OpError(f"max_output must not be negative, got {call.attrs['max_output']}")
-    batch, classes, count = (whole(d, "it bounds the result") for d in scores.shape)
+    batch, classes, count = (known(d, "an axis that bounds the result") for d in scores.shape)
     return [TensorType("int64", (batch * classes * min(count, call.attrs["max_output"]), 3)), COUNT]
 
 
@@ -297,47 +302,43 @@ def _nms_cost(call: Call) -> Cost:
 # -- cases -------------------------------------------------------------------------------------------------------
 
 
-def _f32(*shape: int) -> TensorType:
-    return TensorType("float32", shape)
-
-
 def _i64(*values: object) -> np.ndarray:
     return np.array(values, np.int64)
 
 
 def _gather_cases() -> Iterator[Case]:
-    yield Case((_f32(5, 4), _i64(0, -1, 2)), {"axis": 0})
-    yield Case((_f32(2, 5, 3), _i64([0, 4], [-5, 1])), {"axis": 1})
-    yield Case((_f32(5, 4), np.array(-2, np.int32)), {"axis": -1}, note="scalar index")
+    yield Case((f32(5, 4), _i64(0, -1, 2)), {"axis": 0})
+    yield Case((f32(2, 5, 3), _i64([0, 4], [-5, 1])), {"axis": 1})
+    yield Case((f32(5, 4), np.array(-2, np.int32)), {"axis": -1}, note="scalar index")
     yield Case((TensorType("int64", (4,)), _i64(3, 3)), {"axis": 0})
 
 
 def _gather_elements_cases() -> Iterator[Case]:
-    yield Case((_f32(3, 3), _i64([1, 2, 0], [2, 0, 0])), {"axis": 0})
-    yield Case((_f32(2, 3), _i64([0, -1, -2, 1], [2, 1, 0, 0])), {"axis": -1})
-    yield Case((_f32(3, 2, 2), np.zeros((2, 2, 1), np.int32)), {"axis": 1})
+    yield Case((f32(3, 3), _i64([1, 2, 0], [2, 0, 0])), {"axis": 0})
+    yield Case((f32(2, 3), _i64([0, -1, -2, 1], [2, 1, 0, 0])), {"axis": -1})
+    yield Case((f32(3, 2, 2), np.zeros((2, 2, 1), np.int32)), {"axis": 1})
 
 
 def _gather_nd_cases() -> Iterator[Case]:
-    yield Case((_f32(2, 3), _i64([0, 0], [1, -1])))
-    yield Case((_f32(2, 3, 4), _i64([1], [0])))
-    yield Case((_f32(2, 3, 4), _i64([[1], [0]], [[-1], [2]])), {"batch_dims": 1})
-    yield Case((_f32(2, 2, 2), _i64([[0, 1]], [[1, 0]])))
+    yield Case((f32(2, 3), _i64([0, 0], [1, -1])))
+    yield Case((f32(2, 3, 4), _i64([1], [0])))
+    yield Case((f32(2, 3, 4), _i64([[1], [0]], [[-1], [2]])), {"batch_dims": 1})
+    yield Case((f32(2, 2, 2), _i64([[0, 1]], [[1, 0]])))
 
 
 def _scatter_elements_cases() -> Iterator[Case]:
     indices = _i64([1, 0, 2], [0, 2, 1])
     for reduction in ("none", *REDUCTIONS):
-        yield Case((_f32(3, 3), indices, _f32(2, 3)), {"axis": 0, "reduction": reduction})
-    yield Case((_f32(2, 5), _i64([1, -1], [0, -2]), _f32(2, 2)), {"axis": 1})
-    yield Case((_f32(1, 4), _i64([2, 2, 2]), _f32(1, 3)), {"axis": 1, "reduction": "add"}, note="repeated")
+        yield Case((f32(3, 3), indices, f32(2, 3)), {"axis": 0, "reduction": reduction})
+    yield Case((f32(2, 5), _i64([1, -1], [0, -2]), f32(2, 2)), {"axis": 1})
+    yield Case((f32(1, 4), _i64([2, 2, 2]), f32(1, 3)), {"axis": 1, "reduction": "add"}, note="repeated")
 
 
 def _scatter_nd_cases() -> Iterator[Case]:
     for reduction in ("none", *REDUCTIONS):
-        yield Case((_f32(4, 3), _i64([2], [-4]), _f32(2, 3)), {"reduction": reduction})
-    yield Case((_f32(4, 3), _i64([2, 0], [3, -1]), _f32(2)))
-    yield Case((_f32(6), _i64([[1], [1]], [[1], [5]]), _f32(2, 2)), {"reduction": "add"}, note="repeated")
+        yield Case((f32(4, 3), _i64([2], [-4]), f32(2, 3)), {"reduction": reduction})
+    yield Case((f32(4, 3), _i64([2, 0], [3, -1]), f32(2)))
+    yield Case((f32(6), _i64([[1], [1]], [[1], [5]]), f32(2, 2)), {"reduction": "add"}, note="repeated")
 
 
 def _one_hot_cases() -> Iterator[Case]:
@@ -350,7 +351,7 @@ def _one_hot_cases() -> Iterator[Case]:
 def _topk_cases() -> Iterator[Case]:
     for axis in (0, 1, -1):
         for largest in (True, False):
-            yield Case((_f32(5, 6, 7),), {"k": 3, "axis": axis, "largest": largest})
+            yield Case((f32(5, 6, 7),), {"k": 3, "axis": axis, "largest": largest})
     yield Case((np.array([2, 1, 2, 1, 2], np.int64),), {"k": 4, "axis": 0}, note="ties: lower index first")
 
 

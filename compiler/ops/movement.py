@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ..types import DTYPES, Dim, TensorType
-from .dims import expect_length, missing_factor, normal_axis, same_size, shown, whole
+from ..types import Dim, TensorType
+from .dims import missing_factor, same_size
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
+from .sampling import f32
+from .shapes import known, normalise_axis, require_length, shape_text
 
 
 def free(call: Call) -> Cost:
     """No arithmetic: the cost lies in the bytes, which the types tell."""
     return Cost(0.0)
-
-
-def _f32(*shape: int) -> TensorType:
-    return TensorType("float32", shape)
 
 
 # -- reshape, transpose, expand --------------------------------------------------------------------------------
@@ -27,17 +25,17 @@ def _f32(*shape: int) -> TensorType:
 def _reshape_infer(call: Call) -> list[TensorType]:
     x, shape = call.type(0), tuple(call.attrs["shape"])
     if any(isinstance(d, int) and d < -1 for d in shape) or shape.count(-1) > 1:
-        raise OpError(f"shape must hold sizes and at most one -1, got {shown(shape)}")
+        raise OpError(f"shape must hold sizes and at most one -1, got {shape_text(shape)}")
     if -1 in shape:
         at = shape.index(-1)
         rest = shape[:at] + shape[at + 1 :]
         found = missing_factor(x.shape, rest)
         if found is None:
-            raise OpError(f"cannot reshape {x} to {shown(shape)}: no whole size for the -1")
+            raise OpError(f"cannot reshape {x} to {shape_text(shape)}: no whole size for the -1")
         shape = (*shape[:at], found, *shape[at + 1 :])
     elif not same_size(x.shape, shape):
         counts = f": {x.size} elements into {TensorType(x.dtype, shape).size}" if _static(x, shape) else ""
-        raise OpError(f"cannot reshape {x} to {shown(shape)}{counts}")
+        raise OpError(f"cannot reshape {x} to {shape_text(shape)}{counts}")
     return [x.with_shape(shape)]
 
 
@@ -64,9 +62,9 @@ def _expand_infer(call: Call) -> list[TensorType]:
     x, shape = call.type(0), tuple(call.attrs["shape"])
     tail = shape[len(shape) - x.rank :]
     if len(shape) < x.rank or any(have not in (1, want) for have, want in zip(x.shape, tail, strict=True)):
-        raise OpError(f"cannot broadcast {x} to {shown(shape)}")
+        raise OpError(f"cannot broadcast {x} to {shape_text(shape)}")
     if any(isinstance(d, int) and d < 0 for d in shape):
-        raise OpError(f"shape must hold sizes, got {shown(shape)}")
+        raise OpError(f"shape must hold sizes, got {shape_text(shape)}")
     return [x.with_shape(shape)]
 
 
@@ -93,7 +91,7 @@ def normal_slice(
         step = steps[i] if steps is not None else 1
         if step == 0:
             raise OpError("the step of a slice must not be 0")
-        at = normal_axis(axis, len(shape))
+        at = normalise_axis(axis, len(shape))
         found = slice(starts[i], stops[i], step).indices(shape[at])
         ranges[at] = found if len(range(*found)) else (0, 0, 1)
     begin, end, step_by = zip(*ranges, strict=True) if ranges else ((), (), ())
@@ -104,7 +102,7 @@ def _slice_infer(call: Call) -> list[TensorType]:
     x = call.type(0)
     bounds = [tuple(call.attrs[name]) for name in ("starts", "stops", "steps")]
     for name, values in zip(("starts", "stops", "steps"), bounds, strict=True):
-        expect_length(values, x.rank, name)
+        require_length(values, x.rank, name)
     return [x.with_shape(tuple(map(_sliced, x.shape, *bounds)))]
 
 
@@ -132,14 +130,14 @@ def _concat_infer(call: Call) -> list[TensorType]:
     if not parts:
         raise OpError("concat needs at least one input")
     first = parts[0]
-    axis = normal_axis(call.attrs["axis"], first.rank)
+    axis = normalise_axis(call.attrs["axis"], first.rank)
     for i, part in enumerate(parts[1:], 1):
         others = [d for k, d in enumerate(part.shape) if k != axis]
         if part.dtype != first.dtype or part.rank != first.rank or others != _without(first.shape, axis):
             raise OpError(f"input {i} must be like input 0 except along axis {axis}: expected {first}, got {part}")
     if len(parts) == 1:
         return [first]
-    joined = sum(whole(p.shape[axis], "tensors are joined along it") for p in parts)
+    joined = sum(known(p.shape[axis], "the joined axis") for p in parts)
     return [first.with_shape((*first.shape[:axis], joined, *first.shape[axis + 1 :]))]
 
 
@@ -163,7 +161,7 @@ def _pad_infer(call: Call) -> list[TensorType]:
     shape: list[Dim] = []
     for dim, before, after in zip(x.shape, pads[: x.rank], pads[x.rank :], strict=True):
         if before or after:
-            dim = whole(dim, "it is padded")
+            dim = known(dim, "a padded axis")
             if dim == 0 and mode != "constant":
                 raise OpError(f"an empty axis of {x} cannot be padded with mode {mode}")
             dim += before + after
@@ -197,12 +195,12 @@ def _pad(x: np.ndarray, pads: Sequence[int], mode: str, value: float) -> np.ndar
 
 def _tile_infer(call: Call) -> list[TensorType]:
     x, repeats = call.type(0), tuple(call.attrs["repeats"])
-    expect_length(repeats, x.rank, "repeats")
+    require_length(repeats, x.rank, "repeats")
     if any(r < 0 for r in repeats):
         raise OpError(f"repeats must not be negative, got {repeats}")
     return [
         x.with_shape(
-            tuple(d if r == 1 else r * whole(d, "it is repeated") for d, r in zip(x.shape, repeats, strict=True))
+            tuple(d if r == 1 else r * known(d, "a repeated axis") for d, r in zip(x.shape, repeats, strict=True))
         )
     ]
 
@@ -219,67 +217,34 @@ def _copy(x: np.ndarray) -> np.ndarray:
     return np.array(x, order="C")
 
 
-# -- iota, trilu -----------------------------------------------------------------------------------------------
-
-
-def _iota_infer(call: Call) -> list[TensorType]:
-    shape, dtype = tuple(call.attrs["shape"]), call.attrs["dtype"]
-    if dtype not in DTYPES:
-        raise OpError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if any(isinstance(d, int) and d < 0 for d in shape):
-        raise OpError(f"shape must hold sizes, got {shown(shape)}")
-    normal_axis(call.attrs["axis"], len(shape))
-    return [TensorType(dtype, shape)]
-
-
-def _iota(shape: Sequence[int], axis: int, dtype: str) -> np.ndarray:
-    if dtype == "bfloat16":
-        import ml_dtypes  # noqa: F401  (gives numpy the name)
-    along = np.arange(shape[axis]).astype(np.dtype(dtype))
-    column = [1] * len(shape)
-    column[axis] = shape[axis]
-    return np.broadcast_to(along.reshape(column), shape)
-
-
-def _trilu_infer(call: Call) -> list[TensorType]:
-    x = call.type(0)
-    if x.rank < 2:
-        raise OpError(f"x must be at least a matrix, got {x}")
-    return [x]
-
-
-def _trilu(x: np.ndarray, k: int, upper: bool) -> np.ndarray:
-    return np.triu(x, k) if upper else np.tril(x, k)
-
-
 # -- cases -----------------------------------------------------------------------------------------------------
 
 
 def _reshape_cases() -> Iterator[Case]:
     for shape in [(6, 4), (2, -1), (-1,), (1, 2, 3, 1, 4)]:
-        yield Case((_f32(2, 3, 4),), {"shape": shape})
-    yield Case((_f32(1, 1),), {"shape": ()}, note="to a scalar")
-    yield Case((_f32(0, 3),), {"shape": (3, 0)}, note="empty")
+        yield Case((f32(2, 3, 4),), {"shape": shape})
+    yield Case((f32(1, 1),), {"shape": ()}, note="to a scalar")
+    yield Case((f32(0, 3),), {"shape": (3, 0)}, note="empty")
 
 
 def _transpose_cases() -> Iterator[Case]:
     for perm in [(0, 2, 3, 1), (0, 3, 1, 2), (3, 2, 1, 0), (0, 1, 2, 3)]:
-        yield Case((_f32(2, 3, 5, 4),), {"perm": perm})
-    yield Case((_f32(17, 33),), {"perm": (1, 0)})
+        yield Case((f32(2, 3, 5, 4),), {"perm": perm})
+    yield Case((f32(17, 33),), {"perm": (1, 0)})
     yield Case((TensorType("int64", (3, 4)),), {"perm": (1, 0)})
     yield Case((TensorType("float32", ()),), {"perm": ()}, note="scalar")
 
 
 def _expand_cases() -> Iterator[Case]:
-    yield Case((_f32(3, 1),), {"shape": (3, 4)})
-    yield Case((_f32(3, 1),), {"shape": (2, 3, 4)})
-    yield Case((_f32(),), {"shape": (2, 2)}, note="scalar")
+    yield Case((f32(3, 1),), {"shape": (3, 4)})
+    yield Case((f32(3, 1),), {"shape": (2, 3, 4)})
+    yield Case((f32(),), {"shape": (2, 2)}, note="scalar")
     yield Case((TensorType("bool", (1, 5)),), {"shape": (2, 5)})
 
 
 def _slice_cases() -> Iterator[Case]:
     def case(starts: Any, stops: Any, steps: Any, note: str = "") -> Case:
-        return Case((_f32(4, 9),), {"starts": starts, "stops": stops, "steps": steps}, note=note)
+        return Case((f32(4, 9),), {"starts": starts, "stops": stops, "steps": steps}, note=note)
 
     yield case((1, 0), (3, 9), (1, 1))
     yield case((0, 1), (4, 8), (2, 3))
@@ -288,45 +253,32 @@ def _slice_cases() -> Iterator[Case]:
 
 
 def _concat_cases() -> Iterator[Case]:
-    yield Case((_f32(2, 3), _f32(2, 1), _f32(2, 4)), {"axis": 1})
-    yield Case((_f32(2, 3), _f32(1, 3)), {"axis": 0})
-    yield Case((_f32(1, 8, 3, 3), _f32(1, 5, 3, 3)), {"axis": -3})
+    yield Case((f32(2, 3), f32(2, 1), f32(2, 4)), {"axis": 1})
+    yield Case((f32(2, 3), f32(1, 3)), {"axis": 0})
+    yield Case((f32(1, 8, 3, 3), f32(1, 5, 3, 3)), {"axis": -3})
     yield Case((TensorType("int64", (2,)), TensorType("int64", (0,))), {"axis": 0}, note="one part is empty")
-    yield Case((_f32(4),), {"axis": 0}, note="one input")
+    yield Case((f32(4),), {"axis": 0}, note="one input")
 
 
 def _pad_cases() -> Iterator[Case]:
     for mode in PAD_MODES:
-        yield Case((_f32(1, 2, 5, 4),), {"pads": (0, 0, 1, 2, 0, 0, 3, 2), "mode": mode})
-    yield Case((_f32(3, 2),), {"pads": (1, 0, 0, 2), "mode": "constant", "value": -1.5})
+        yield Case((f32(1, 2, 5, 4),), {"pads": (0, 0, 1, 2, 0, 0, 3, 2), "mode": mode})
+    yield Case((f32(3, 2),), {"pads": (1, 0, 0, 2), "mode": "constant", "value": -1.5})
     yield Case((TensorType("int32", (3,)),), {"pads": (2, 1), "mode": "constant", "value": 7})
-    yield Case((_f32(3),), {"pads": (7, 8), "mode": "reflect"}, note="reflected more than once")
-    yield Case((_f32(3),), {"pads": (7, 8), "mode": "wrap"}, note="wrapped more than once")
+    yield Case((f32(3),), {"pads": (7, 8), "mode": "reflect"}, note="reflected more than once")
+    yield Case((f32(3),), {"pads": (7, 8), "mode": "wrap"}, note="wrapped more than once")
 
 
 def _tile_cases() -> Iterator[Case]:
-    yield Case((_f32(2, 3),), {"repeats": (2, 1)})
-    yield Case((_f32(2, 3),), {"repeats": (3, 4)})
+    yield Case((f32(2, 3),), {"repeats": (2, 1)})
+    yield Case((f32(2, 3),), {"repeats": (3, 4)})
     yield Case((TensorType("bool", (2, 3, 1)),), {"repeats": (1, 2, 3)})
-    yield Case((_f32(2, 3),), {"repeats": (0, 1)}, note="empty")
+    yield Case((f32(2, 3),), {"repeats": (0, 1)}, note="empty")
 
 
 def _copy_cases() -> Iterator[Case]:
-    yield Case((_f32(2, 3, 4),))
+    yield Case((f32(2, 3, 4),))
     yield Case((TensorType("int8", (5,)),))
-
-
-def _iota_cases() -> Iterator[Case]:
-    for dtype in ("int64", "int32", "float32"):
-        yield Case((), {"shape": (3, 4), "axis": 1, "dtype": dtype})
-    yield Case((), {"shape": (3, 4), "axis": 0, "dtype": "float32"})
-
-
-def _trilu_cases() -> Iterator[Case]:
-    for upper in (True, False):
-        for k in (-1, 0, 2):
-            yield Case((_f32(2, 4, 5),), {"k": k, "upper": upper})
-    yield Case((TensorType("bool", (4, 4)),), {"k": 1, "upper": True})
 
 
 OPS = (
@@ -411,27 +363,5 @@ OPS = (
         doc="x itself, written anew: made by passes where another memory order is wanted.",
         cost=free,
         cases=_copy_cases,
-    ),
-    Op(
-        "iota",
-        Kind.ELEMENTWISE,
-        _iota_infer,
-        _iota,
-        doc="The coordinate along axis of each element.",
-        inputs=(),
-        attrs={"shape": REQUIRED, "axis": 0, "dtype": "int64"},
-        cost=free,
-        cases=_iota_cases,
-    ),
-    Op(
-        "trilu",
-        Kind.ELEMENTWISE,
-        _trilu_infer,
-        _trilu,
-        doc="The upper (column - row >= k) or lower (<= k) triangle of each matrix, zero elsewhere (ONNX Trilu).",
-        attrs={"k": 0, "upper": True},
-        cost=free,
-        cases=_trilu_cases,
-        inplace=(0,),
     ),
 )
