@@ -203,7 +203,9 @@ def _grid_taps(
     at = (g + 1) / 2 * (size - 1) if align_corners else ((g + 1) * size - 1) / 2
     if mode == "nearest":
         at = np.rint(at)
-    at = np.clip(_bounded(at, size, padding, align_corners), -4, size + 4)  # further out is as far out
+    if mode != "cubic" or padding == "reflection":  # cubic at a border: each tap is bounded, not the place itself
+        at = _bounded(at, size, padding, align_corners)
+    at = np.clip(at, -4, size + 4)  # further out is as far out
     if mode == "nearest":
         taps = [(at, np.ones(at.shape))]
     else:
