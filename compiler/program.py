@@ -22,9 +22,10 @@ ALIGN = 64  # bytes; every offset that the planner hands out
 class Ref:
     """A byte address: ``base`` plus ``offset``.
 
-    Bases: ``const`` (read-only block), ``param``, ``state`` (blocks of the context), ``input`` and ``output`` (of the
-    entry; ``index`` says which; the caller's buffer, or its slot in the arena if the caller gave none), ``region``
-    (``index`` into ``Program.regions``; 0 is the arena), ``worker`` (this worker's own scratch).
+    Bases: ``const`` (read-only block), ``param``, ``state`` (blocks of the context), ``derived`` (block of the context
+    that ``refresh`` writes), ``input`` and ``output`` (of the entry; ``index`` says which; the caller's buffer, or its
+    slot in the arena if the caller gave none), ``region`` (``index`` into ``Program.regions``; 0 is the arena),
+    ``worker`` (this worker's own scratch). A caller's buffer is aligned to its element size only, all else to ``ALIGN``.
     """
 
     base: str
@@ -97,7 +98,8 @@ class Buffer:
 @dataclass(frozen=True)
 class Entry:
     """An entry point: ``infer``, ``train_step``, ``refresh``, ... ``bindings`` names the symbolic dimensions it was
-    compiled for (``{"batch": 8}``); entries of one ``function`` differ in them."""
+    compiled for (``{"batch": 8}``); entries of one ``function`` differ in them. ``updates_params`` makes derived copies
+    stale; ``reads_derived`` asks for fresh ones (``refresh`` itself is never asked)."""
 
     function: str
     inputs: tuple[Port, ...]
@@ -108,6 +110,8 @@ class Entry:
     region_bytes: tuple[int, ...] = ()  # what this entry needs of each region
     lower_bound: int = 0  # largest live set in logical bytes, inputs and outputs included
     buffers: tuple[Buffer, ...] = ()
+    updates_params: bool = False
+    reads_derived: bool = True
 
     @property
     def name(self) -> str:
@@ -134,6 +138,7 @@ class Program:
     params: tuple[Stored, ...] = ()
     states: tuple[Stored, ...] = ()
     regions: tuple[Region, ...] = (Region("arena", 0),)
+    derived_bytes: int = 0
     meta: dict[str, Any] = field(default_factory=dict)  # free facts for the artifact's block: source, opset, versions
 
     def kernels(self) -> list[str]:

@@ -18,12 +18,14 @@ class Feature:
     """A CPU feature that compiled code needs.
 
     ``name`` is spelled as in /proc/cpuinfo. The runtime finds it in ``word`` at ``bit``: on x86 a CPUID result such as
-    ``"7.0.ebx"`` (leaf, subleaf, register), on ARM Linux ``"hwcap"`` or ``"hwcap2"`` of ``getauxval``.
+    ``"7.0.ebx"`` (leaf, subleaf, register), on ARM Linux ``"hwcap"`` or ``"hwcap2"`` of ``getauxval``. ``saved`` are
+    the bits of x86's XCR0 that must be set too: the vector registers that the operating system saves.
     """
 
     name: str
     word: str
     bit: int
+    saved: int = 0
 
 
 @dataclass(frozen=True, slots=True)

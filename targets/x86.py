@@ -74,7 +74,14 @@ MADD256 = Instruction(
 
 
 def features(names: tuple[str, ...]) -> tuple[Feature, ...]:
-    return tuple(Feature(n, *CPUID[n]) for n in names)
+    return tuple(Feature(n, *CPUID[n], saved=_saved(n)) for n in names)
+
+
+def _saved(name: str) -> int:
+    """XCR0 bits: SSE and AVX state, and for AVX-512 the mask and upper registers."""
+    if name.startswith("avx512"):
+        return 0xE6
+    return 0x06 if name.startswith("avx") or name in ("fma", "f16c", "vaes", "vpclmulqdq") else 0
 
 
 def _llvm(mcpu: str) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+/* What depends on the CPU: its features, its floating-point environment, and the clock. */
+#define _GNU_SOURCE
+#include "nervure.h"
+
+#include <time.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <xmmintrin.h>
+
+static uint32_t cpuid_word(uint32_t leaf, uint32_t subleaf, int reg) {
+    uint32_t words[4] = {0, 0, 0, 0};
+    if (__get_cpuid_max(leaf & 0x80000000u, NULL) < leaf) return 0;
+    __cpuid_count(leaf, subleaf, words[0], words[1], words[2], words[3]);
+    return words[reg];
+}
+
+/* Vector registers count only where the operating system saves them (XCR0). */
+static uint32_t saved_registers(void) {
+    uint32_t low = 0, high = 0;
+    if ((cpuid_word(1, 0, 2) >> 27 & 1) == 0) return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+int nervure_cpu_lacks(const nervure_feature *features, int count) {
+    uint32_t saved = saved_registers();
+    for (int i = 0; i < count; i++) {
+        const nervure_feature *f = &features[i];
+        bool there = (cpuid_word(f->leaf, f->subleaf, f->reg) >> f->bit & 1) != 0;
+        if (!there || (saved & f->saved) != f->saved) return i;
+    }
+    return -1;
+}
+
+uintptr_t nervure_float_enter(void) {
+    unsigned was = _mm_getcsr();
+    _mm_setcsr(0x1f80);
+    return was;
+}
+
+void nervure_float_leave(uintptr_t saved) {
+    _mm_setcsr((unsigned)saved);
+}
+
+#else
+#include <sys/auxv.h>
+#ifndef AT_HWCAP2
+#define AT_HWCAP2 26
+#endif
+
+int nervure_cpu_lacks(const nervure_feature *features, int count) {
+    for (int i = 0; i < count; i++) {
+        unsigned long word = getauxval(features[i].leaf == 0 ? AT_HWCAP : AT_HWCAP2);
+        if ((word >> features[i].bit & 1) == 0) return i;
+    }
+    return -1;
+}
+
+#if defined(__aarch64__)
+uintptr_t nervure_float_enter(void) {
+    uint64_t was;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(was));
+    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
+    return (uintptr_t)was;
+}
+
+void nervure_float_leave(uintptr_t saved) {
+    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)saved));
+}
+#elif defined(__arm__) && defined(__ARM_FP)
+uintptr_t nervure_float_enter(void) {
+    uint32_t was;
+    __asm__ volatile("vmrs %0, fpscr" : "=r"(was));
+    __asm__ volatile("vmsr fpscr, %0" : : "r"(0));
+    return was;
+}
+
+void nervure_float_leave(uintptr_t saved) {
+    __asm__ volatile("vmsr fpscr, %0" : : "r"((uint32_t)saved));
+}
+#else
+uintptr_t nervure_float_enter(void) {
+    return 0;
+}
+
+void nervure_float_leave(uintptr_t saved) {
+    (void)saved;
+}
+#endif
+#endif
+
+uint64_t nervure_nanoseconds(void *user) {
+    struct timespec now;
+    (void)user;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
