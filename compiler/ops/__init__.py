@@ -12,20 +12,37 @@ import numpy as np
 
 from ..types import TensorType
 from . import (
+    attention,
     contractions,
     control,
     elementwise,
     image,
     indexing,
     movement,
+    normalisation,
     pooling,
+    recurrent,
     reductions,
     selection,
     stored,
 )
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError, fill_attrs
 
-FAMILIES = (stored, elementwise, selection, reductions, contractions, pooling, movement, indexing, image, control)
+FAMILIES = (
+    stored,
+    elementwise,
+    selection,
+    reductions,
+    contractions,
+    pooling,
+    normalisation,
+    attention,
+    recurrent,
+    movement,
+    indexing,
+    image,
+    control,
+)
 
 OPS: dict[str, Op] = {}
 for _family in FAMILIES:

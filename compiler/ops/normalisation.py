@@ -1,0 +1,268 @@
+"""Softmax and the normalisations over an axis, a set of axes, or groups of channels (float64 inside)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ..types import TensorType
+from .numeric import quiet, widen
+from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
+from .sampling import f32, t
+from .shapes import (
+    FLOATS,
+    count,
+    known,
+    normalise_axis,
+    optional,
+    require_broadcast,
+    require_dtype,
+    require_rank,
+    require_same_dtype,
+    require_shape,
+)
+
+
+def _float_input(call: Call, rank: int = 1) -> TensorType:
+    x = call.type(0)
+    require_dtype(x, FLOATS, "x")
+    require_rank(x, rank, None, "x")
+    return x
+
+
+def _cost(work: float) -> Callable[[Call], Cost]:
+    return lambda call: Cost(work * count(call.type(0).shape))
+
+
+# -- softmax -----------------------------------------------------------------------------------------------------
+
+
+def _softmax_infer(call: Call) -> Sequence[TensorType]:
+    x = _float_input(call)
+    normalise_axis(call.attrs["axis"], x.rank)
+    return (x,)
+
+
+def softmax_wide(x: np.ndarray, axis: int) -> np.ndarray:
+    """Softmax in float64; a row that is -inf everywhere gives NaN."""
+    e = np.exp(x - np.max(x, axis=axis, keepdims=True, initial=-np.inf))
+    return np.asarray(e / np.sum(e, axis=axis, keepdims=True))
+
+
+def _softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    return softmax_wide(widen(x), axis).astype(x.dtype)
+
+
+def _log_softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    shifted = widen(x) - np.max(widen(x), axis=axis, keepdims=True, initial=-np.inf)
+    return np.asarray(shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))).astype(x.dtype)
+
+
+def _softmax_cases() -> Iterable[Case]:
+    for axis in (0, 1, 2, -1):
+        yield Case((f32(3, 4, 5),), {"axis": axis}, low=-9, high=9)
+    yield Case((f32(1, 1000),), {"axis": 1}, low=-9, high=9)
+    yield Case((f32(2, 3, 7, 33),), {"axis": -1}, low=-50, high=90, note="large")
+    yield Case((f32(1, 5, 3, 3),), {"axis": 1})
+    yield Case((f32(11),), {"axis": 0})
+    yield Case((t("float64", 3, 9),), {"axis": -1})
+
+
+# -- layer and RMS norm ------------------------------------------------------------------------------------------
+
+
+def _layer_infer(call: Call) -> Sequence[TensorType]:
+    x = _float_input(call)
+    axis = normalise_axis(call.attrs["axis"], x.rank)
+    for index, name in ((1, "scale"), (2, "bias")):
+        given = optional(call, index)
+        if given is not None:
+            require_same_dtype(x, given, ("x", name))
+            require_broadcast(given, x.shape[axis:], name)
+    return (x,)
+
+
+def _scaled(y: np.ndarray, scale: np.ndarray | None, bias: np.ndarray | None) -> np.ndarray:
+    y = y if scale is None else y * widen(scale)
+    return y if bias is None else y + widen(bias)
+
+
+def _standardised(x: np.ndarray, axes: tuple[int, ...], epsilon: float) -> np.ndarray:
+    centred = x - np.mean(x, axis=axes, keepdims=True)
+    return np.asarray(centred / np.sqrt(np.mean(centred**2, axis=axes, keepdims=True) + epsilon))
+
+
+def _layer_norm(
+    x: np.ndarray, scale: np.ndarray | None = None, bias: np.ndarray | None = None, *, axis: int, epsilon: float
+) -> np.ndarray:
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    return _scaled(_standardised(widen(x), axes, epsilon), scale, bias).astype(x.dtype)
+
+
+def _rms_norm(x: np.ndarray, scale: np.ndarray | None = None, *, axis: int, epsilon: float) -> np.ndarray:
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    wide = widen(x)
+    return _scaled(wide / np.sqrt(np.mean(wide**2, axis=axes, keepdims=True) + epsilon), scale, None).astype(x.dtype)
+
+
+def _layer_cases(bias: bool) -> Iterable[Case]:
+    def case(x: tuple[int, ...], scale: tuple[int, ...] | None, axis: int, epsilon: float = 1e-5) -> Case:
+        given = [] if scale is None else [f32(*scale)] * (2 if bias else 1)
+        return Case((f32(*x), *given), {"axis": axis, "epsilon": epsilon})
+
+    yield case((2, 7, 64), (64,), -1)
+    yield case((2, 7, 33), (33,), 2, 1e-12)
+    yield case((2, 3, 5), (3, 5), 1)
+    yield case((2, 3, 5), (2, 3, 5), 0)
+    yield case((2, 3, 5), (5,), 1)
+    yield case((4, 19), None, -1)
+    yield case((4, 768), (768,), -1)
+    if bias:
+        yield Case((f32(4, 19), f32(19)), {"axis": -1, "epsilon": 1e-5}, note="no bias")
+        yield Case((f32(4, 19), None, f32(19)), {"axis": -1, "epsilon": 1e-5}, note="no scale")
+
+
+# -- batch norm --------------------------------------------------------------------------------------------------
+
+
+def _batch_infer(call: Call) -> Sequence[TensorType]:
+    x = _float_input(call, 2)
+    for index, name in ((1, "scale"), (2, "bias"), (3, "mean"), (4, "var")):
+        require_same_dtype(x, call.type(index), ("x", name))
+        require_shape(call.type(index), (x.shape[1],), name)
+    return (x,)
+
+
+def _by_channel(values: np.ndarray, rank: int) -> np.ndarray:
+    return widen(values).reshape(-1, *[1] * (rank - 2))
+
+
+def _batch_norm(
+    x: np.ndarray, scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray, *, epsilon: float
+) -> np.ndarray:
+    gain = _by_channel(scale, x.ndim) / np.sqrt(_by_channel(var, x.ndim) + epsilon)
+    return ((widen(x) - _by_channel(mean, x.ndim)) * gain + _by_channel(bias, x.ndim)).astype(x.dtype)
+
+
+def _batch_cases() -> Iterable[Case]:
+    for shape, epsilon in (
+        ((2, 3, 4, 5), 1e-5),
+        ((1, 8, 6, 6), 1e-3),
+        ((4, 7), 1e-5),
+        ((2, 3, 9), 1e-5),
+        ((1, 2, 3, 4, 5), 0.1),
+    ):
+        yield Case((f32(*shape), *[f32(shape[1])] * 4), {"epsilon": epsilon}, low=0.1, high=2.0)
+    yield Case((t("float64", 2, 3, 4), *[t("float64", 3)] * 4), {"epsilon": 1e-5}, low=0.1, high=2.0)
+
+
+# -- group norm --------------------------------------------------------------------------------------------------
+
+
+def _group_infer(call: Call) -> Sequence[TensorType]:
+    x = _float_input(call, 3)
+    channels, groups = known(x.shape[1], "channels"), call.attrs["num_groups"]
+    if groups < 1 or channels % groups:
+        raise OpError(f"num_groups: expected a divisor of {channels} channels; got {groups}")
+    for index, name in ((1, "scale"), (2, "bias")):
+        given = optional(call, index)
+        if given is not None:
+            require_same_dtype(x, given, ("x", name))
+            require_shape(given, (channels,), name)
+    return (x,)
+
+
+def _group_norm(
+    x: np.ndarray,
+    scale: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    *,
+    num_groups: int,
+    epsilon: float,
+) -> np.ndarray:
+    grouped = widen(x).reshape(x.shape[0], num_groups, -1)
+    y = _standardised(grouped, (2,), epsilon).reshape(x.shape)
+    y = y if scale is None else y * _by_channel(scale, x.ndim)
+    return (y if bias is None else y + _by_channel(bias, x.ndim)).astype(x.dtype)
+
+
+def _group_cases() -> Iterable[Case]:
+    for shape, groups in (((2, 6, 5, 5), 3), ((1, 8, 4, 4), 8), ((2, 4, 7), 1), ((1, 4, 3, 3, 3), 2)):
+        yield Case((f32(*shape), f32(shape[1]), f32(shape[1])), {"num_groups": groups, "epsilon": 1e-5})
+    yield Case((f32(2, 6, 5, 5),), {"num_groups": 2, "epsilon": 1e-3})
+    yield Case((f32(2, 6, 5, 5), f32(6)), {"num_groups": 6, "epsilon": 1e-3})
+
+
+OPS = (
+    Op(
+        "softmax",
+        Kind.REDUCTION,
+        _softmax_infer,
+        quiet(_softmax),
+        "exp(x) over its sum along the axis.",
+        attrs={"axis": REQUIRED},
+        cost=_cost(14),
+        cases=_softmax_cases,
+        inplace=(0,),
+    ),
+    Op(
+        "log_softmax",
+        Kind.REDUCTION,
+        _softmax_infer,
+        quiet(_log_softmax),
+        "The logarithm of softmax along the axis.",
+        attrs={"axis": REQUIRED},
+        cost=_cost(14),
+        cases=_softmax_cases,
+        inplace=(0,),
+    ),
+    Op(
+        "layer_norm",
+        Kind.REDUCTION,
+        _layer_infer,
+        quiet(_layer_norm),
+        "x less its mean over its deviation, over all axes from `axis` on, then scale and bias (Ba et al. 2016).",
+        inputs=("x", "scale?", "bias?"),
+        attrs={"axis": REQUIRED, "epsilon": REQUIRED},
+        cost=_cost(8),
+        cases=lambda: _layer_cases(bias=True),
+        inplace=(0,),
+    ),
+    Op(
+        "rms_norm",
+        Kind.REDUCTION,
+        _layer_infer,
+        quiet(_rms_norm),
+        "x over its root mean square, over all axes from `axis` on, then scale (Zhang and Sennrich 2019).",
+        inputs=("x", "scale?"),
+        attrs={"axis": REQUIRED, "epsilon": REQUIRED},
+        cost=_cost(5),
+        cases=lambda: _layer_cases(bias=False),
+        inplace=(0,),
+    ),
+    Op(
+        "batch_norm",
+        Kind.INJECTIVE,
+        _batch_infer,
+        quiet(_batch_norm),
+        "(x - mean) / sqrt(var + epsilon) scale + bias for each channel (axis 1), with given statistics.",
+        inputs=("x", "scale", "bias", "mean", "var"),
+        attrs={"epsilon": REQUIRED},
+        cost=_cost(2),
+        cases=_batch_cases,
+        inplace=(0,),
+    ),
+    Op(
+        "group_norm",
+        Kind.REDUCTION,
+        _group_infer,
+        quiet(_group_norm),
+        "x [N,C,...] standardised over each group of channels, scale and bias for each channel (Wu and He 2018).",
+        inputs=("x", "scale?", "bias?"),
+        attrs={"num_groups": REQUIRED, "epsilon": REQUIRED},
+        cost=_cost(8),
+        cases=_group_cases,
+        inplace=(0,),
+    ),
+)
