@@ -1,4 +1,4 @@
-"""Elementwise operators with rules of their own: type conversion and choice by a condition."""
+"""Elementwise operators with rules of their own: type conversion, choice by a condition or by coordinates."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from .shapes import (
     NUMBERS,
     broadcast_shapes,
     count,
+    normalise_axis,
     optional,
     require_broadcast,
     require_dtype,
+    require_rank,
     require_same_dtype,
 )
 
@@ -141,6 +143,37 @@ def _where_cases() -> Iterable[Case]:
     yield Case((t("bool", 7), t("bool", 7), t("bool", 7)))
 
 
+def _iota_infer(call: Call) -> Sequence[TensorType]:
+    shape, axis = tuple(call.attrs["shape"]), call.attrs["axis"]
+    dtype = _element_type(call.attrs["dtype"])
+    normalise_axis(axis, len(shape))
+    return (TensorType(dtype, shape),)
+
+
+def _iota(shape: tuple[int, ...], axis: int, dtype: str) -> np.ndarray:
+    counted = np.arange(shape[axis]).reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+    return np.ascontiguousarray(np.broadcast_to(counted, shape)).astype(numpy_dtype(dtype))
+
+
+def _trilu_infer(call: Call) -> Sequence[TensorType]:
+    x = call.type(0)
+    require_rank(x, 2, None, "x")
+    return (x,)
+
+
+def _trilu(x: np.ndarray, k: int, upper: bool) -> np.ndarray:
+    kept = np.tri(x.shape[-2], x.shape[-1], k - 1 if upper else k, dtype=bool)
+    return np.where(~kept if upper else kept, x, np.zeros((), x.dtype)).astype(x.dtype, copy=False)
+
+
+def _trilu_cases() -> Iterable[Case]:
+    for k in (-2, 0, 1, 9):
+        yield Case((f32(2, 4, 5),), {"k": k, "upper": k != 1})
+    yield Case((f32(2, 4, 5),), {"k": -1, "upper": False})
+    yield Case((t("bool", 4, 4),), {"upper": False})
+    yield Case((t("int64", 6, 3),))
+
+
 def _per_element(work: float) -> Any:
     def cost(call: Call) -> Cost:
         return Cost(work * count(broadcast_shapes(*(i.shape for i in call.types if i is not None))))
@@ -192,5 +225,31 @@ OPS = (
         cases=_where_cases,
         onnx={"Where": {}},
         inplace=(1, 2),
+    ),
+    Op(
+        "iota",
+        Kind.ELEMENTWISE,
+        _iota_infer,
+        _iota,
+        "The coordinate along one axis.",
+        inputs=(),
+        attrs={"shape": REQUIRED, "axis": 0, "dtype": "int64"},
+        cost=lambda call: Cost(count(call.attrs["shape"])),
+        cases=lambda: [
+            Case((), {"shape": (7,)}),
+            Case((), {"shape": (2, 3, 4), "axis": 1, "dtype": "int32"}),
+            Case((), {"shape": (2, 3), "axis": -1, "dtype": "float32"}),
+        ],
+    ),
+    Op(
+        "trilu",
+        Kind.ELEMENTWISE,
+        _trilu_infer,
+        _trilu,
+        "The upper or lower triangle of the last two axes from diagonal k, 0 elsewhere (ONNX Trilu).",
+        attrs={"k": 0, "upper": True},
+        cost=_per_element(1),
+        cases=_trilu_cases,
+        inplace=(0,),
     ),
 )
