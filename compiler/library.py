@@ -1,0 +1,113 @@
+"""From a Program and its kernel objects to an artifact: ``build_library``."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runtime.artifact import DIGEST_BYTES, FORMAT, Artifact, digest_of, find_note, read_artifact
+from ..targets import Machine, toolchain
+from ..targets.files import writable, write_atomic
+from . import render
+from .names import entry_names, prefix
+from .program import Entry, Port, Program, Step, Stored
+
+
+def build_library(program: Program, objects: Sequence[Path], machine: Machine, out: Path) -> Artifact:
+    """Writes the shared library ``out`` and ``out`` with suffix ``.h`` beside it; returns the artifact, read back.
+
+    ``objects`` are the kernels, plain C functions compiled for ``machine``. The same arguments give the same bytes.
+    ``NervureError`` where ``out`` cannot be written, ``ToolError`` where the kernels do not link.
+    """
+    out = Path(out)
+    with writable(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="nervure-") as place:
+        folder = Path(place)
+        files = render.sources(program, machine)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        block = bytes(DIGEST_BYTES) + json.dumps(describe(program, machine), **CANONICAL).encode()
+        library = toolchain.build(folder, objects, machine, name=prefix(program), block=block)
+        data = seal(library.read_bytes())
+    write_atomic(out, data, mode=0o755)
+    write_atomic(out.with_suffix(".h"), files["model.h"])
+    return read_artifact(out)
+
+
+CANONICAL: dict[str, Any] = {"sort_keys": True, "separators": (",", ":"), "ensure_ascii": True, "allow_nan": False}
+
+
+def seal(data: bytes) -> bytes:
+    """The library with the digest of all its other bytes filled in."""
+    at = find_note(Path("library.so"), data)[2][0]
+    return data[:at] + digest_of(data, at) + data[at + DIGEST_BYTES :]
+
+
+def describe(program: Program, machine: Machine) -> dict[str, Any]:
+    """The artifact's block as plain data: everything that can be known without loading it. No time, no path."""
+    images = render.images(program)
+    base, worker = render.context_bytes(program)
+    return {
+        "format": FORMAT,
+        "name": program.name,
+        "prefix": prefix(program),
+        "entries": [_entry(e, n) for e, n in zip(program.entries, entry_names(program), strict=True)],
+        "params": [_stored(s) for s in program.params],
+        "states": [_stored(s) for s in program.states],
+        "regions": [{"name": r.name, "bytes": r.nbytes} for r in program.regions],
+        "context_bytes": base,
+        "context_worker_bytes": worker,
+        "weights_bytes": len(program.const) + sum(s.type.nbytes for s in program.params),
+        "image_bytes": sum(map(len, images.values())),
+        "machine": {
+            "name": machine.name,
+            "mcpu": machine.mcpu,
+            "family": machine.family,
+            "features": [f.name for f in machine.features],
+        },
+        "meta": program.meta,
+    }
+
+
+def _entry(entry: Entry, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "function": entry.function,
+        "bindings": entry.bindings,
+        "inputs": [_port(p) for p in entry.inputs],
+        "outputs": [_port(p) for p in entry.outputs],
+        "steps": [_step(s) for s in entry.steps],
+        "region_bytes": list(entry.region_bytes),
+        "worker_bytes": entry.worker_bytes,
+        "lower_bound": entry.lower_bound,
+    }
+
+
+def _port(port: Port) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": port.name, "dtype": port.type.dtype, "shape": list(port.type.dims)}
+    if port.count is not None:
+        row |= {"count": port.count, "count_axis": port.count_axis}
+    return row
+
+
+def _stored(stored: Stored) -> dict[str, Any]:
+    return {
+        "name": stored.name,
+        "dtype": stored.type.dtype,
+        "shape": list(stored.type.dims),
+        "offset": stored.offset,
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "op": step.op,
+        "origin": list(step.origin),
+        "flops": step.flops,
+        "bytes": step.bytes_moved,
+        "weight_bytes": step.weight_bytes,
+        "detail": step.detail,
+    }

@@ -1,0 +1,82 @@
+"""The loaded code of an artifact: its C functions through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import NervureError
+from .artifact import Artifact
+
+POINTER, INT, SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+SIGNATURES: dict[str, tuple[Any, tuple[Any, ...] | None]] = {
+    "context_bytes": (SIZE, (INT,)),
+    "create": (INT, (POINTER, SIZE, INT, POINTER)),
+    "destroy": (INT, (POINTER,)),
+    "reset": (INT, (POINTER,)),
+    "restore": (INT, (POINTER,)),
+    "run": (INT, None),  # called with ready ctypes objects only: no conversion on the fast path
+    "param": (POINTER, (POINTER, INT)),
+    "state": (POINTER, (POINTER, INT)),
+    "params_changed": (INT, (POINTER,)),
+    "profile": (INT, (POINTER, POINTER, POINTER, POINTER)),
+    "status_text": (ctypes.c_char_p, (INT,)),
+}
+
+_opened: dict[str, str] = {}  # path -> digest of what was loaded from there
+_lock = threading.Lock()
+
+
+class Library:
+    """C functions of one artifact, without their prefix."""
+
+    def __init__(self, artifact: Artifact, code: ctypes.CDLL) -> None:
+        self.artifact = artifact
+        self._functions: dict[str, Callable[..., Any]] = {}
+        for name, (result, arguments) in SIGNATURES.items():
+            try:
+                function = getattr(code, f"{artifact.prefix}_{name}")
+            except AttributeError as error:
+                raise NervureError(
+                    "the model library lacks a function", where=str(artifact.path), why=str(error)
+                ) from error
+            function.restype = result
+            if arguments is not None:
+                function.argtypes = arguments
+            self._functions[name] = function
+
+    def function(self, name: str) -> Callable[..., Any]:
+        return self._functions[name]
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        return self._functions[name](*arguments)
+
+
+def open_library(artifact: Artifact) -> Library:
+    """Loads a verified artifact's code into the process.
+
+    The dynamic loader takes a path that it has seen for the library that it has: where another model was written to the
+    same path since, the file is loaded by a fresh name.
+    """
+    path = str(artifact.path.resolve())
+    with _lock:
+        known = _opened.setdefault(path, artifact.sha256)
+    try:
+        if known == artifact.sha256:
+            return Library(artifact, ctypes.CDLL(path))
+        with tempfile.TemporaryDirectory(prefix="nervure-") as folder:
+            link = Path(folder) / f"{artifact.sha256[:16]}.so"
+            os.symlink(path, link)
+            return Library(artifact, ctypes.CDLL(str(link)))
+    except OSError as error:
+        raise NervureError(
+            "the system cannot load the model library",
+            where=path,
+            why=str(error),
+            hint="it needs a Linux system with glibc 2.17 or newer",
+        ) from error

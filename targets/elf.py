@@ -1,0 +1,56 @@
+"""A small reader of ELF shared libraries: what one needs, exports and weighs."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Dynamic:
+    """``needed`` libraries, ``exported`` and ``undefined`` symbols of a shared library, each sorted."""
+
+    needed: tuple[str, ...]
+    exported: tuple[str, ...]
+    undefined: tuple[str, ...]
+
+
+def dynamic(data: bytes) -> Dynamic:
+    """Reads ``.dynamic`` and ``.dynsym``; ``ValueError`` for what is not a little-endian ELF library."""
+    if data[:4] != b"\x7fELF" or data[5] != 1:
+        raise ValueError("not a little-endian ELF file")
+    wide = data[4] == 2
+    sections = list(_sections(data, wide))
+    needed: list[str] = []
+    exported: list[str] = []
+    undefined: list[str] = []
+    for kind, link, offset, size in sections:
+        if kind == 6:  # SHT_DYNAMIC
+            strings = sections[link][2]
+            for tag, value in struct.iter_unpack("<qQ" if wide else "<iI", data[offset : offset + size]):
+                if tag == 1:
+                    needed.append(_text(data, strings + value))
+        elif kind == 11:  # SHT_DYNSYM
+            strings = sections[link][2]
+            for symbol in struct.iter_unpack("<IBBHQQ" if wide else "<IIIBBH", data[offset : offset + size]):
+                name, place = symbol[0], symbol[3 if wide else 5]
+                if name:
+                    (undefined if place == 0 else exported).append(_text(data, strings + name))
+    return Dynamic(tuple(sorted(needed)), tuple(sorted(exported)), tuple(sorted(undefined)))
+
+
+def _sections(data: bytes, wide: bool) -> list[tuple[int, int, int, int]]:
+    """``(type, link, file offset, size)`` of each section."""
+    if wide:
+        (start,) = struct.unpack_from("<Q", data, 40)
+        width, count = struct.unpack_from("<HH", data, 58)
+        rows = [struct.unpack_from("<IIQQQQI", data, start + i * width) for i in range(count)]
+    else:
+        (start,) = struct.unpack_from("<I", data, 32)
+        width, count = struct.unpack_from("<HH", data, 46)
+        rows = [struct.unpack_from("<IIIIIII", data, start + i * width) for i in range(count)]
+    return [(r[1], r[6], r[4], r[5]) for r in rows]
+
+
+def _text(data: bytes, at: int) -> str:
+    return data[at : data.index(b"\0", at)].decode("ascii", "replace")

@@ -1,0 +1,130 @@
+"""From C and objects to bytes, by the clang and lld of the ``ziglang`` wheel: any target from any host.
+
+The same inputs give the same bytes: everything runs in a folder of its own with relative names, without debug
+information, time or path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import MissingTool, NervureError
+from . import elf
+from .files import cache_dir
+from .machine import Machine
+
+RUNTIME = Path(__file__).parent.parent / "runtime" / "c"
+RUNTIME_FILES = ("nervure.c", "pool.c", "cpu.c")
+C_FLAGS = ("-std=c11", "-O2", "-g0", "-fPIC", "-fno-unwind-tables")
+C_FLAGS += ("-fno-asynchronous-unwind-tables", "-fno-stack-protector", "-ffunction-sections", "-Wno-unused")
+# TVM's objects carry debug information and half-precision helpers that nothing calls.
+DISCARD = "SECTIONS { /DISCARD/ : { *(.debug_*) *(.text.tvm.fp16.conv) *(.comment) *(.eh_frame) } }\n"
+SYSTEM_LIBRARIES = ("libc.so.", "libm.so.", "libpthread.so.", "ld-linux")
+
+
+class ToolError(RuntimeError):
+    """The compiler or linker refused its input: a bug of ours. The message holds what it said."""
+
+
+@cache
+def zig() -> Path:
+    """The zig program of the ``ziglang`` wheel."""
+    spec = find_spec("ziglang")
+    if spec is None or spec.origin is None:
+        raise MissingTool("ziglang is not installed", hint="pip install 'nervure[compile]'")
+    return Path(spec.origin).parent / "zig"
+
+
+def run_zig(args: Sequence[str], folder: Path) -> None:
+    """Runs zig in ``folder``; its cache lies in nervure's."""
+    place = cache_dir() / "zig"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NervureError(
+            "cannot write the cache", where=str(place), why=error.strerror, hint="set NERVURE_CACHE_DIR"
+        ) from error
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ZIG_", "C_INCLUDE", "CPATH", "CPLUS_"))}
+    environment |= {"ZIG_GLOBAL_CACHE_DIR": str(place), "ZIG_LOCAL_CACHE_DIR": str(place)}
+    done = subprocess.run([str(zig()), *args], cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return
+    said = (done.stderr or done.stdout).strip()
+    if "NoSpaceLeft" in said or "No space left" in said:
+        raise NervureError("the disk is full", where=str(folder), hint="make room, or set TMPDIR and NERVURE_CACHE_DIR")
+    raise ToolError(f"zig {' '.join(args)} failed in {folder}:\n{said[:4000]}")
+
+
+def compile_c(source: Path, out: Path, machine: Machine, *, baseline: bool = False, flags: Sequence[str] = ()) -> Path:
+    """Compiles one C or assembler file to ``out``, for the machine itself or for the baseline of its family."""
+    cpu = machine.zig_baseline if baseline else machine.zig_cpu
+    include = ("-I", ".", "-I", str(RUNTIME))
+    place = ("-o", os.path.relpath(out, source.parent))
+    run_zig(
+        ["cc", "-target", machine.zig_target, f"-mcpu={cpu}", *C_FLAGS, *include, *flags, "-c", source.name, *place],
+        source.parent,
+    )
+    return out
+
+
+def merge_objects(objects: Sequence[Path], out: Path) -> Path:
+    """All kernel objects as one, without what TVM adds to each (one call for all: it is the calls that cost)."""
+    script = out.with_suffix(".ld")
+    script.write_text(DISCARD)
+    copies = []
+    for i, path in enumerate(objects):  # relative names in a fixed order: no path gets into the bytes
+        copy = out.parent / f"kernel_{i}.o"
+        copy.write_bytes(path.read_bytes())
+        copies.append(copy.name)
+    arguments = out.with_suffix(".args")
+    arguments.write_text("\n".join(copies))
+    run_zig(["ld.lld", "-r", f"@{arguments.name}", "-T", script.name, "-o", out.name], out.parent)
+    return out
+
+
+def link_library(folder: Path, objects: Sequence[str], machine: Machine, *, name: str, api: str, out: str) -> Path:
+    """Links ``objects`` of ``folder`` to a shared library that exports only what the version script ``api`` names."""
+    run_zig(
+        [
+            *("cc", "-target", machine.zig_target, f"-mcpu={machine.zig_baseline}", "-shared", "-O2", "-g0", "-s"),
+            *objects,
+            *(f"-Wl,--version-script={api}", "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,--build-id=none"),
+            *(f"-Wl,-soname,{name}.so", "-lm", "-lpthread", "-o", out),
+        ],
+        folder,
+    )
+    needed = elf.dynamic((folder / out).read_bytes()).needed
+    foreign = [n for n in needed if not n.startswith(SYSTEM_LIBRARIES)]
+    if foreign:
+        raise ToolError(f"the library needs {', '.join(foreign)}: only libc, libm and libpthread may be needed")
+    return folder / out
+
+
+def build(folder: Path, kernels: Sequence[Path], machine: Machine, *, name: str, block: bytes) -> Path:
+    """Compiles the rendered sources of ``folder`` with the runtime and links ``library.so`` there.
+
+    ``block`` is the artifact's own description, embedded as a note.
+    """
+    (folder / "block.bin").write_bytes(block)
+    digest = hashlib.sha256(block)
+    for image in sorted(folder.glob("*.bin")):
+        if image.name != "block.bin":
+            digest.update(hashlib.file_digest(image.open("rb"), "sha256").digest())
+    # zig's compile cache does not see what .incbin reads: the digest on the command line makes it look again
+    flags = ('-DNERVURE_BLOCK="block.bin"', f"-DNERVURE_IMAGES={digest.hexdigest()}")
+    compile_c(folder / "images.S", folder / "images.o", machine, baseline=True, flags=flags)
+    compile_c(folder / "model.c", folder / "model.o", machine, baseline=True)
+    objects = ["model.o", "images.o"]
+    for source in RUNTIME_FILES:
+        copy = folder / source
+        copy.write_bytes((RUNTIME / source).read_bytes())
+        objects.append(compile_c(copy, copy.with_suffix(".o"), machine, baseline=True).name)
+    if kernels:
+        objects.append(merge_objects(kernels, folder / "kernels.o").name)
+    return link_library(folder, objects, machine, name=name, api="api.map", out="library.so")
