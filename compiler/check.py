@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import networkx as nx
+import numpy as np
 
-from .ir import STORED, Graph, Value
+from ..errors import printable
+from .ir import STORED, Graph, Node, Value
 from .ops import OPS, OpError, infer
 from .types import type_of
 
 
 def problems(graph: Graph) -> list[str]:
-    """Every breach, one line each, naming the node and its origin."""
+    """Every breach, one line each, naming the node and its origin; bodies of nodes are looked into."""
     if not nx.is_directed_acyclic_graph(graph.nx):
         cycle = [edge[0] for edge in nx.find_cycle(graph.nx)]
         return [f"cycle through {', '.join(_label(graph, n) for n in cycle)}"]
     found = [line for node in graph.order() for line in _node(graph, node)]
-    return found + list(_signature(graph))
+    return found + list(_names(graph)) + list(_signature(graph))
 
 
 def _label(graph: Graph, key: int) -> str:
     node = graph.node(key)
-    return f"{node.op} %{node.names[0] if node.names else key}"
+    place = f" ({node.origin[0]})" if node.origin else ""
+    return printable(f"{node.op} %{node.names[0] if node.names else key}{place}")
 
 
 def _node(graph: Graph, key: int) -> Iterator[str]:
@@ -31,45 +35,64 @@ def _node(graph: Graph, key: int) -> Iterator[str]:
         yield f"{label}: no origin"
     if len(node.names) != len(node.types):
         yield f"{label}: {len(node.names)} names for {len(node.types)} outputs"
-    args = graph.args(key)
     slots = [data["arg"] for _, _, data in graph.nx.in_edges(key, data=True)]
     if len(slots) != len(set(slots)):
         yield f"{label}: two edges into one input"
-    for arg in args:
-        if arg is not None and arg.index >= len(graph.node(arg).types):
-            yield f"{label}: uses output {arg.index} of {_label(graph, arg.node)}, which has none"
-            return
-    if node.op in STORED:
-        if args:
-            yield f"{label}: a stored tensor has inputs"
-        if node.op != "input":
-            if "value" not in node.attrs:
-                yield f"{label}: no initial value"
-            elif type_of(node.array) != node.types[0]:
-                yield f"{label}: declared {node.types[0]}, holds {type_of(node.array)}"
-            elif node.array.flags.writeable:
-                yield f"{label}: its array can be written to"
-        return
-    if node.op not in OPS:
-        yield f"{label}: no such operator"
-        return
-    try:
-        types, _ = infer(
-            node.op, [None if a is None else graph.type(a) for a in args], node.attrs, [graph.constant(a) for a in args]
+    broken = [arg for arg in graph.args(key) if arg is not None and not _exists(graph, arg)]
+    if broken:
+        yield from (
+            f"{label}: uses output {b.index} of {_label(graph, b.node)}, which it does not have" for b in broken
         )
-    except OpError as error:
-        yield f"{label}: {error}"
+    elif node.op in STORED:
+        yield from (f"{label}: {line}" for line in _stored(node, bool(slots)))
+    else:
+        yield from (f"{label}: {line}" for line in _operation(graph, key, node))
+    for body in node.attrs.values():
+        if isinstance(body, Graph):
+            yield from (f"{label}: {line}" for line in problems(body))
+
+
+def _stored(node: Node, has_inputs: bool) -> Iterator[str]:
+    if has_inputs:
+        yield "a stored tensor has inputs"
+    if len(node.types) != 1:
+        yield f"a stored tensor has {len(node.types)} outputs"
+    elif node.op != "input":
+        value = node.attrs.get("value")
+        if not isinstance(value, np.ndarray):
+            yield "no initial value"
+        elif type_of(value) != node.types[0]:
+            yield f"declared {node.types[0]}, holds {type_of(value)}"
+        elif value.flags.writeable:
+            yield "its array can be written to"
+
+
+def _operation(graph: Graph, key: int, node: Node) -> Iterator[str]:
+    if node.op not in OPS:
+        yield "no such operator"
         return
-    if tuple(types) != node.types:
-        yield f"{label}: declared {', '.join(map(str, node.types))}, inferred {', '.join(map(str, types))}"
+    args = graph.args(key)
+    given = [None if a is None else graph.type(a) for a in args]
+    try:
+        types, attrs = infer(node.op, given, node.attrs, [graph.constant(a) for a in args])
+    except OpError as error:
+        yield str(error)
+        return
+    absent = [name for name in attrs if name not in node.attrs]
+    if absent:
+        yield f"attributes without their default: {', '.join(absent)}"
+    if types != node.types:
+        yield f"declared {', '.join(map(str, node.types))}, inferred {', '.join(map(str, types))}"
+
+
+def _names(graph: Graph) -> Iterator[str]:
+    names = Counter(name for key in graph.order() for name in graph.node(key).names)
+    yield from (f"two tensors are named {printable(name)!r}" for name, count in names.items() if count > 1)
+    outputs = Counter(graph.output_names)
+    yield from (f"two outputs are named {printable(name)!r}" for name, count in outputs.items() if count > 1)
 
 
 def _signature(graph: Graph) -> Iterator[str]:
-    names: dict[str, int] = {}
-    for key in graph.order():
-        for name in graph.node(key).names:
-            if names.setdefault(name, key) != key:
-                yield f"two tensors are named {name!r}"
     if sorted(graph.inputs) != sorted(n for n in graph.nx if graph.node(n).op == "input"):
         yield "the inputs of the signature are not the graph's input nodes"
     if len(graph.outputs) != len(graph.output_names):
@@ -85,4 +108,4 @@ def _signature(graph: Graph) -> Iterator[str]:
 
 
 def _exists(graph: Graph, value: Value) -> bool:
-    return value.node in graph.nx and value.index < len(graph.node(value).types)
+    return value.node in graph.nx and 0 <= value.index < len(graph.node(value).types)

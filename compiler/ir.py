@@ -63,6 +63,7 @@ class Graph:
         self.meta: dict[str, Any] = {}  # facts for reports: source file, opset, ...
         self._next = 0
         self._used: set[str] = set()
+        self._suffix: dict[str, int] = {}  # name -> the last number that was tried behind it
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -124,9 +125,10 @@ class Graph:
         """``name``, or ``name_1``, ``name_2``, ... if it is taken."""
         if name not in self._used:
             return name
-        i = 1
+        i = self._suffix.get(name, 1)
         while f"{name}_{i}" in self._used:
             i += 1
+        self._suffix[name] = i
         return f"{name}_{i}"
 
     def insert(self, node: Node, args: Sequence[Value | None] = ()) -> int:
@@ -158,10 +160,10 @@ class Graph:
         types, filled = infer(
             op, [None if a is None else self.type(a) for a in args], attrs, [self.constant(a) for a in args]
         )
-        wished = list(names) if names else []
+        wished = [*(names or ()), *[""] * len(types)]
         given: list[str] = []
         for i in range(len(types)):
-            name = self.unique(wished[i] if i < len(wished) and wished[i] else f"{op}_{self._next}" + (f".{i}" if i else ""))
+            name = self.unique(wished[i] or f"{op}_{self._next}" + (f".{i}" if i else ""))
             self._used.add(name)
             given.append(name)
         where = tuple(origin) or join_origins(self.node(a).origin for a in args if a is not None)
@@ -186,8 +188,8 @@ class Graph:
 
     def _store(self, op: str, array: Any, name: str, origin: Sequence[str]) -> Value:
         held = np.asarray(array)
-        if held.flags.writeable or not held.flags.c_contiguous:
-            held = np.array(held, order="C", copy=True)
+        if held.flags.writeable or not held.flags.c_contiguous or not held.dtype.isnative:
+            held = np.array(held, held.dtype.newbyteorder("="), order="C", copy=True)
             held.flags.writeable = False
         unique = self.unique(name)
         node = Node(op, {"value": held}, (type_of(held),), (unique,), tuple(origin) or (f"{op} {unique}",))
@@ -209,12 +211,14 @@ class Graph:
         twin.nx = self.nx.copy()
         twin.inputs, twin.outputs = list(self.inputs), list(self.outputs)
         twin.output_names, twin.bindings, twin.meta = list(self.output_names), dict(self.bindings), dict(self.meta)
-        twin._next, twin._used = self._next, set(self._used)
+        twin._next, twin._used, twin._suffix = self._next, set(self._used), dict(self._suffix)
         return twin
 
     def set_node(self, key: int, **changes: Any) -> None:
         """Replaces fields of a node's record (records are immutable)."""
-        self.nx.nodes[key]["node"] = replace(self.node(key), **changes)
+        node = replace(self.node(key), **changes)
+        self.nx.nodes[key]["node"] = node
+        self._used.update(node.names)
 
     def set_arg(self, node: int, index: int, value: Value | None) -> None:
         """Rewires one input."""
@@ -225,10 +229,11 @@ class Graph:
             self.nx.add_edge(value.node, node, out=value.index, arg=index)
 
     def replace(self, old: Value, new: Value, *, keep_name: bool = True) -> None:
-        """Every use of ``old`` (outputs and bindings too) becomes a use of ``new``; ``old``'s node stays until ``prune``.
+        """Every use of ``old`` (outputs and bindings too) becomes a use of ``new``; its node stays until ``prune``.
 
-        With ``keep_name`` the new tensor takes the old one's name, so that names stay stable through rewrites
-        (never for stored tensors, whose names are their identity).
+        Uses by ``new``'s own node stay, so that an operation can be set behind a tensor; a longer chain that starts at
+        ``old`` is wired with ``set_arg``. With ``keep_name`` the new tensor takes the old one's name, so that names
+        stay stable through rewrites (never for stored tensors, whose names are their identity).
         """
         if old == new:
             return
@@ -239,19 +244,20 @@ class Graph:
         self.outputs = [new if v == old else v for v in self.outputs]
         self.bindings = {k: new if v == old else v for k, v in self.bindings.items()}
         before, after = self.node(old), self.node(new)
-        if keep_name and before.op not in STORED and after.op not in STORED:
-            swapped = list(after.names)
-            taken = list(before.names)
-            swapped[new.index], taken[old.index] = taken[old.index], swapped[new.index]
-            if old.node == new.node:
-                return
-            self.set_node(new.node, names=tuple(swapped))
-            self.set_node(old.node, names=tuple(taken))
+        if keep_name and old.node != new.node and before.op not in STORED and after.op not in STORED:
+            kept, given = list(before.names), list(after.names)
+            kept[old.index], given[new.index] = given[new.index], kept[old.index]
+            self.set_node(old.node, names=tuple(kept))
+            self.set_node(new.node, names=tuple(given))
 
     def remove(self, key: int) -> None:
-        """Removes a node that nothing uses."""
+        """Removes a node that nothing uses; ``GraphError`` if something does."""
+        if any(self.uses(value) for value in self.values(key)):
+            raise GraphError(f"{self.node(key).op} %{self.node(key).names[0]} is in use and cannot be removed")
         self.nx.remove_node(key)
         self.bindings.pop(key, None)
+        if key in self.inputs:
+            self.inputs.remove(key)
 
     def prune(self) -> int:
         """Removes what no output and no binding needs (inputs stay: they are the signature); returns how many."""

@@ -21,9 +21,7 @@ def graph_text(graph: Graph, indent: str = "") -> str:
         left = ", ".join(f"%{printable(n)}: {t}" for n, t in zip(node.names, node.types, strict=True))
         args = ", ".join("-" if a is None else f"%{_name(graph, a)}" for a in graph.args(key))
         bodies = [(k, v) for k, v in node.attrs.items() if isinstance(v, Graph)]
-        attrs = "".join(
-            f" {k}={_attr(v)}" for k, v in node.attrs.items() if v is not None and not isinstance(v, Graph)
-        )
+        attrs = "".join(f" {k}={_attr(v)}" for k, v in node.attrs.items() if v is not None and not isinstance(v, Graph))
         lines.append(f"{indent}  {left} = {node.op}({args}){attrs}")
         for _, body in bodies:
             lines.append(graph_text(body, indent + "    "))
