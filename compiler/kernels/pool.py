@@ -168,7 +168,7 @@ def compile_kernels(
     ``progress(done, total)`` is called as kernels are finished. Raises NervureError when a worker dies.
     """
     distinct = {d.spec.name: d for d in drafts}
-    row, row_text, root = machine.kernel_row(), machine_key(machine), cache_dir() / "kernels"
+    row, row_text, root = machine.record(), machine_key(machine), cache_dir() / "kernels"
     done = 0
 
     def finish() -> None:

@@ -150,4 +150,4 @@ class Template:
 
 def machine_key(machine: Machine) -> str:
     """The part of a machine that decides a kernel's bytes, as canonical JSON."""
-    return json.dumps(machine.kernel_row(), sort_keys=True, separators=(",", ":"))
+    return json.dumps(machine.record(), sort_keys=True, separators=(",", ":"))

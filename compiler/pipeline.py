@@ -1,0 +1,135 @@
+"""The straight line from a graph to an artifact; it reads like a table of contents.
+
+``compile_entries`` takes the graphs of one or more entry points and writes one library. Everything before it is
+frontends' work, everything after it the runtime's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import NervureError
+from ..runtime.artifact import Artifact
+from ..targets.machine import Machine
+from .ir import Graph
+from .kernels.pool import compile_kernels, pins
+from .library import build_library
+from .passes import canonicalize
+from .passes.fuse import fuse
+from .plan.entry import Pool, build_entry
+from .plan.select import Choices
+from .program import Program, Region
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile. ``precision="exact"``: no Winograd, no approximations. ``optimize="size"``: weights as they are.
+    ``max_ram`` (bytes) bounds the arena of ``threads`` workers."""
+
+    precision: str = "default"
+    optimize: str = "speed"
+    threads: int = 1
+    max_ram: int | None = None
+    name: str = "model"
+    check: bool = False  # Graph.check() between passes (tests)
+
+    def choices(self) -> Choices:
+        return Choices(exact=self.precision == "exact", small=self.optimize == "size")
+
+
+@dataclass(frozen=True)
+class EntryGraph:
+    """One entry point to be compiled: a static graph, its function name and the dimensions it was bound with."""
+
+    graph: Graph
+    function: str = "infer"
+    bindings: Mapping[str, int] = field(default_factory=dict)
+
+
+def plan_program(
+    entries: Sequence[EntryGraph], machine: Machine, options: Options
+) -> tuple[Program, Pool]:
+    """Graphs to a Program: passes, fusion, layout, kernels chosen, memory planned. Nothing is compiled yet."""
+    pool = Pool()
+    built = []
+    for item in entries:
+        graph = canonicalize(item.graph, check=options.check)
+        fused = fuse(graph)
+        if options.check:
+            fused.check()
+        built.append(build_entry(fused, machine, options.choices(), pool, item.function, item.bindings))
+    arena = max((e.region_bytes[0] for e in built), default=0)
+    program = Program(
+        options.name,
+        tuple(built),
+        const=bytes(pool.const),
+        params=tuple(pool.params.values()),
+        states=tuple(pool.states.values()),
+        regions=(Region("arena", arena),),
+        meta=_facts(entries, options),
+    )
+    _check_ram(program, options)
+    return program, pool
+
+
+def compile_entries(
+    entries: Sequence[EntryGraph],
+    machine: Machine,
+    out: Path,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Writes the library ``out`` (and its header beside it) and returns the artifact, read back and verified."""
+    options = options or Options()
+    tell = progress or (lambda stage, done, total: None)
+    started = time.perf_counter()
+    tell("planning", 0, 1)
+    program, pool = plan_program(entries, machine, options)
+    with tempfile.TemporaryDirectory(prefix="nervure-") as folder:
+        objects = compile_kernels(
+            list(pool.drafts.values()), machine, Path(folder), lambda done, total: tell("kernels", done, total)
+        )
+        tell("linking", 0, 1)
+        artifact = build_library(program, objects, machine, out)
+    tell("done", 1, 1)
+    del started
+    return artifact
+
+
+def _facts(entries: Sequence[EntryGraph], options: Options) -> dict[str, Any]:
+    weights = {
+        (name, array.shape, str(array.dtype)): array.nbytes
+        for item in entries
+        for node in item.graph.find("const")
+        for name, array in [(item.graph.node(node).names[0], item.graph.node(node).array)]
+    }
+    return {
+        "versions": list(pins()),
+        "precision": options.precision,
+        "optimize": options.optimize,
+        "source_weight_bytes": sum(weights.values()),
+    }
+
+
+def _check_ram(program: Program, options: Options) -> None:
+    if options.max_ram is None:
+        return
+    for entry in program.entries:
+        needed = program.arena_bytes(entry, options.threads)
+        if needed > options.max_ram:
+            widest = max(entry.buffers, key=lambda b: b.nbytes, default=None)
+            raise NervureError(
+                f"{entry.name} needs {needed} bytes of RAM, --max-ram allows {options.max_ram}",
+                why=f"the largest tensor is {widest.name} with {widest.nbytes} bytes; "
+                f"no plan of these steps needs less than {entry.lower_bound}"
+                if widest
+                else None,
+                hint="a smaller input or batch, fewer threads, or int8",
+            )

@@ -1,0 +1,327 @@
+"""From a fused graph to an ``Entry``: layout, kernels, order, memory; the last thing that looks at a graph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ...targets.machine import Machine
+from ..ir import STORED, Graph, Value
+from ..kernels.spec import Arg, Draft
+from ..ops import OPS, Call
+from ..passes.fuse import VIEWS
+from ..program import ALIGN, Buffer, Entry, Phase, Port, Ref, Step, Stored
+from .layout import Layout, Place, lay_out
+from .memory import Span, lower_bound, place
+from .schedule import schedule
+from .select import Choices, Job, NoTemplate, concat_offset, no_kernel, select
+from .strides import same_walk
+
+
+@dataclass
+class Pool:
+    """What the entries of one program share: the block of constants, parameters, states, kernels."""
+
+    const: bytearray = field(default_factory=bytearray)
+    _seen: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    params: dict[str, Stored] = field(default_factory=dict)
+    states: dict[str, Stored] = field(default_factory=dict)
+    drafts: dict[str, Draft] = field(default_factory=dict)
+
+    def add(self, array: np.ndarray) -> int:
+        """The offset of a constant in the block; equal arrays lie there once."""
+        data = np.ascontiguousarray(array)
+        key = (data.dtype.name, hashlib.sha256(data.tobytes()).digest() + str(data.nbytes).encode())
+        if key not in self._seen:
+            self.const += bytes(-len(self.const) % ALIGN)
+            self._seen[key] = len(self.const)
+            self.const += data.tobytes()
+        return self._seen[key]
+
+    def stored(self, kind: str, name: str, graph: Graph, node: int) -> int:
+        """The offset of a param or state in its block; one name means one tensor in all entries."""
+        table = self.params if kind == "param" else self.states
+        if name not in table:
+            end = max((s.offset + s.type.nbytes for s in table.values()), default=0)
+            record = graph.node(node)
+            table[name] = Stored(name, record.types[0], (end + ALIGN - 1) // ALIGN * ALIGN, record.array)
+        return table[name].offset
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A job at its place in the order, with where its operands lie."""
+
+    job: Job
+    inputs: tuple[Place, ...]
+    outputs: tuple[Place, ...]
+
+
+def build_entry(
+    graph: Graph,
+    machine: Machine,
+    choices: Choices,
+    pool: Pool,
+    function: str = "infer",
+    bindings: Mapping[str, int] | None = None,
+) -> Entry:
+    """Plans one entry point of a fused, static graph. Raises NervureError where an operation has no kernel."""
+    layout, jobs = _lay_out_and_select(graph, machine, choices)
+    order = _order(layout)
+    tasks = [t for key in order for t in _tasks(layout, key, jobs.get(key, []))]
+    tasks += _binding_copies(layout, tasks, machine, choices)
+    merged = _merge_in_place(layout, tasks)
+    return _Planner(layout, tasks, merged, pool).entry(function, dict(bindings or {}))
+
+
+def _lay_out_and_select(graph: Graph, machine: Machine, choices: Choices) -> tuple[Layout, dict[int, list[Job]]]:
+    plain: list[int] = []
+    while True:
+        layout = lay_out(graph, plain)
+        try:
+            return layout, select(layout, machine, choices)
+        except NoTemplate as found:
+            fresh = [n for n in found.nodes if n in graph.nx and n not in plain]
+            if not fresh:
+                raise no_kernel(layout.graph, found.nodes, machine) from None
+            plain += fresh
+
+
+def _order(layout: Layout) -> list[int]:
+    def buffer_of(value: Value) -> int | None:
+        at = layout.places.get(value)
+        return at.buffer if at is not None and layout.buffers[at.buffer].kind in ("arena", "output", "input") else None
+
+    return schedule(layout.graph, buffer_of, lambda b: layout.buffers[b].nbytes)
+
+
+def _tasks(layout: Layout, key: int, jobs: list[Job]) -> list[_Task]:
+    graph = layout.graph
+    node = graph.node(key)
+    if node.op != "concat":
+        return [_Task(j, _at(layout, j.inputs), _at(layout, j.outputs)) for j in jobs]
+    found = []
+    whole = layout.places[Value(key)]
+    for arg, job in zip(layout.writes[key], jobs, strict=True):
+        offset = whole.offset + concat_offset(graph, key, arg, whole.strides)
+        found.append(_Task(job, _at(layout, job.inputs), (replace(whole, offset=offset),)))
+    return found
+
+
+def _at(layout: Layout, values: tuple[Value, ...]) -> tuple[Place, ...]:
+    return tuple(layout.places[v] for v in values)
+
+
+def _binding_copies(layout: Layout, tasks: list[_Task], machine: Machine, choices: Choices) -> list[_Task]:
+    """The next values of params and states are copied to them when everything has read the old ones."""
+    graph = layout.graph
+    found = []
+    for stored, value in sorted(graph.bindings.items()):
+        if value == Value(stored):
+            continue
+        body = Graph("copy")
+        inner = body.input("x", graph.type(value), graph.node(value).origin)
+        body.output(body.add("copy", inner, origin=graph.node(stored).origin))
+        single = Graph("copy")
+        source = single.input("x", graph.type(value), graph.node(value).origin)
+        result = single.add("fused", source, names=[graph.node(stored).names[0]], body=body)
+        single.output(result)
+        target = layout.places[Value(stored)]
+        copy_layout = Layout(single)
+        copy_layout.places = {source: layout.places[value], result: target}
+        job = select(copy_layout, machine, choices)[result.node][0]
+        found.append(
+            _Task(replace(job, inputs=(value,), outputs=(Value(stored),)), (layout.places[value],), (target,))
+        )
+    return found
+
+
+# -- lifetimes and in-place reuse ------------------------------------------------------------------------------------
+
+
+def _last_reads(layout: Layout, tasks: list[_Task]) -> dict[int, int]:
+    last: dict[int, int] = {}
+    for t, task in enumerate(tasks):
+        for at in (*task.inputs, *task.outputs):
+            last[at.buffer] = t
+    return last
+
+
+def _merge_in_place(layout: Layout, tasks: list[_Task]) -> dict[int, int]:
+    """``buffer -> buffer`` whose memory it takes over, where a kernel may write over an input that nothing reads after it."""
+    last = _last_reads(layout, tasks)
+    merged: dict[int, int] = {}
+
+    def home(buffer: int) -> int:
+        while buffer in merged:
+            buffer = merged[buffer]
+        return buffer
+
+    for t, task in enumerate(tasks):
+        for i, o in task.job.plan.inplace:
+            source, target = task.inputs[i], task.outputs[o]
+            a, b = layout.buffers[source.buffer], layout.buffers[target.buffer]
+            shape = layout.graph.type(task.job.inputs[i]).dims
+            if (
+                a.kind == "arena"
+                and b.kind in ("arena", "output")
+                and last[source.buffer] == t
+                and not any(task.inputs[k].buffer == source.buffer for k in range(len(task.inputs)) if k != i)
+                and a.nbytes == b.nbytes
+                and source.offset == target.offset
+                and same_walk(shape, source.strides, target.strides)
+                and home(target.buffer) == target.buffer
+                and home(source.buffer) != target.buffer
+                and not _written_before(tasks, t, target.buffer)
+                and not (b.kind == "output" and layout.buffers[home(source.buffer)].kind == "output")
+            ):
+                if b.kind == "output":
+                    merged[home(source.buffer)] = target.buffer
+                else:
+                    merged[target.buffer] = home(source.buffer)
+                break
+    return merged
+
+
+def _written_before(tasks: list[_Task], t: int, buffer: int) -> bool:
+    return any(at.buffer == buffer for task in tasks[:t] for at in task.outputs)
+
+
+class _Planner:
+    """Assigns addresses and writes the entry down."""
+
+    def __init__(self, layout: Layout, tasks: list[_Task], merged: Mapping[int, int], pool: Pool) -> None:
+        self.layout, self.graph, self.tasks, self.pool = layout, layout.graph, tasks, pool
+        self.merged = merged
+        self.worker_bytes = max((_aligned(t.job.plan.worker_bytes) for t in tasks), default=0)
+        self._lifetimes()
+
+    def _home(self, buffer: int) -> int:
+        while buffer in self.merged:
+            buffer = self.merged[buffer]
+        return buffer
+
+    def _lifetimes(self) -> None:
+        """Offsets of all arena buffers, of input and output slots and of the steps' shared scratch."""
+        end = len(self.tasks)
+        life: dict[int, list[int]] = {}
+        for t, task in enumerate(self.tasks):
+            for at in (*task.inputs, *task.outputs):
+                home = self._home(at.buffer)
+                if self.layout.buffers[home].kind in ("arena", "input", "output"):
+                    life.setdefault(home, [t, t])[1] = t
+        for i, storage in enumerate(self.layout.buffers):
+            if storage.kind == "input":
+                life.setdefault(i, [0, 0])[0] = 0
+            elif storage.kind == "output":
+                life.setdefault(i, [end, end])[1] = end
+        self.homes = sorted(life)
+        spans = [Span(self.layout.buffers[b].nbytes, life[b][0], life[b][1]) for b in self.homes]
+        self.lower_bound = lower_bound(spans)
+        self.scratch = [t for t, task in enumerate(self.tasks) if task.job.plan.shared_bytes]
+        spans += [Span(self.tasks[t].job.plan.shared_bytes, t, t) for t in self.scratch]
+        offsets, self.arena = place(spans) if spans else ([], 0)
+        self.offsets = dict(zip(self.homes, offsets, strict=False))
+        self.scratch_at = dict(zip(self.scratch, offsets[len(self.homes) :], strict=True))
+        self.buffers = tuple(
+            Buffer(self.graph.tensor_name(self.layout.buffers[b].root), 0, self.offsets[b], s.nbytes, s.first, s.last)
+            for b, s in zip(self.homes, spans, strict=False)
+        )
+
+    def ref(self, at: Place, value: Value) -> Ref:
+        """The address of a placed tensor."""
+        home = self._home(at.buffer)
+        storage = self.layout.buffers[home]
+        skip = at.offset * storage.type.itemsize
+        node = self.graph.node(storage.root)
+        if storage.kind == "const":
+            return Ref("const", self.pool.add(node.array) + skip)
+        if storage.kind in ("param", "state"):
+            return Ref(storage.kind, self.pool.stored(storage.kind, node.names[0], self.graph, storage.root.node) + skip)
+        if storage.kind in ("input", "output"):
+            return Ref(storage.kind, skip, storage.index)
+        return Ref("region", self.offsets[home] + skip, 0)
+
+    def step(self, t: int) -> Step:
+        task = self.tasks[t]
+        plan, job = task.job.plan, task.job
+        packed = [self.pool.add(c) for c in plan.consts]
+
+        def resolve(arg: Arg) -> Ref:
+            if arg.kind == "in":
+                return self.ref(task.inputs[arg.index], job.inputs[arg.index])
+            if arg.kind == "out":
+                return self.ref(task.outputs[arg.index], job.outputs[arg.index])
+            if arg.kind == "const":
+                return Ref("const", packed[arg.index] + arg.offset)
+            if arg.kind == "shared":
+                return Ref("region", self.scratch_at[t] + arg.offset, 0)
+            return Ref("worker", arg.offset)
+
+        phases = []
+        for draft in plan.phases:
+            self.pool.drafts[draft.spec.name] = draft
+            args = tuple(resolve(a) for a in draft.args)
+            phases.append(Phase(draft.spec.name, args, draft.tasks or 1, draft.tasks is not None))
+        body = job.region.body
+        moved = sum(o.type.nbytes for o in (*job.region.inputs, *job.region.outputs) if o.const is None)
+        return Step(
+            name=self.graph.tensor_name(job.outputs[0]),
+            op=job.label,
+            phases=tuple(phases),
+            origin=self.graph.node(job.outputs[0]).origin,
+            flops=_flops(body),
+            bytes_moved=float(moved),
+            weight_bytes=sum(c.nbytes for c in plan.consts),
+            detail=plan.detail,
+        )
+
+    def entry(self, function: str, bindings: dict[str, int]) -> Entry:
+        graph = self.graph
+        steps = tuple(self.step(t) for t in range(len(self.tasks)))
+        inputs = [
+            Port(graph.node(n).names[0], graph.node(n).types[0], self._slot("input", i))
+            for i, n in enumerate(graph.inputs)
+        ]
+        outputs = []
+        for i, (value, name) in enumerate(zip(graph.outputs, graph.output_names, strict=True)):
+            count, axis = graph.meta.get("counts", {}).get(i, (None, 0))
+            outputs.append(Port(name, graph.type(value), self._slot("output", i), count, axis))
+        return Entry(
+            function,
+            tuple(inputs),
+            tuple(outputs),
+            steps,
+            worker_bytes=self.worker_bytes,
+            bindings=bindings,
+            region_bytes=(self.arena,),
+            lower_bound=self.lower_bound,
+            buffers=self.buffers,
+        )
+
+    def _slot(self, kind: str, index: int) -> Ref:
+        for b in self.homes:
+            storage = self.layout.buffers[b]
+            if storage.kind == kind and storage.index == index:
+                return Ref("region", self.offsets[b], 0)
+        return Ref("region", 0, 0)  # an input that nothing reads
+
+
+def _aligned(nbytes: int) -> int:
+    return (nbytes + ALIGN - 1) // ALIGN * ALIGN
+
+
+def _flops(body: Graph) -> float:
+    total = 0.0
+    for key in body:
+        node = body.node(key)
+        rule = OPS[node.op].cost if node.op not in (*STORED, *VIEWS) else None
+        if rule is not None:
+            args = tuple(None if a is None else body.type(a) for a in body.args(key))
+            total += rule(Call(args, node.attrs)).flops
+    return total
+
+

@@ -1,0 +1,133 @@
+"""The order in which the steps run: the one, of a few candidates, whose largest live set is smallest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..ir import STORED, Graph, Value
+from ..passes.fuse import VIEWS
+
+
+def schedule(graph: Graph, buffer_of: Callable[[Value], int | None], nbytes: Callable[[int], int]) -> list[int]:
+    """The nodes that do work, in order. ``buffer_of`` gives a value's buffer, None for one that costs no arena."""
+    work = [n for n in graph.order() if graph.node(n).op not in (*STORED, *VIEWS)]
+    candidates = [_depth_first(graph, work), work, _greedy(graph, work, buffer_of, nbytes)]
+    peaks = [_peak(graph, c, buffer_of, nbytes) for c in candidates]
+    return candidates[peaks.index(min(peaks))]
+
+
+def _depth_first(graph: Graph, work: list[int]) -> list[int]:
+    """Each step as late as its first reader allows: what a reader of the graph would write down."""
+    wanted, done, result = set(work), set(), []
+    roots = [v.node for v in graph.outputs] + [v.node for _, v in sorted(graph.bindings.items())]
+    stack: list[tuple[int, bool]] = [(n, False) for n in reversed([*roots, *work])]
+    while stack:
+        key, ready = stack.pop()
+        if key in done:
+            continue
+        if ready:
+            done.add(key)
+            if key in wanted:
+                result.append(key)
+            continue
+        stack.append((key, True))
+        args = [a.node for a in graph.args(key) if a is not None]
+        stack += [(a, False) for a in reversed(list(dict.fromkeys(args))) if a not in done]
+    return result
+
+
+def _touched(graph: Graph, key: int, buffer_of: Callable[[Value], int | None]) -> tuple[set[int], set[int]]:
+    reads = {b for a in graph.args(key) if a is not None and (b := buffer_of(a)) is not None}
+    writes = {b for v in graph.values(key) if (b := buffer_of(v)) is not None}
+    return reads, writes
+
+
+def _lives(
+    graph: Graph, order: list[int], buffer_of: Callable[[Value], int | None]
+) -> tuple[dict[int, int], dict[int, int]]:
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for t, key in enumerate(order):
+        reads, writes = _touched(graph, key, buffer_of)
+        for b in reads | writes:
+            first.setdefault(b, t)
+            last[b] = t
+    for value in graph.outputs:
+        b = buffer_of(value)
+        if b is not None:
+            last[b] = len(order)
+    return first, last
+
+
+def _peak(
+    graph: Graph, order: list[int], buffer_of: Callable[[Value], int | None], nbytes: Callable[[int], int]
+) -> int:
+    first, last = _lives(graph, order, buffer_of)
+    change = [0] * (len(order) + 2)
+    for b, t in first.items():
+        change[t] += nbytes(b)
+        change[last[b] + 1] -= nbytes(b)
+    peak = now = 0
+    for delta in change:
+        now += delta
+        peak = max(peak, now)
+    return peak
+
+
+def _greedy(
+    graph: Graph, work: list[int], buffer_of: Callable[[Value], int | None], nbytes: Callable[[int], int]
+) -> list[int]:
+    """List scheduling: of the steps that could run, the one after which the fewest bytes are alive."""
+    wanted = set(work)
+    touched = {k: _touched(graph, k, buffer_of) for k in work}
+    readers: dict[int, int] = {}
+    for k in work:
+        for b in touched[k][0]:
+            readers[b] = readers.get(b, 0) + 1
+    for value in graph.outputs:
+        b = buffer_of(value)
+        if b is not None:
+            readers[b] = readers.get(b, 0) + 1
+    waits = {k: len(_work_before(graph, k, wanted)) for k in work}
+    after: dict[int, list[int]] = {}
+    for k in work:
+        for p in _work_before(graph, k, wanted):
+            after.setdefault(p, []).append(k)
+    place = {k: i for i, k in enumerate(work)}
+    ready = [k for k in work if not waits[k]]
+    alive: set[int] = set()
+    result: list[int] = []
+    while ready:
+
+        def growth(k: int) -> tuple[int, int]:
+            reads, writes = touched[k]
+            gained = sum(nbytes(b) for b in writes if b not in alive)
+            freed = sum(nbytes(b) for b in reads if readers[b] == 1)
+            return gained - freed, place[k]
+
+        key = min(ready, key=growth)
+        ready.remove(key)
+        result.append(key)
+        alive |= touched[key][1]
+        for b in touched[key][0]:
+            readers[b] -= 1
+            if not readers[b]:
+                alive.discard(b)
+        for k in after.get(key, []):
+            waits[k] -= 1
+            if not waits[k]:
+                ready.append(k)
+    return result
+
+
+def _work_before(graph: Graph, key: int, wanted: set[int]) -> set[int]:
+    """The working nodes whose results ``key`` reads, through views."""
+    found: set[int] = set()
+    stack = [a.node for a in graph.args(key) if a is not None]
+    while stack:
+        n = stack.pop()
+        if n in wanted:
+            found.add(n)
+        else:
+            stack += [a.node for a in graph.args(n) if a is not None]
+    return found

@@ -1,0 +1,173 @@
+"""Which template makes each kernel: the cheapest plan of every region, within the byte budget for packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+from ...errors import NervureError
+from ...targets.machine import Machine
+from ..ir import Graph, Value
+from ..kernels.spec import Operand, Plan, Region
+from ..kernels.templates import plans
+from ..passes.fuse import op_label
+from .layout import Layout
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What decides between plans besides the machine."""
+
+    exact: bool = False
+    small: bool = False
+    weight_budget: float = 1.5  # packed bytes over original bytes
+
+    @property
+    def budget(self) -> float:
+        return 1.02 if self.small else self.weight_budget
+
+
+@dataclass(frozen=True)
+class Job:
+    """One region to be run: its graph node, operands' values and the plan chosen for it."""
+
+    node: int
+    label: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    region: Region
+    plan: Plan
+
+
+class NoTemplate(Exception):
+    """No template serves these nodes with the strides they have."""
+
+    def __init__(self, nodes: Sequence[int]) -> None:
+        self.nodes = tuple(nodes)
+        super().__init__(f"no template for nodes {self.nodes}")
+
+
+def select(layout: Layout, machine: Machine, choices: Choices) -> dict[int, list[Job]]:
+    """The jobs of every working node (a concat has one for each input that must be copied to its place)."""
+    graph = layout.graph
+    proposals: dict[int, list[tuple[Job, list[Plan]]]] = {}
+    failed: list[int] = []
+    for key in graph.order():
+        node = graph.node(key)
+        if node.op == "fused":
+            jobs = [_job(layout, key, machine, choices)]
+        elif node.op == "concat":
+            jobs = [_copy_job(layout, key, arg, machine, choices) for arg in layout.writes[key]]
+        else:
+            continue
+        found = [(job, plans(job.region)) for job in jobs]
+        if any(not options for _, options in found):
+            failed.append(key)
+        proposals[key] = found
+    if failed:
+        raise NoTemplate(failed)
+    chosen = _within_budget(graph, proposals, choices)
+    return {key: [_with_plan(job, chosen[key, i]) for i, (job, _) in enumerate(found)] for key, found in proposals.items()}
+
+
+def _with_plan(job: Job, plan: Plan) -> Job:
+    return Job(job.node, job.label, job.inputs, job.outputs, job.region, plan)
+
+
+def _operand(layout: Layout, value: Value) -> Operand:
+    place = layout.places[value]
+    array = layout.graph.constant(value)
+    return Operand(layout.graph.type(value), place.strides, array)
+
+
+_NO_PLAN = Plan("", (), 0.0)
+
+
+def _job(layout: Layout, key: int, machine: Machine, choices: Choices) -> Job:
+    graph = layout.graph
+    body: Graph = graph.node(key).attrs["body"]
+    inputs = tuple(a for a in graph.args(key) if a is not None)
+    outputs = tuple(graph.values(key))
+    region = Region(
+        body,
+        tuple(_operand(layout, v) for v in inputs),
+        tuple(_operand(layout, v) for v in outputs),
+        machine,
+        choices.exact,
+        choices.small,
+    )
+    return Job(key, op_label(body), inputs, outputs, region, _NO_PLAN)
+
+
+def _copy_job(layout: Layout, key: int, arg: int, machine: Machine, choices: Choices) -> Job:
+    """The copy of one concat input to its place."""
+    graph = layout.graph
+    value = graph.args(key)[arg]
+    assert value is not None
+    type_ = graph.type(value)
+    body = Graph("copy")
+    inner = body.input("x", type_, graph.node(value).origin)
+    body.output(body.add("copy", inner, origin=graph.node(key).origin))
+    out = Operand(type_, layout.places[Value(key)].strides)
+    region = Region(body, (_operand(layout, value),), (out,), machine, choices.exact, choices.small)
+    return Job(key, "copy", (value,), (Value(key),), region, _NO_PLAN)
+
+
+def concat_offset(graph: Graph, key: int, arg: int, strides: Sequence[int]) -> int:
+    """Elements from the start of a concat to its input ``arg``."""
+    axis = graph.node(key).attrs["axis"] % len(strides)
+    before = [graph.type(a).dims[axis] for a in graph.args(key)[:arg] if a is not None]
+    return sum(before) * strides[axis]
+
+
+def _packed(plan: Plan) -> int:
+    return sum(c.nbytes for c in plan.consts)
+
+
+def _within_budget(
+    graph: Graph, proposals: Mapping[int, list[tuple[Job, list[Plan]]]], choices: Choices
+) -> dict[tuple[int, int], Plan]:
+    """The cheapest plans; while they hold too many bytes of weights, the swap that loses least time for each byte."""
+    original = sum(graph.node(n).array.nbytes for n in graph.find("const"))
+    chosen = {(key, i): options[0] for key, found in proposals.items() for i, (_, options) in enumerate(found)}
+    unpacked = _left_unpacked(graph, proposals)
+    total = unpacked + sum(_packed(p) for p in chosen.values())
+    limit = max(choices.budget * original, original + 4096)
+    while total > limit:
+        swaps = []
+        for (key, i), now in chosen.items():
+            for rank, other in enumerate(proposals[key][i][1]):
+                saved = _packed(now) - _packed(other)
+                if saved > 0:
+                    swaps.append(((other.cost - now.cost) / saved, key, i, rank))
+        if not swaps:
+            break
+        _, key, i, rank = min(swaps)
+        total -= _packed(chosen[key, i]) - _packed(proposals[key][i][1][rank])
+        chosen[key, i] = proposals[key][i][1][rank]
+    return chosen
+
+
+def _left_unpacked(graph: Graph, proposals: Mapping[int, list[tuple[Job, list[Plan]]]]) -> int:
+    """Bytes of constants that kernels read as they are."""
+    read: set[Value] = set()
+    for found in proposals.values():
+        for job, options in found:
+            used = {a.index for p in options[0].phases for a in p.args if a.kind == "in"}
+            read |= {v for i, v in enumerate(job.inputs) if i in used and graph.node(v).op == "const"}
+    return sum(graph.type(v).nbytes for v in read)
+
+
+def no_kernel(graph: Graph, nodes: Sequence[int], machine: Machine) -> NervureError:
+    """The error for regions that no template serves, all of them at once."""
+    lines = [f"{op_label(graph.node(n).attrs['body'])} -> {graph.node(n).types[0]}" for n in nodes if graph.node(n).op == "fused"]
+    where = [o for n in nodes for o in graph.node(n).origin[:1]]
+    return NervureError(
+        f"no kernel for {len(nodes)} operation(s) on {machine.name}: {'; '.join(lines[:5])}",
+        where=where,
+        why="no template accepts these element types or shapes",
+        hint="cast to float32 before the operation, or report the model",
+    )
+
+
