@@ -233,7 +233,7 @@ UNARY = (
         "clip(alpha x + beta, 0, 1).",
         onnx="HardSigmoid",
         attrs={"alpha": 0.2, "beta": 0.5},
-        variants=[{"alpha": 1 / 6, "beta": 0.5}],
+        variants=[{"alpha": 1 / 6, "beta": 0.5}, {"alpha": 0.3, "beta": 0.25}],
         work=4,
         wide=True,
         low=-5.0,

@@ -113,7 +113,7 @@ def _layer_cases(bias: bool) -> Iterable[Case]:
 
     yield case((2, 7, 64), (64,), -1)
     yield case((2, 7, 33), (33,), 2, 1e-12)
-    yield case((2, 3, 5), (3, 5), 1)
+    yield case((2, 3, 5), (3, 5), 1, 0.5)
     yield case((2, 3, 5), (2, 3, 5), 0)
     yield case((2, 3, 5), (5,), 1)
     yield case((4, 19), None, -1)

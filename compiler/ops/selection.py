@@ -119,6 +119,7 @@ def _dequantize_cases() -> Iterable[Case]:
     yield Case((t("int8", 2, 30), scale), low=-128, high=127)
     yield Case((t("int8", 2, 3, 4, 4), each, np.array([1, -2, 3], np.int8).reshape(3, 1, 1)), low=-128, high=127)
     yield Case((t("int32", 5), scale), low=-9999, high=9999)
+    yield Case((t("int8", 2, 30), scale.astype(np.float16)), {"to": "float16"}, low=-128, high=127)
 
 
 # -- choice ------------------------------------------------------------------------------------------------------
