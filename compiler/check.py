@@ -11,7 +11,6 @@ import numpy as np
 from ..errors import printable
 from .ir import STORED, Graph, Node, Value
 from .ops import OPS, OpError, infer
-from .types import type_of
 
 
 def problems(graph: Graph) -> list[str]:
@@ -61,8 +60,8 @@ def _stored(node: Node, has_inputs: bool) -> Iterator[str]:
         value = node.attrs.get("value")
         if not isinstance(value, np.ndarray):
             yield "no initial value"
-        elif type_of(value) != node.types[0]:
-            yield f"declared {node.types[0]}, holds {type_of(value)}"
+        elif (value.dtype.name, value.shape) != (node.types[0].dtype, node.types[0].shape):
+            yield f"declared {node.types[0]}, holds {value.dtype}{list(value.shape)}"
         elif value.flags.writeable:
             yield "its array can be written to"
 
