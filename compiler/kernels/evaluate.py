@@ -100,7 +100,7 @@ class Evaluator:
         else:
             value = self.k.load(buffer, base, lanes, step)
         if operand["dtype"] == "bool":
-            value = value != constant(0, "uint8", lanes_of(value))
+            value = tirx.NE(value, constant(0, "uint8", lanes_of(value)))
         return value
 
     def value(self, at: int, coords: list[Coord], lanes: int = 1) -> Expr:

@@ -24,7 +24,7 @@ def cast(expr: Expr, dtype: str) -> Expr:
     if have == dtype:
         return expr
     if dtype == "bool":
-        return expr != like(0, expr)
+        return tirx.NE(expr, like(0, expr))
     if have == "bool":
         return select(expr, constant(1, dtype, lanes), constant(0, dtype, lanes))
     return tirx.Cast(as_dtype(dtype, lanes), expr)

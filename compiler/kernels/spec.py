@@ -21,6 +21,8 @@ from ..ir import Graph, Value
 from ..ops import OPS, Kind
 from ..types import TensorType
 
+INLINED = ("copy", "transpose", "slice", "expand")  # movement that kernels read through (functions.MOVES)
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -54,9 +56,10 @@ class Region:
 
     @cached_property
     def anchor(self) -> int | None:
-        """The body's one node that is not elementwise or injective, if it has one."""
-        fused = (Kind.STORED, Kind.ELEMENTWISE, Kind.INJECTIVE, Kind.VIEW)
-        found = [n for n in self.body if OPS[self.body.node(n).op].kind not in fused]
+        """The body's one node that an evaluator cannot inline (neither elementwise nor one of ``INLINED``), if any."""
+        fused = (Kind.STORED, Kind.ELEMENTWISE)
+        nodes = [(n, self.body.node(n).op) for n in self.body]
+        found = [n for n, op in nodes if OPS[op].kind not in fused and op not in INLINED]
         return found[0] if found else None
 
     @property

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from ..spec import Plan, Region, Template
 
-NAMES = ("pointwise",)
+NAMES = ("pointwise", "concat", "gather", "pad", "tile")
 
 
 @cache

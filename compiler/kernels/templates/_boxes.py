@@ -27,8 +27,8 @@ Place = tuple[Affine, ...]
 
 @dataclass(frozen=True)
 class Box:
-    """A part of the output. ``place`` gives each output coordinate; ``reads`` the values that its source reads and where
-    (an axis that it computes has no terms); ``solo`` the axes whose index itself matters to the source."""
+    """A part of the output. ``place`` gives each output coordinate, ``reads`` the values that its source reads and
+    where (an axis that it computes has no terms), ``solo`` the axes whose index itself matters to the source."""
 
     extents: tuple[int, ...]
     place: Place
@@ -142,7 +142,7 @@ def plan_boxes(
     phases = (Draft(KernelSpec(template, config), args, tasks or None),) if rows else ()
     return [
         Plan(
-            template,
+            template.split(".")[0],
             phases,
             cost=move_cost(region) if cost is None else cost,
             consts=tuple(consts),
@@ -212,6 +212,8 @@ def affine(place: Any, index: Sequence[Any]) -> Any:
 
 
 def emit_boxes(k: Any, config: Data, source: Source) -> None:
+    from tvm import tirx
+
     cursor = Cursor(k, config, source)
     rows = config["boxes"]
     if not config["tasks"]:
@@ -224,7 +226,7 @@ def emit_boxes(k: Any, config: Data, source: Source) -> None:
             if len(rows) == 1:
                 cursor.fill(row, task)
                 continue
-            with k.when((task >= first) & (task < first + count) if count > 1 else task == first):
+            with k.when(tirx.all(task >= first, task < first + count) if count > 1 else tirx.EQ(task, first)):
                 cursor.fill(row, task - first)
 
 

@@ -14,9 +14,7 @@ Data = dict[str, Any]
 TASK_ELEMENTS = 8192  # simple element operations that make a task worth handing out
 
 
-def merged(
-    extents: Sequence[int], strides: Sequence[Sequence[int]], solo: Collection[int] = ()
-) -> list[list[int]]:
+def merged(extents: Sequence[int], strides: Sequence[Sequence[int]], solo: Collection[int] = ()) -> list[list[int]]:
     """Groups of axes, outer to inner in the memory of ``strides[0]``, each of which every tensor walks as one axis.
     Axes of extent 1 are left out; those in ``solo`` stay alone (their coordinate itself matters)."""
     order = sorted(range(len(extents)), key=lambda a: (-abs(strides[0][a]), a))
@@ -115,7 +113,7 @@ def _row(k: Any, plan: Data, chosen: list[Any], task: Any, body: Callable[[list[
         count = vectors if whole == vectors else _least(full - task * vectors, vectors)
         with k.loop(count) as i:
             at(start + i * lanes, lanes)
-        with k.when(task == plan["tasks"] - 1):
+        with k.when(_equal(task, plan["tasks"] - 1)):
             _rest(full * lanes, size, lanes, at)
         return
     if full:
@@ -130,8 +128,14 @@ def _least(a: Any, b: int) -> Any:
     return minimum(a, b)
 
 
+def _equal(a: Any, b: int) -> Any:
+    from tvm import tirx
+
+    return tirx.EQ(a, b)
+
+
 def _rest(start: int, size: int, lanes: int, at: Callable[[Any, int], None]) -> None:
-    """The end of a row. Where it is long enough the last full vector overlaps the one before (same task, same values)."""
+    """The end of a row. Where it is long enough, a last vector overlaps the one before (same task, same values)."""
     if start == size:
         return
     if size >= lanes > 1 and size - start > 1:

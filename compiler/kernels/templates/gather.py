@@ -28,7 +28,7 @@ def plan(region: Region) -> list[Plan]:
         return []  # nothing to read: an error of the model
     box = Box(out, straight([0] * len(out)), reads, solo)
     index_work = 1.0 if region.op == "gather" else 3.0
-    return plan_boxes(region, "gather", [box], work=index_work)
+    return plan_boxes(region, f"gather.{region.op}", [box], work=index_work)
 
 
 Reads = tuple[tuple[tuple[Value, Place], ...], tuple[int, ...]]
@@ -97,6 +97,8 @@ def _gather_nd(cursor: Cursor, index: list[Any], lanes: int) -> Any:
 
 
 def _one_hot(cursor: Cursor, index: list[Any], lanes: int) -> Any:
+    from tvm import tirx
+
     from ..evaluate import lanewise
     from ..functions import cast
     from ..tir import dtype_of, like, select, splat
@@ -108,16 +110,14 @@ def _one_hot(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     wanted = k.bind(wanted, "wanted")
     wanted = select(wanted < like(0, wanted), wanted + like(depth, wanted), wanted)
     off, on = (splat(cursor.value(1, [(i, 0)], 1), lanes) for i in (0, 1))
-    return select(wanted == splat(lanewise(index[axis], lanes), lanes), on, off)
+    return select(tirx.EQ(wanted, splat(lanewise(index[axis], lanes), lanes)), on, off)
 
 
 _SOURCES = {"gather": _gather, "gather_elements": _gather_elements, "gather_nd": _gather_nd, "one_hot": _one_hot}
 
 
-def emit(k: Any, config: dict[str, Any]) -> None:
-    attrs = config["attrs"]
-    kind = next(n for n in _SOURCES if _KEYS[n] <= set(attrs))
-    emit_boxes(k, config, _SOURCES[kind])
+def _emitter(source: Any) -> Any:
+    return lambda k, config: emit_boxes(k, config, source)
 
 
-TEMPLATE = Template("gather", tuple(_READS), plan, {f"gather.{op}": None for op in _READS})  # type: ignore[misc]
+TEMPLATE = Template("gather", tuple(_READS), plan, {f"gather.{op}": _emitter(f) for op, f in _SOURCES.items()})
