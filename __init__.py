@@ -1,3 +1,39 @@
-"""nervure compiles neural networks into self-contained native programs for CPUs and edge devices."""
+"""nervure compiles neural networks into self-contained native programs for CPUs and edge devices.
+
+``nv.compile(path_or_network, target="host")`` gives a model that can be called; ``nv.network``, ``nv.Sequential`` and
+``nv.layers`` describe networks; ``nv.load_onnx`` and ``nv.save_onnx`` read and write ONNX; ``nv.load`` opens a compiled
+library. Names are imported when they are first used, so that a device needs only what it runs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+# public name -> module that defines it
+_NAMES = {
+    "NervureError": "errors",
+    "compile": "frontends.build",
+    "Model": "frontends.model",
+    "load": "runtime.session",
+    "Session": "runtime.session",
+    "load_onnx": "frontends.onnx",
+    "save_onnx": "frontends.onnx",
+    "Graph": "compiler.ir",
+}
+
+__all__ = sorted(["__version__", *_NAMES])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'nervure' has no attribute {name!r}")
+    value = getattr(import_module(f".{_NAMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

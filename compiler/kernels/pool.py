@@ -17,59 +17,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from ...errors import MissingTool, NervureError
+from ...errors import NervureError
 from ...targets.machine import Machine
+from ..cache import cache_dir, pins, read_entry, write_entry
 from .spec import Draft, machine_key
 
 WORKERS = 2
 _HERE = Path(__file__).parent
 _COMMON = ("expr.py", "functions.py", "lower.py", "tir.py", "worker.py")
-_PINNED = ("apache-tvm", "apache-tvm-ffi")
-
-
-def cache_dir() -> Path:
-    """``$NERVURE_CACHE_DIR``, or ``nervure`` under the user's cache folder."""
-    chosen = os.environ.get("NERVURE_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nervure"
-
-
-def read_entry(path: Path) -> bytes | None:
-    """The payload of a cache entry; None when it is absent or does not match its digest."""
-    try:
-        held = path.read_bytes()
-    except OSError:
-        return None
-    payload = held[32:]
-    return payload if len(held) > 32 and hashlib.sha256(payload).digest() == held[:32] else None
-
-
-def write_entry(path: Path, payload: bytes) -> None:
-    """Writes an entry beside and renames it. A cache that cannot be written is no error: it is only slower."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-            f.write(hashlib.sha256(payload).digest() + payload)
-        os.replace(f.name, path)
-    except OSError:
-        return
-
-
-@cache
-def pins() -> tuple[str, ...]:
-    """Versions of what makes the code, e.g. ``apache-tvm 0.27.0.post1``."""
-    try:
-        return tuple(f"{name} {metadata.version(name)}" for name in _PINNED)
-    except metadata.PackageNotFoundError as error:
-        raise MissingTool(
-            "compiling needs TVM, which is not installed", hint="pip install 'nervure[compile]'"
-        ) from error
 
 
 @cache

@@ -1,0 +1,181 @@
+"""``nv.compile``: from a path, a graph or a network to a model that can be called."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import itertools
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..compiler.cache import cache_dir, graph_digest, pins, read_entry, source_digest, write_entry
+from ..compiler.ir import Graph
+from ..compiler.kernels.spec import machine_key
+from ..compiler.pipeline import EntryGraph, Options, Progress, compile_entries
+from ..errors import NervureError
+from ..runtime.artifact import Artifact, read_artifact
+from ..targets import Machine, get
+from ..targets.files import writable, write_atomic
+from .model import Model
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Dims = Mapping[str, int | Sequence[int]]
+
+
+def compile(
+    source: str | Path | ModelProto | Graph | Any,
+    target: str = "host",
+    *,
+    threads: int = 1,
+    dims: Dims | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    precision: str = "default",
+    optimize: str = "speed",
+    max_ram: int | None = None,
+    name: str | None = None,
+    out: str | Path | None = None,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> Model:
+    """Compiles a network to one native library and returns it as a callable model.
+
+    ``source``: an ONNX file (path or ``ModelProto``), a ``Graph``, or a network of the DSL. ``target``: a name that
+    ``nervure targets`` lists. ``dims`` binds named dimensions (``{"batch": 8}``; several values, ``{"batch": (1, 8)}``,
+    make one plan each in the same artifact); ``shapes`` gives whole input shapes. ``precision="exact"`` leaves out
+    Winograd and approximations. ``max_ram`` (bytes) bounds the arena of ``threads`` workers. ``out``: where to write
+    the library (its C header goes beside it); without it, a temporary place.
+
+    Raises ``NervureError`` for a model that cannot be read, bound or compiled, and where ``out`` cannot be written.
+    """
+    _known("precision", precision, ("default", "exact"))
+    _known("optimize", optimize, ("speed", "size"))
+    machine = get(target)
+    options = Options(precision, optimize, threads, max_ram, name or _name(source))
+    started = time.perf_counter()
+    path = Path(out) if out is not None else _temporary() / f"{options.name}.so"
+    artifact = _cached(_file_key(source, machine, options, dims, shapes) if cache else None, path)
+    if artifact is None:
+        entries = [EntryGraph(_graph(source, b, shapes), "infer", b) for b in _bindings(dims)]
+        single = len(entries) == 1
+        entries = [EntryGraph(e.graph, e.function, {} if single else e.bindings) for e in entries]
+        keys = [_file_key(source, machine, options, dims, shapes), _graph_key(entries, machine, options)]
+        artifact = _cached(keys[1] if cache else None, path)
+        if artifact is None:
+            artifact = compile_entries(entries, machine, path, options, progress)
+        if cache:
+            for key in keys:
+                _remember(key, path)
+    return Model(artifact, threads=threads, compile_seconds=time.perf_counter() - started)
+
+
+def _known(what: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise NervureError(f"{what} {value!r} is unknown", hint=f"use one of: {', '.join(allowed)}")
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, str | Path):
+        return Path(source).stem
+    return str(getattr(source, "name", "") or "model")
+
+
+def _bindings(dims: Dims | None) -> list[dict[str, int]]:
+    """Every combination of the values given for named dimensions."""
+    names = sorted(dims or {})
+    choices = [[v] if isinstance(v, int) else list(v) for v in (dims[n] for n in names)] if dims else []
+    return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*choices)]
+
+
+def _graph(source: Any, bindings: Mapping[str, int], shapes: Mapping[str, Sequence[int]] | None) -> Graph:
+    if isinstance(source, Graph):
+        from ..compiler.passes.bind import bind_dimensions
+
+        return bind_dimensions(source, dict(bindings))
+    if hasattr(source, "to_graph"):
+        return source.to_graph(dict(bindings))  # type: ignore[no-any-return]
+    from .onnx import load
+
+    wanted = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
+    return load(source, dict(bindings), wanted)
+
+
+_folders: list[Path] = []
+
+
+def _temporary() -> Path:
+    with writable(Path(tempfile.gettempdir())):
+        _folders.append(Path(tempfile.mkdtemp(prefix="nervure-")))
+    return _folders[-1]
+
+
+@atexit.register
+def _clean() -> None:
+    for folder in _folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- the artifact cache ----------------------------------------------------------------------------------------------
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _pinned(machine: Machine, options: Options) -> list[Any]:
+    return [machine_key(machine), asdict(options), list(pins()), source_digest()]
+
+
+def _file_key(
+    source: Any,
+    machine: Machine,
+    options: Options,
+    dims: Dims | None,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> str | None:
+    """A key from the file's bytes, so that a second compile need not even read the model. None where there is no file,
+    or where its weights may lie in other files."""
+    if not isinstance(source, str | Path):
+        return None
+    try:
+        data = Path(source).read_bytes()
+    except OSError:
+        return None
+    if b"location" in data:
+        return None
+    bound = [sorted((k, v if isinstance(v, int) else list(v)) for k, v in (dims or {}).items())]
+    given = sorted((k, list(v)) for k, v in (shapes or {}).items())
+    return _key("file", hashlib.sha256(data).hexdigest(), bound, given, *_pinned(machine, options))
+
+
+def _graph_key(entries: Sequence[EntryGraph], machine: Machine, options: Options) -> str:
+    graphs = [[e.function, sorted(e.bindings.items()), graph_digest(e.graph)] for e in entries]
+    return _key("graph", graphs, *_pinned(machine, options))
+
+
+def _entry(key: str, suffix: str) -> Path:
+    return cache_dir() / "artifacts" / key[:2] / f"{key}{suffix}"
+
+
+def _cached(key: str | None, path: Path) -> Artifact | None:
+    if key is None:
+        return None
+    library, header = (read_entry(_entry(key, s)) for s in (".so", ".h"))
+    if library is None or header is None:
+        return None
+    write_atomic(path, library, mode=0o755)
+    write_atomic(path.with_suffix(".h"), header)
+    return read_artifact(path)
+
+
+def _remember(key: str | None, path: Path) -> None:
+    if key is not None:
+        write_entry(_entry(key, ".so"), path.read_bytes())
+        write_entry(_entry(key, ".h"), path.with_suffix(".h").read_bytes())

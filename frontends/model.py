@@ -1,0 +1,117 @@
+"""A compiled model: callable at once on this machine, and full of facts about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import NervureError
+from ..runtime.artifact import Artifact, Port
+from ..runtime.session import Session, load
+from ..targets.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compile is known to cost, exactly. All sizes in bytes.
+
+    ``arena_bytes`` is everything that a run needs with the model's number of threads (inputs, outputs and scratch
+    counted); ``arena_lower_bound_bytes`` the largest live set in logical bytes; ``code_bytes`` the file without weights.
+    ``layers`` has one row a step: ``name``, ``op``, ``flops``, ``bytes``, ``weight_bytes``, ``detail``, ``origin``.
+    """
+
+    arena_bytes: int
+    arena_lower_bound_bytes: int
+    weights_bytes: int
+    source_weight_bytes: int
+    code_bytes: int
+    artifact_bytes: int
+    compile_seconds: float
+    sha256: str
+    layers: tuple[dict[str, Any], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+class Model:
+    """A compiled network. ``model(x)`` and ``model.run(None, {"x": x})`` run it, as a ``runtime.Session`` does.
+
+    A model for another machine cannot be run here; it can be saved, and ``nervure verify`` runs it in an emulator.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int = 1, compile_seconds: float = 0.0) -> None:
+        self.artifact, self.threads, self._seconds = artifact, threads, compile_seconds
+
+    @property
+    def path(self) -> Path:
+        """The library on disk."""
+        return self.artifact.path
+
+    @cached_property
+    def session(self) -> Session:
+        """The session that runs it; NervureError where it was compiled for another machine."""
+        self.artifact.check_host()
+        return load(self.artifact.path, self.threads)
+
+    @cached_property
+    def report(self) -> Report:
+        """Sizes and the per-layer table, of the entry that needs most."""
+        entry = max(self.artifact.entries, key=lambda e: e.arena_bytes(self.threads))
+        return Report(
+            arena_bytes=entry.arena_bytes(self.threads),
+            arena_lower_bound_bytes=entry.lower_bound,
+            weights_bytes=self.artifact.weights_bytes,
+            source_weight_bytes=int(self.artifact.block["meta"].get("source_weight_bytes", 0)),
+            code_bytes=self.artifact.code_bytes,
+            artifact_bytes=self.artifact.size,
+            compile_seconds=self._seconds,
+            sha256=self.artifact.sha256,
+            layers=tuple(entry.steps),
+        )
+
+    def __call__(self, *arrays: Any, **named: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+        """The output, or a tuple where there are several. Arguments by position or by input name."""
+        return self.session(*arrays, **named)
+
+    def run(self, names: list[str] | None, inputs: Mapping[str, Any]) -> list[np.ndarray]:
+        """Outputs in order, as ``onnxruntime.InferenceSession.run``."""
+        return self.session.run(names, inputs)
+
+    def get_inputs(self) -> list[Port]:
+        return list(self.artifact.entries[0].inputs)
+
+    def get_outputs(self) -> list[Port]:
+        return list(self.artifact.entries[0].outputs)
+
+    def bind(self, *args: Any, **named: Any) -> Any:
+        """Fixes the buffers that ``invoke`` works on; see ``runtime.Session.bind``."""
+        return self.session.bind(*args, **named)
+
+    def invoke(self) -> None:
+        """Runs on the bound buffers without any check."""
+        self.session.invoke()
+
+    def reset(self) -> None:
+        """Sets states back to their initial values."""
+        self.session.reset()
+
+    def save(self, path: str | Path) -> Path:
+        """Copies the library (and its header) to ``path``; NervureError where that cannot be written."""
+        target = Path(path)
+        if target.suffix != ".so":
+            raise NervureError(f"{target} should end in .so", hint=f"save it as {target.with_suffix('.so')}")
+        write_atomic(target, self.path.read_bytes(), mode=0o755)
+        header = self.path.with_suffix(".h")
+        if header.exists():
+            write_atomic(target.with_suffix(".h"), header.read_bytes())
+        return target
+
+    def __repr__(self) -> str:
+        made = self.artifact.block["machine"]["name"]
+        return f"<nervure.Model {self.artifact.name} for {made}, {self.artifact.size} bytes>"
