@@ -72,8 +72,8 @@ def _shown(types: Sequence[TensorType]) -> str:
 def _count_uses(graph: Graph) -> dict[Value, int]:
     """Uses of each tensor; one more for its own node, and one for each output and binding (never freed)."""
     uses = {value: 1 for key in graph.nx for value in graph.values(key)}
-    for producer, _, out in graph.nx.edges(data="out"):
-        uses[Value(producer, out)] += 1
+    for producer, _, data in graph.nx.edges(data=True):
+        uses[Value(producer, data["out"])] += 1
     for value in [*graph.outputs, *graph.bindings.values()]:
         uses[value] += 1
     return uses

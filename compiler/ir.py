@@ -26,7 +26,7 @@ class Value(NamedTuple):
     """A tensor: output ``index`` of node ``node``."""
 
     node: int
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # tuple.index is not missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Graph:
 
     def __init__(self, name: str = "model") -> None:
         self.name = name
-        self.nx: nx.MultiDiGraph = nx.MultiDiGraph()
+        self.nx: nx.MultiDiGraph[int] = nx.MultiDiGraph()
         self.inputs: list[int] = []  # nodes, in the order of the signature
         self.outputs: list[Value] = []
         self.output_names: list[str] = []

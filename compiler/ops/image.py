@@ -48,7 +48,7 @@ def resize_taps(size: int, out: int, axis: int, rank: int, attrs: Mapping[str, A
     scale = np.float32(scales[axis] if scales is not None else out / size)
     crop = coordinate == "tf_crop_and_resize" and roi is not None
     start, end = (np.float32(roi[axis]), np.float32(roi[axis + rank])) if crop else (np.float32(0), np.float32(1))
-    if size == out and scale == 1 and (start, end) == (0, 1):
+    if size == out and scale == 1 and start == 0 and end == 1:
         return None
     at = _source(coordinate, size, out, scale, start, end)
     inside = np.ones(out, bool) if coordinate != "tf_crop_and_resize" else (at >= 0) & (at <= size - 1)
@@ -99,11 +99,11 @@ def _round(at: np.ndarray, how: str) -> np.ndarray:
         rounded = np.floor(at + np.float32(0.5))
     else:
         rounded = np.floor(at) if how == "floor" else np.ceil(at)
-    return rounded.astype(np.int64)
+    return np.asarray(rounded, np.int64)
 
 
 def _triangle(distance: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - distance, 0)
+    return np.asarray(np.maximum(1 - distance, 0))
 
 
 def _cubic(a: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -191,8 +191,9 @@ def _grid_sample(x: np.ndarray, grid: np.ndarray, mode: str, padding: str, align
     y = np.zeros((*grid.shape[:-1], x.shape[1]))
     for taps in itertools.product(*axes):
         weight = math.prod(w for _, w in taps)
-        y += x[(batch, slice(None), *(i for i, _ in taps))] * np.asarray(weight)[..., None]
-    return np.moveaxis(y, -1, 1).astype(x.dtype)
+        place: tuple[Any, ...] = (batch, slice(None), *(i for i, _ in taps))
+        y += x[place] * np.asarray(weight)[..., None]
+    return np.asarray(np.moveaxis(y, -1, 1), x.dtype)
 
 
 def _grid_taps(
@@ -221,7 +222,7 @@ def _grid_taps(
 
 def _bounded(at: np.ndarray, size: int, padding: str, align_corners: bool) -> np.ndarray:
     if padding == "border":
-        return np.clip(at, 0, size - 1)
+        return np.asarray(np.clip(at, 0, size - 1))
     if padding == "reflection":
         low, span = (0.0, size - 1) if align_corners else (-0.5, size)
         if span == 0:
@@ -297,7 +298,8 @@ def _roi_pool(image: np.ndarray, rows: np.ndarray, columns: np.ndarray, mode: st
     if rows.shape[1] * columns.shape[1] == 0:
         return np.zeros((image.shape[0], rows.shape[0], columns.shape[0]))
     taps = np.einsum("piah,chw,qjbw->cpqijab", rows, image, columns, optimize=True)
-    return taps.sum(axis=(5, 6)).mean(axis=(3, 4)) if mode == "avg" else taps.max(axis=(3, 4, 5, 6))
+    pooled = taps.sum(axis=(5, 6)).mean(axis=(3, 4)) if mode == "avg" else taps.max(axis=(3, 4, 5, 6))
+    return np.asarray(pooled)
 
 
 def _roi_align_cost(call: Call) -> Cost:

@@ -71,7 +71,7 @@ def _gather_elements_infer(call: Call) -> list[TensorType]:
 
 
 def _gather_elements(x: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
-    return x[_grid(indices, axis)]
+    return np.asarray(x[_grid(indices, axis)])
 
 
 def _grid(indices: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
@@ -183,7 +183,7 @@ def _one_hot(indices: np.ndarray, values: np.ndarray, depth: int, axis: int) -> 
     wanted = np.expand_dims(np.where(wanted < 0, wanted + depth, wanted), axis)
     along = [1] * wanted.ndim
     along[axis] = depth
-    return np.where(wanted == np.arange(depth).reshape(along), values[1], values[0])
+    return np.asarray(np.where(wanted == np.arange(depth).reshape(along), values[1], values[0]))
 
 
 def _topk_infer(call: Call) -> list[TensorType]:
