@@ -48,7 +48,7 @@ def _attention(
     if mask is not None:
         bias = bias + (np.where(mask, 0.0, -np.inf) if mask.dtype == bool else widen(mask))
     if causal:
-        bias = np.where(np.tri(*scores.shape[-2:], dtype=bool), bias, -np.inf)
+        bias = np.where(np.tri(*scores.shape[-2:], dtype=np.bool_), bias, -np.inf)
     # A query that may look at nothing gets zeros (ONNX Attention), where softmax alone would give NaN.
     blind = np.all(np.isneginf(bias), axis=-1, keepdims=True)
     weights = np.where(blind, 0.0, softmax_wide(scores + bias, -1))

@@ -131,7 +131,7 @@ def _conv(
     kernel = w.shape[2:]
     outputs = output_extents(x.shape[2:], kernel, strides, pads, dilations)
     padded = pad_spatial(widen(x), pads, 0)
-    weights = widen(w).reshape(group, w.shape[0] // group, *w.shape[1:])
+    weights: Any = widen(w).reshape(group, w.shape[0] // group, *w.shape[1:])
     batch = x.shape[0]
     y: Any = 0
     for at, cut in taps(kernel, outputs, strides, dilations):
@@ -215,12 +215,14 @@ def _conv_transpose(
         for e, k, s, d, o in zip(extents, kernel, strides, dilations, output_padding, strict=True)
     ]
     wide = widen(x).reshape(batch, group, channels // group, -1)
-    weights = widen(w).reshape(group, channels // group, *w.shape[1:])
+    weights: Any = widen(w).reshape(group, channels // group, *w.shape[1:])
     y = np.zeros((batch, outputs, *full), wide.dtype)
     for at, cut in taps(kernel, extents, strides, dilations):
         y[cut] += np.matmul(np.swapaxes(weights[(..., *at)], 1, 2), wide).reshape(batch, outputs, *extents)
-    kept = [slice(begin, n - end) for begin, end, n in zip(pads[: len(full)], pads[len(full) :], full, strict=True)]
-    return _add_bias(y[(..., *kept)], b).astype(x.dtype)
+    kept: list[Any] = [
+        slice(begin, n - end) for begin, end, n in zip(pads[: len(full)], pads[len(full) :], full, strict=True)
+    ]
+    return _add_bias(y[(Ellipsis, *kept)], b).astype(x.dtype)
 
 
 def _conv_transpose_cost(call: Call) -> Cost:

@@ -148,12 +148,12 @@ def _transcendental(name: str, function: Callable[..., Any], doc: str, onnx: str
 
 
 def _isinf(x: np.ndarray, positive: bool, negative: bool) -> np.ndarray:
-    return np.isinf(x) & (((x > 0) & positive) | ((x < 0) & negative))
+    return np.asarray(np.isinf(x) & (((x > 0) & positive) | ((x < 0) & negative)))
 
 
 def _gelu(x: np.ndarray, approximate: str) -> np.ndarray:
     if approximate == "none":
-        return x * normal_cdf(x)
+        return np.asarray(x * normal_cdf(x))
     return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 

@@ -142,7 +142,8 @@ def _batch_norm(
     x: np.ndarray, scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray, *, epsilon: float
 ) -> np.ndarray:
     gain = _by_channel(scale, x.ndim) / np.sqrt(_by_channel(var, x.ndim) + epsilon)
-    return ((widen(x) - _by_channel(mean, x.ndim)) * gain + _by_channel(bias, x.ndim)).astype(x.dtype)
+    shifted = (widen(x) - _by_channel(mean, x.ndim)) * gain + _by_channel(bias, x.ndim)
+    return np.asarray(shifted).astype(x.dtype)
 
 
 def _batch_cases() -> Iterable[Case]:

@@ -17,7 +17,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(name)
 
 
@@ -66,23 +67,23 @@ def normal_cdf(x: np.ndarray) -> np.ndarray:
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)) without overflow."""
     e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, e) / (1.0 + e)
+    return np.asarray(np.where(x >= 0, 1.0, e) / (1.0 + e))
 
 
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The quotient; of integers truncated toward zero as in C (by zero: 0)."""
     if is_real(a):
-        return np.true_divide(a, b)
+        return np.asarray(np.true_divide(a, b))
     quotient = np.floor_divide(a, b)
     inexact = (quotient * b != a) & (b != 0)
-    return quotient + (inexact & ((a < 0) != (b < 0))).astype(a.dtype)
+    return np.asarray(quotient + (inexact & ((a < 0) != (b < 0))).astype(a.dtype))
 
 
 def power(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a to the power b; a negative power of an integer is truncated toward zero (of 0: 0)."""
     if is_real(a):
-        return np.power(widen(a), widen(b))
-    result = np.power(a, np.maximum(b, 0))
+        return np.asarray(np.power(widen(a), widen(b)))
+    result = np.asarray(np.power(a, np.maximum(b, 0)))
     if a.dtype.kind == "u":
         return result
     unit = np.where(a == 1, 1, np.where(a == -1, 1 - 2 * (b & 1), 0)).astype(a.dtype)

@@ -10,9 +10,9 @@ import numpy as np
 
 from ..types import TensorType
 from .numeric import lowest, quiet, widen
-from .record import REQUIRED, Call, Case, Cost, Kind, Op
+from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import t
-from .shapes import FLOATS, NUMBERS, count, known, require_dtype
+from .shapes import FLOATS, NUMBERS, count, known, require_dtype, window_extent
 from .windows import output_extents, pad_spatial, padding_for, spatial_rank, taps
 
 
@@ -21,6 +21,10 @@ def _pool_infer(call: Call, accepts: frozenset[str]) -> TensorType:
     require_dtype(x, accepts, "x")
     spatial_rank(x, attrs, ("kernel_shape", "strides", "dilations"))
     extents = [known(d, "spatial axis") for d in x.shape[2:]]
+    spans = [window_extent(k, d) for k, d in zip(attrs["kernel_shape"], attrs["dilations"], strict=True)]
+    if any(p >= s for p, s in zip(attrs["pads"], spans * 2, strict=True)):
+        # A window of nothing but padding has no largest element and no mean.
+        raise OpError(f"pads: expected less than the window's extent {tuple(spans)}; got {tuple(attrs['pads'])}")
     window = (attrs["kernel_shape"], attrs["strides"], attrs["pads"], attrs["dilations"], attrs["ceil_mode"])
     return x.with_shape((*x.shape[:2], *output_extents(extents, *window)))
 

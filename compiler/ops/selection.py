@@ -78,7 +78,7 @@ def _quantize(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = 
     steps = np.rint(x.astype(exact) / scale.astype(exact)).astype(np.float64)
     bounds = np.iinfo(to)
     shifted = steps if zero_point is None else steps + zero_point
-    return np.clip(shifted, bounds.min, bounds.max).astype(to)
+    return np.asarray(np.clip(shifted, bounds.min, bounds.max)).astype(to)
 
 
 def _quantize_cases() -> Iterable[Case]:

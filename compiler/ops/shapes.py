@@ -118,7 +118,7 @@ def pooled_extent(
     extent: int, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil_mode: bool = False
 ) -> int:
     """Number of windows along one axis (ONNX Conv and MaxPool): a window that would start in the end padding,
-    which only ``ceil_mode`` can make, is dropped."""
+    which only ``ceil_mode`` can make, is dropped (there is at most one: pools refuse pads as large as the window)."""
     room = extent + begin + end - window_extent(kernel, dilation)
     if room < 0:
         raise OpError(

@@ -34,7 +34,7 @@ def output_extents(
     """Number of windows along each spatial axis; ``pads`` holds all begins, then all ends."""
     rank = len(kernel)
     rows = zip(extents, kernel, strides, dilations, pads[:rank], pads[rank:], strict=True)
-    return tuple(pooled_extent(*row, ceil_mode) for row in rows)
+    return tuple(pooled_extent(e, k, s, d, begin, end, ceil_mode) for e, k, s, d, begin, end in rows)
 
 
 def pad_spatial(x: np.ndarray, pads: Sequence[int], fill: Any) -> np.ndarray:
