@@ -53,7 +53,7 @@ def test_resize_by_any_scale_agrees_with_onnxruntime(reference, onnxruntime_node
     size = [data.draw(st.integers(1, 9)) for _ in range(2)]
     scales = (1.0, 1.0, *(data.draw(st.sampled_from([0.3, 0.5, 0.8, 1.0, 1.3, 2.0, 2.6])) for _ in range(2)))
     shape = (1, 2, *(int(np.floor(np.float32(d) * np.float32(s))) for d, s in zip(size, scales[2:], strict=True)))
-    if 0 in shape:
+    if 0 in shape or shape[2:] == tuple(size):  # ONNX Runtime copies x where no size changes, whatever the scales
         return
     attrs = {
         "shape": shape,
