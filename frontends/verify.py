@@ -1,0 +1,129 @@
+"""Does the artifact compute what ONNX Runtime computes? The measure, the inputs, and the two ways to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import MissingTool, NervureError
+from ..runtime.artifact import Artifact, Port
+from ..runtime.session import load
+from ..targets import emulator, get
+
+TOLERANCE = {"default": 1e-3, "exact": 2e-5}
+
+
+def slice_error(y: np.ndarray, ref: np.ndarray) -> float:
+    """The error of an output: in slices along axis 1 and along the last axis, max|y - ref| over (max|ref| of the slice
+    + 1e-4 max|ref| of the output); the largest counts, so that a box of 640 does not hide a score of 0.5. Integer and
+    bool outputs are equal (0) or not (inf). NaN and infinity must stand at the same places."""
+    if y.shape != ref.shape or y.dtype != ref.dtype:
+        return float("inf")
+    if ref.size == 0:
+        return 0.0
+    if ref.dtype.kind in "iub":
+        return 0.0 if np.array_equal(y, ref) else float("inf")
+    a, b = y.astype(np.float64), ref.astype(np.float64)
+    wild = ~np.isfinite(b)
+    if not np.array_equal(a[wild], b[wild], equal_nan=True) or not np.isfinite(a[~wild]).all():
+        return float("inf")
+    a, b = np.where(wild, 0, a), np.where(wild, 0, b)
+    floor = 1e-4 * np.abs(b).max()
+    worst = 0.0
+    for axis in {1, b.ndim - 1} if b.ndim > 1 else {0}:
+        rest = tuple(i for i in range(b.ndim) if i != axis) if b.ndim > 1 else (0,)
+        difference, size = np.abs(a - b).max(axis=rest), np.abs(b).max(axis=rest) + floor
+        ratio = np.divide(difference, size, out=np.where(difference > 0, np.inf, 0.0), where=size > 0)
+        worst = max(worst, float(ratio.max()))
+    return worst
+
+
+def random_inputs(ports: Sequence[Port], seed: int) -> dict[str, np.ndarray]:
+    """Seeded inputs: normal floats, small non-negative integers, booleans."""
+    random = np.random.default_rng(seed)
+    made: dict[str, np.ndarray] = {}
+    for port in ports:
+        dtype = np.dtype(port.dtype)
+        if dtype.kind == "f":
+            made[port.name] = random.standard_normal(port.shape).astype(dtype)
+        elif dtype.kind == "b":
+            made[port.name] = random.random(port.shape) < 0.5
+        else:
+            made[port.name] = random.integers(0, 8, port.shape).astype(dtype)
+    return made
+
+
+def reference(model: Path, inputs: Mapping[str, np.ndarray], threads: int = 1) -> list[np.ndarray]:
+    """ONNX Runtime's outputs on the CPU."""
+    return reference_session(model, threads).run(None, dict(inputs))  # type: ignore[no-any-return]
+
+
+def reference_session(model: Path, threads: int = 1) -> Any:
+    """An ``onnxruntime.InferenceSession`` with that many threads."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingTool(
+            "verifying and comparing need ONNX Runtime, which is not installed", hint="pip install 'nervure[verify]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise NervureError(f"ONNX Runtime cannot read {model}", why=str(error).splitlines()[0]) from error
+
+
+@dataclass(frozen=True)
+class Check:
+    """One run on one set of inputs: the error of each output."""
+
+    label: str
+    errors: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        return max(self.errors.values(), default=0.0)
+
+
+def verify(
+    artifact: Artifact, model: Path, sets: Mapping[str, Mapping[str, np.ndarray]]
+) -> list[Check]:
+    """Compares an artifact with ONNX Runtime on each set of inputs, here or in its machine's emulator."""
+    session = reference_session(model)
+    names = [o.name for o in session.get_outputs()]
+    run = load(artifact.path) if _runs_here(artifact) else None
+    checks = []
+    for label, inputs in sets.items():
+        expected = session.run(None, dict(inputs))
+        got = run.run(names, inputs) if run is not None else emulate(artifact, inputs)
+        checks.append(Check(label, {n: slice_error(g, e) for n, g, e in zip(names, got, expected, strict=True)}))
+    return checks
+
+
+def _runs_here(artifact: Artifact) -> bool:
+    try:
+        artifact.check_host()
+    except NervureError:
+        return False
+    return True
+
+
+def emulate(artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int = 1) -> list[np.ndarray]:
+    """Runs the library's first entry in its machine's emulator; outputs in order."""
+    entry = artifact.entries[0]
+    given = [np.ascontiguousarray(inputs[p.name], dtype=p.dtype).tobytes() for p in entry.inputs]
+    sizes = [int(np.prod(p.shape, dtype=np.int64)) * np.dtype(p.dtype).itemsize for p in entry.outputs]
+    machine = get(artifact.block["machine"]["name"])
+    outputs = emulator.run(
+        artifact.path, machine, prefix=artifact.prefix, entry=0, inputs=given, output_bytes=sizes, threads=threads
+    )
+    return [
+        np.frombuffer(data, dtype=p.dtype).reshape(p.shape) for data, p in zip(outputs, entry.outputs, strict=True)
+    ]
