@@ -3,6 +3,7 @@ like the narrow type)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ from .shapes import (
     shape_text,
     transposed_extent,
 )
-from .windows import output_extents, pad_spatial, spatial_rank, taps
+from .windows import gather_columns, output_extents, pad_spatial, spatial_rank, taps
+
+COLUMN_BYTES = 1 << 25  # of gathered windows held at a time by the reference of conv
 
 # -- matmul ------------------------------------------------------------------------------------------------------
 
@@ -131,13 +134,14 @@ def _conv(
     kernel = w.shape[2:]
     outputs = output_extents(x.shape[2:], kernel, strides, pads, dilations)
     padded = pad_spatial(widen(x), pads, 0)
-    weights: Any = widen(w).reshape(group, w.shape[0] // group, *w.shape[1:])
-    batch = x.shape[0]
-    y: Any = 0
-    for at, cut in taps(kernel, outputs, strides, dilations):
-        met = padded[cut].reshape(batch, group, x.shape[1] // group, -1)
-        y = y + np.matmul(weights[(..., *at)], met)
-    y = np.asarray(y).reshape(batch, w.shape[0], *outputs)
+    weights = widen(w).reshape(group, w.shape[0] // group, -1)
+    y = np.empty((x.shape[0], w.shape[0], *outputs), padded.dtype)
+    row = x.shape[0] * math.prod((*x.shape[1:2], *kernel, *outputs[1:])) * padded.itemsize
+    block = max(1, COLUMN_BYTES // max(1, row))
+    for start in range(0, outputs[0], block):
+        part = (min(block, outputs[0] - start), *outputs[1:])
+        columns = gather_columns(padded, start * strides[0], group, kernel, part, strides, dilations)
+        y[:, :, start : start + part[0]] = np.matmul(weights, columns).reshape(*y.shape[:2], *part)
     return _add_bias(y, b).astype(x.dtype)
 
 
@@ -215,10 +219,11 @@ def _conv_transpose(
         for e, k, s, d, o in zip(extents, kernel, strides, dilations, output_padding, strict=True)
     ]
     wide = widen(x).reshape(batch, group, channels // group, -1)
-    weights: Any = widen(w).reshape(group, channels // group, *w.shape[1:])
+    weights = np.swapaxes(widen(w).reshape(group, channels // group, -1), 1, 2)
+    spread = np.matmul(weights, wide).reshape(batch, outputs, math.prod(kernel), *extents)
     y = np.zeros((batch, outputs, *full), wide.dtype)
-    for at, cut in taps(kernel, extents, strides, dilations):
-        y[cut] += np.matmul(np.swapaxes(weights[(..., *at)], 1, 2), wide).reshape(batch, outputs, *extents)
+    for i, (_, cut) in enumerate(taps(kernel, extents, strides, dilations)):
+        y[cut] += spread[:, :, i]
     kept: list[Any] = [
         slice(begin, n - end) for begin, end, n in zip(pads[: len(full)], pads[len(full) :], full, strict=True)
     ]

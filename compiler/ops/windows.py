@@ -3,6 +3,7 @@ view of the padded input for each element of the kernel."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -73,3 +74,21 @@ def taps(
             slice(o * d, o * d + (n - 1) * s + 1, s) for o, d, n, s in zip(at, dilations, outputs, strides, strict=True)
         ]
         yield at, (Ellipsis, *cut)
+
+
+def gather_columns(
+    padded: np.ndarray,
+    start: int,
+    group: int,
+    kernel: Sequence[int],
+    outputs: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> np.ndarray:
+    """The windows of each group as columns, ``[batch, group, channels of a group * kernel, outputs]``; the first
+    spatial axis is read from ``start`` on. A convolution is the weights times these."""
+    batch, channels = padded.shape[:2]
+    columns = np.empty((batch, channels, math.prod(kernel), *outputs), padded.dtype)
+    for i, (_, cut) in enumerate(taps(kernel, outputs, strides, dilations)):
+        columns[:, :, i] = padded[:, :, start:][cut]
+    return columns.reshape(batch, group, -1, math.prod(outputs))

@@ -166,6 +166,15 @@ def test_integers_wrap_and_truncate() -> None:
     assert reference("reduce_sum", np.full(300, 1, np.int8), axes=(0,)) == 300 - 256
 
 
+def test_convolution_in_blocks_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    x, w = rng.standard_normal((2, 4, 19, 9)), rng.standard_normal((6, 2, 3, 2))
+    attrs = {"strides": (2, 1), "pads": (1, 0, 2, 1), "dilations": (2, 3), "group": 2}
+    whole = reference("conv", x, w, **attrs)
+    monkeypatch.setattr("nervure.compiler.ops.contractions.COLUMN_BYTES", 3 * 2 * 4 * 6 * 7 * 8)  # three rows
+    np.testing.assert_allclose(reference("conv", x, w, **attrs), whole, rtol=1e-13, atol=1e-13)
+
+
 def test_folds_of_nothing_give_their_unit() -> None:
     empty = np.zeros((2, 0), np.float32)
     for name, unit in (("reduce_sum", 0), ("reduce_prod", 1), ("reduce_max", -np.inf), ("reduce_min", np.inf)):
