@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..runtime.arrays import check_array, host_dtype
 from ..runtime.artifact import DIGEST_BYTES, FORMAT, Artifact, digest_of, find_note, read_artifact
-from ..targets import Machine, toolchain
+from ..targets import Machine, emulator, toolchain
 from ..targets.files import writable, write_atomic
 from . import render
 from .names import entry_names, prefix
@@ -34,6 +38,32 @@ def build_library(program: Program, objects: Sequence[Path], machine: Machine, o
     write_atomic(out, data, mode=0o755)
     write_atomic(out.with_suffix(".h"), files["model.h"])
     return read_artifact(out)
+
+
+def run_elsewhere(
+    artifact: Artifact,
+    machine: Machine,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    entry: str | None = None,
+    threads: int = 1,
+) -> list[np.ndarray]:
+    """Runs an artifact in a process of its own, under ``machine``'s emulator where it is foreign.
+
+    ``inputs`` by name as for ``Session.run``, already of the right dtypes and shapes; all outputs at full bound.
+    """
+    chosen = artifact.entry(entry) if entry else artifact.entries[0]
+    results = emulator.run(
+        artifact.path,
+        machine,
+        prefix=artifact.prefix,
+        entry=artifact.entries.index(chosen),
+        inputs=[check_array(inputs[p.name], p, "input").tobytes() for p in chosen.inputs],
+        output_bytes=[math.prod(p.shape) * host_dtype(p.dtype).itemsize for p in chosen.outputs],
+        threads=threads,
+    )
+    pairs = zip(results, chosen.outputs, strict=True)
+    return [np.frombuffer(data, host_dtype(p.dtype)).reshape(p.shape) for data, p in pairs]
 
 
 CANONICAL: dict[str, Any] = {"sort_keys": True, "separators": (",", ":"), "ensure_ascii": True, "allow_nan": False}

@@ -31,7 +31,10 @@ def check_array(value: Any, port: Port, kind: str, *, copy: bool = True, write: 
 
     ``NervureError`` names what was expected and what came. With ``copy`` an array that lies otherwise is copied.
     """
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise NervureError(f"{kind} {port.name!r} is no array", why=str(error)) from error
     dtype = host_dtype(port.dtype)
     if array.dtype.name == "bfloat16" and port.dtype == "bfloat16":
         array = array.view(np.uint16)

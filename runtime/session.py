@@ -138,6 +138,10 @@ class Session:
         """States (recurrent state, key-value caches, ...) back to their initial values."""
         self._check(self._library.call("reset", self._context))
 
+    def restore(self) -> None:
+        """Parameters back to the values that the model was compiled with."""
+        self._check(self._library.call("restore", self._context))
+
     def clone(self) -> Session:
         """Another session of the same model with memory of its own: parameters as they are now, states as at first."""
         twin = Session(self._library, self.threads)
@@ -268,6 +272,8 @@ class Session:
             self._fail(status)
 
     def _fail(self, status: int) -> NoReturn:
+        if not self.close.alive:
+            raise NervureError("this session is closed", where=str(self.artifact.path), hint="load the model again")
         if status == -1:
             raise NervureError("nothing is bound", hint="call bind(...) before invoke()")
         text = self._library.call("status_text", status).decode()

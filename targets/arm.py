@@ -79,6 +79,7 @@ AARCH64 = Machine(
     features=(ASIMD,),
     instructions=(SADDLP,),
     emulator=_qemu("cortex-a53"),
+    emulator_packages="qemu-user libc6-arm64-cross",
 )
 RPI3 = replace(
     AARCH64,
@@ -149,6 +150,7 @@ ARMV7 = Machine(
     features=(NEON32, VFPV4),
     instructions=(VPADAL,),
     emulator=("qemu-arm", "-cpu", "cortex-a7", "-L", "/usr/arm-linux-gnueabihf"),
+    emulator_packages="qemu-user libc6-armhf-cross",
 )
 MACHINES = (AARCH64, RPI3, RPI4, RPI5, ARMV7)
 

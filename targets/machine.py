@@ -77,7 +77,7 @@ class Machine:
     float32 lanes of a vector register and ``registers`` their number; ``fma_ports`` vector FMAs and ``load_ports``
     vector loads are issued a cycle. ``l2_bandwidth`` and so on are bytes a cycle that one core can stream from there;
     ``memory_bandwidth_all`` is the limit of all cores together. ``l3`` is 0 where there is none. ``emulator`` is the
-    command that runs a program of this machine elsewhere.
+    command that runs a program of this machine elsewhere, ``emulator_packages`` the Debian packages that bring it.
     """
 
     name: str
@@ -107,6 +107,7 @@ class Machine:
     instructions: tuple[Instruction, ...] = ()
     regions: tuple[str, ...] = ("arena",)
     emulator: tuple[str, ...] | None = None
+    emulator_packages: str = "qemu-user"
 
     @property
     def vector_bytes(self) -> int:

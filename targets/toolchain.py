@@ -106,6 +106,15 @@ def link_library(folder: Path, objects: Sequence[str], machine: Machine, *, name
     return folder / out
 
 
+def link_program(
+    folder: Path, sources: Sequence[str], machine: Machine, *, out: str, flags: Sequence[str] = ()
+) -> Path:
+    """Compiles and links a program from sources, objects and libraries of ``folder``, for the machine's baseline."""
+    place = ("-target", machine.zig_target, f"-mcpu={machine.zig_baseline}", "-std=c11", "-O2", "-g0", "-s")
+    run_zig(["cc", *place, *sources, *flags, "-o", out], folder)
+    return folder / out
+
+
 def build(folder: Path, kernels: Sequence[Path], machine: Machine, *, name: str, block: bytes) -> Path:
     """Compiles the rendered sources of ``folder`` with the runtime and links ``library.so`` there.
 

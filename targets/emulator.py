@@ -1,0 +1,82 @@
+"""Runs a model library of another machine under its emulator (or natively where this is such a machine)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import MissingTool, NervureError
+from . import host, toolchain
+from .machine import Machine
+
+
+def command(machine: Machine) -> tuple[str, ...]:
+    """What to put before a program of ``machine`` to run it here; empty where it runs natively.
+
+    ``MissingTool`` names the packages when the emulator or its C library is not installed.
+    """
+    try:
+        here = host()
+        if here.elf == machine.elf and {f.name for f in here.features} >= {f.name for f in machine.features}:
+            return ()
+    except NervureError:
+        pass
+    if machine.emulator is None:
+        raise NervureError(
+            f"programs for {machine.name} cannot run here",
+            why="this CPU lacks its instructions and there is no emulator for it",
+            hint="run them on the machine itself",
+        )
+    hint = f"sudo apt-get install {machine.emulator_packages}"
+    if shutil.which(machine.emulator[0]) is None:
+        raise MissingTool(f"{machine.emulator[0]} is not installed", hint=hint)
+    for option, value in zip(machine.emulator, machine.emulator[1:], strict=False):
+        if option == "-L" and not Path(value).is_dir():
+            raise MissingTool(f"the C library of {machine.name} is not installed ({value})", hint=hint)
+    return machine.emulator
+
+
+def run(
+    library: Path,
+    machine: Machine,
+    *,
+    prefix: str,
+    entry: int,
+    inputs: Sequence[bytes],
+    output_bytes: Sequence[int],
+    threads: int = 1,
+    timeout: float = 600,
+) -> list[bytes]:
+    """Runs one entry of a model library in a process of its own; bytes in, bytes out.
+
+    ``NervureError`` with the program's message when it fails, dies of a signal or takes over ``timeout`` seconds.
+    """
+    before = command(machine)
+    with tempfile.TemporaryDirectory(prefix="nervure-") as place:
+        folder = Path(place)
+        program = _runner(folder, machine)
+        given = []
+        for i, data in enumerate(inputs):
+            (folder / f"in{i}").write_bytes(data)
+            given.append(f"in{i}")
+        wanted = [f"out{i}:{size}" for i, size in enumerate(output_bytes)]
+        arguments = [str(library.resolve()), prefix, str(entry), str(threads), *given, "--", *wanted]
+        try:
+            done = subprocess.run(
+                [*before, str(program), *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout
+            )
+        except subprocess.TimeoutExpired:
+            raise NervureError(f"the model took longer than {timeout:.0f} s", where=str(library)) from None
+        if done.returncode != 0:
+            why = done.stderr.strip() or f"it ended with {done.returncode}"
+            raise NervureError(f"the model failed on {machine.name}", where=str(library), why=why[-400:])
+        return [(folder / f"out{i}").read_bytes() for i in range(len(output_bytes))]
+
+
+def _runner(folder: Path, machine: Machine) -> Path:
+    source = folder / "runner.c"
+    source.write_bytes((toolchain.RUNTIME / "runner.c").read_bytes())
+    return toolchain.link_program(folder, [source.name], machine, out="runner", flags=("-ldl",))
