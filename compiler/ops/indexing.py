@@ -384,7 +384,7 @@ OPS = (
         attrs={"axis": 0},
         cost=free,
         cases=_gather_cases,
-        onnx={"Gather": {"axis": "axis"}},
+        onnx={"Gather": {}},
     ),
     Op(
         "gather_elements",
@@ -396,7 +396,7 @@ OPS = (
         attrs={"axis": 0},
         cost=free,
         cases=_gather_elements_cases,
-        onnx={"GatherElements": {"axis": "axis"}},
+        onnx={"GatherElements": {}},
     ),
     Op(
         "gather_nd",
@@ -408,7 +408,7 @@ OPS = (
         attrs={"batch_dims": 0},
         cost=free,
         cases=_gather_nd_cases,
-        onnx={"GatherND": {"batch_dims": "batch_dims"}},
+        onnx={"GatherND": {}},
     ),
     Op(
         "scatter_elements",
@@ -420,7 +420,7 @@ OPS = (
         attrs={"axis": 0, "reduction": "none"},
         cost=_scatter_cost,
         cases=_scatter_elements_cases,
-        onnx={"ScatterElements": {"axis": "axis", "reduction": "reduction"}},
+        onnx={"ScatterElements": {}},
         inplace=(0,),
     ),
     Op(
@@ -433,7 +433,7 @@ OPS = (
         attrs={"reduction": "none"},
         cost=_scatter_cost,
         cases=_scatter_nd_cases,
-        onnx={"ScatterND": {"reduction": "reduction"}},
+        onnx={"ScatterND": {}},
         inplace=(0,),
     ),
     Op(

@@ -301,7 +301,7 @@ OPS = (
         attrs={"perm": REQUIRED},
         cost=free,
         cases=_transpose_cases,
-        onnx={"Transpose": {"perm": "perm"}},
+        onnx={"Transpose": {}},
     ),
     Op(
         "slice",
@@ -333,7 +333,7 @@ OPS = (
         attrs={"axis": REQUIRED},
         cost=free,
         cases=_concat_cases,
-        onnx={"Concat": {"axis": "axis"}},
+        onnx={"Concat": {}},
     ),
     Op(
         "pad",

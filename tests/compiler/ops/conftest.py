@@ -45,7 +45,8 @@ def _model(op_type: str, arrays: Arrays, attrs: dict[str, Any], outputs: int, op
     names = ["" if a is None else f"x{i}" for i, a in enumerate(arrays)]
     feeds = {n: a for n, a in zip(names, arrays, strict=True) if a is not None}
     results = [f"y{i}" for i in range(outputs)]
-    node = onnx.helper.make_node(op_type, names, results, **attrs)
+    typed = {k: v for k, v in attrs.items() if v != ()}  # onnx cannot tell the type of an empty list
+    node = onnx.helper.make_node(op_type, names, results, **typed)
     declared = [
         onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for n, a in feeds.items()

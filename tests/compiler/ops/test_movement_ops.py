@@ -25,7 +25,7 @@ def shape_of(op, *types, **attrs):
 
 ONNX_FORMS = {
     "reshape": lambda a: ("Reshape", [a["shape"]], {"allowzero": 1}),
-    "transpose": lambda a: ("Transpose", [], {"perm": a["perm"]} if a["perm"] else {}),
+    "transpose": lambda a: ("Transpose", [], {"perm": a["perm"]}),
     "expand": lambda a: ("Expand", [a["shape"]], {}),
     "tile": lambda a: ("Tile", [a["repeats"]], {}),
     "copy": lambda a: ("Identity", [], {}),
