@@ -8,7 +8,7 @@ from importlib import import_module
 
 from ..spec import Plan, Region, Template
 
-NAMES = ("pointwise", "concat", "gather", "pad", "tile")
+NAMES = ("concat", "conv", "gather", "pad", "pointwise", "pool", "tile")
 
 
 @cache

@@ -34,6 +34,7 @@ class Box:
     place: Place
     reads: tuple[tuple[Value, Place], ...] = ()
     solo: tuple[int, ...] = ()
+    scalar: tuple[int, ...] = ()  # axes that are never the vector axis
     data: dict[str, Any] = field(default_factory=dict)
 
 
@@ -122,7 +123,7 @@ def plan_boxes(
         for value, place in box.reads:
             own = region.body.type(value).dims
             strides += [along(s, place, rank) for s in leaf_strides(region, value, own)]
-        loops = nest(box.extents, strides, lanes, solo=box.solo, work=work, parallel=big)
+        loops = nest(box.extents, strides, lanes, solo=box.solo, scalar=box.scalar, work=work, parallel=big)
         rows.append({"nest": loops, "place": plain(box.place), "data": plain(box.data), "first": tasks})
         tasks += loops["tasks"]
     if tasks == 1 or not big:
@@ -169,10 +170,13 @@ class Cursor:
         self.ev = Evaluator(k, program, inputs, anchor=self._anchor)
         self.args: list[int | None] = next(n["args"] for n in program["nodes"] if n["op"] == "anchor")
         self.data: Data = {}
+        self.number = 0  # which of the anchor's outputs is wanted
+        self.memo: Data = {}  # what a source keeps between them, at one place
         self._index: list[Any] = []
         self._lanes = 1
 
     def _anchor(self, number: int, coords: list[Any]) -> Any:
+        self.number = number
         return self.source(self, self._index, self._lanes)
 
     def value(self, arg: int, coords: Sequence[Any], lanes: int) -> Any:
@@ -193,6 +197,7 @@ class Cursor:
 
         def body(index: list[Any], lanes: int) -> None:
             self.ev.begin()
+            self.memo = {}
             self._index, self._lanes = index, lanes
             coords = [affine(place, index) for place in row["place"]]
             for j, buffer in enumerate(self.outputs):

@@ -37,13 +37,17 @@ def nest(
     lanes: int,
     *,
     solo: Collection[int] = (),
+    scalar: Collection[int] = (),
     work: float = 1.0,
     parallel: bool = True,
 ) -> Data:
     """The nest over ``extents``; ``strides`` holds the element strides of every tensor along these axes, the output's
-    first. ``work`` is the cost of an element against a copied one: it decides how many tasks pay."""
-    groups = merged(extents, strides, solo)
+    first. An innermost axis in ``scalar`` is walked element by element. ``work`` is the cost of an element against a
+    copied one: it decides how many tasks pay."""
+    groups = merged(extents, strides, {*solo, *scalar})
     sizes = [math.prod(extents[a] for a in g) for g in groups]
+    if groups and groups[-1][-1] in scalar:
+        lanes = 1
     outer, tasks, chunk = 0, 1, 0
     enough = max(lanes, TASK_ELEMENTS / work)
     if parallel and len(groups) == 1 and sizes[0] >= 2 * enough:

@@ -26,7 +26,7 @@ def plan(region: Region) -> list[Plan]:
         read = data["copy"]
         data = {**data, "bases": [None if a in straight_axes else spans[a][0] - pads[a] for a in range(rank)]}
         extents = tuple(spans[a][1] for a in range(rank))
-        return Box(extents, place, ((x, source),) if read else (), computed if read else (), data)
+        return Box(extents, place, ((x, source),) if read else (), computed if read else (), data=data)
 
     for axis in sorted(range(rank), key=lambda a: -abs(region.outputs[0].strides[a])):
         before, after = pads[axis], pads[axis + rank]

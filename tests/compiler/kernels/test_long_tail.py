@@ -6,6 +6,7 @@ import pytest
 from harness import cases, channels_last, check_region, region_of, sample
 
 MOVES = ("concat", "pad", "tile", "gather", "gather_elements", "gather_nd", "one_hot")
+WINDOWS = ("max_pool", "avg_pool")
 
 
 def reverse(rank):
@@ -20,7 +21,7 @@ ORDERS = {"dense": (None, 0), "channels_last": (last_channels, 3), "reversed": (
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("op", "case"), cases(*MOVES))
+@pytest.mark.parametrize(("op", "case"), cases(*MOVES, *WINDOWS))
 def test_cases(op, case, order):
     chosen, pad = ORDERS[order]
     region, arrays = region_of(op, sample(case), case.attrs, order=chosen, pad=pad)
