@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def batches() -> Program:
 
 
 def trainable() -> Program:
-    """``infer`` multiplies by a derived copy (2 w), ``train_step`` adds to w, ``refresh`` makes the copy; and a state."""
+    """``infer`` uses a derived copy (2 w), ``train_step`` adds to w, ``refresh`` makes the copy; and a state."""
     x = port("x", "float32", (64,), 0)
     infer = Entry(
         "infer",
@@ -104,6 +105,11 @@ def two_regions() -> Program:
     )
 
 
+def model() -> Program:
+    """Named as the C example expects it."""
+    return replace(two_regions(), name="model")
+
+
 def counted() -> Program:
     """An output with a static bound and a count."""
     entry = Entry(
@@ -116,7 +122,7 @@ def counted() -> Program:
     return Program("counted", (entry,), regions=(Region("arena", 832),))
 
 
-PROGRAMS = {"batches": batches, "trainable": trainable, "two_regions": two_regions, "counted": counted}
+PROGRAMS = {"model": model, "batches": batches, "trainable": trainable, "two_regions": two_regions, "counted": counted}
 
 
 @pytest.fixture(scope="session")
