@@ -170,7 +170,7 @@ class Builder:
             if condition:
                 self.emit(body)
         else:
-            self.emit(IfThenElse(condition, body))
+            self.emit(IfThenElse(condition, body, None))
 
     def bind(self, value: Expr, name: str = "v") -> Expr:
         """Computes ``value`` here once; returns the variable that holds it."""

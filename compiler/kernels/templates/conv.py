@@ -1,0 +1,319 @@
+"""Direct convolution of one to three spatial axes, any kernel, stride, dilation, padding and group.
+
+The input may lie in any order (channels last is walked pixel by pixel, planes channel by channel); the output wants a
+unit stride along its channels to be fast. Borders are peeled: no tap outside the input is computed or read. Constant
+weights are packed ``[group of columns][reduction][vectors]``; others are packed into shared scratch by a first phase.
+A 1x1 convolution with stride 1 is one long line of points where the memory allows it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ...types import is_integer
+from ..expr import serialize
+from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
+from . import _contract
+from ._tile import (
+    GHZ,
+    TASKS,
+    WORTH_SHARING,
+    Columns,
+    Shape,
+    Tile,
+    choose,
+    coordinates_matter,
+    epilogue_inputs,
+    epilogue_work,
+    fits,
+    inplace_pairs,
+    joinable,
+    pack,
+    pack_vector,
+)
+
+_STATIC_TILES = 8  # border tiles that are written out; beyond, border points are computed one by one
+ACCUMULATORS = {"float32": "float32", "float16": "float32", "bfloat16": "float32", "float64": "float64"}
+
+
+def accumulator(dtype: str) -> str:
+    """The element type that sums of products of ``dtype`` are kept in."""
+    if is_integer(dtype):
+        return "int64" if dtype in ("int64", "uint64") else dtype
+    return ACCUMULATORS[dtype]
+
+
+class Geometry:
+    """A convolution as three spatial axes (slab, line, point): extents, strides in elements, taps."""
+
+    def __init__(self, region: Region) -> None:
+        x, w = (region.operand(i) for i in (0, 1))
+        assert x is not None and w is not None
+        self.x, self.w, self.y = region.inputs[x], region.inputs[w], region.outputs[0]
+        attrs = region.attrs
+        rank = self.x.type.rank - 2
+        lead = [1] * (3 - rank)
+        self.batch, self.channels, *size = self.x.type.dims
+        self.size = [*lead, *size]
+        self.out = [*lead, *region.anchor_type.dims[2:]]
+        self.kernel = [*lead, *self.w.type.dims[2:]]
+        self.step = [0] * (3 - rank) + list(self.x.strides[2:])
+        self.strides = [*lead, *attrs["strides"]]
+        self.dilations = [*lead, *attrs["dilations"]]
+        self.pads = [0] * (3 - rank) + list(attrs["pads"][:rank])
+        self.group = attrs["group"]
+        self.columns = self.w.type.dims[0] // self.group
+        self.depth = self.w.type.dims[1]
+        self.rank = rank
+
+    def border(self, axis: int) -> bool:
+        """Whether some tap of that axis falls outside the input for some output point."""
+        reach = (self.out[axis] - 1) * self.strides[axis] + (self.kernel[axis] - 1) * self.dilations[axis]
+        return self.pads[axis] > 0 or reach - self.pads[axis] >= self.size[axis]
+
+    def inside(self, axis: int, point: int, tap: int) -> bool:
+        at = point * self.strides[axis] - self.pads[axis] + tap * self.dilations[axis]
+        return 0 <= at < self.size[axis]
+
+    def flat(self, region: Region, reads: list[int]) -> bool:
+        """Whether all output points can be walked as one line."""
+        if self.rank == 1 or self.size[1] == 1 or coordinates_matter(region):
+            return False
+        plain = all(k == s == 1 for k, s in zip(self.kernel[1:], self.strides[1:], strict=True))
+        joined = self.step[1] == self.step[2] * self.size[2]
+        last = self.rank + 1
+        return plain and joined and self.size[1:] == self.out[1:] and joinable(region, last, last - 1, reads)
+
+    def flatten(self) -> None:
+        for extents in (self.size, self.out):
+            extents[1:] = [1, extents[1] * extents[2]]
+        self.step[1] = 0
+
+
+def _segment(start: int, count: int, repeat: int = 1, valid: Any = None, inner: bool = False) -> dict[str, Any]:
+    return {"start": start, "count": count, "repeat": repeat, "valid": valid, "inner": inner}
+
+
+def segments(g: Geometry, tile: int) -> list[dict[str, Any]]:
+    """The points of a line as tiles: those that see all taps as one loop, border tiles written out."""
+    extent, taps = g.out[2], range(g.kernel[2])
+
+    def valid(start: int, count: int) -> list[list[int]] | None:
+        rows = []
+        for t in taps:
+            seen = [p for p in range(count) if g.inside(2, start + p, t)]
+            rows.append([seen[0], seen[-1] + 1] if seen else [0, 0])
+        return None if all(r == [0, count] for r in rows) else rows
+
+    cuts = [(i, min(tile, extent - i)) for i in range(0, extent, tile)]
+    kinds = [valid(*cut) for cut in cuts]
+    whole = [i for i, (cut, v) in enumerate(zip(cuts, kinds, strict=True)) if v is None and cut[1] == tile]
+    if len(cuts) - len(whole) <= _STATIC_TILES:
+        found = [_segment(*cut, valid=v) for cut, v in zip(cuts, kinds, strict=True)]
+        if whole:
+            first, last = whole[0], whole[-1] + 1
+            found[first:last] = [_segment(cuts[first][0], tile, last - first, inner=True)]
+        return found
+    clear = [p for p in range(extent) if all(g.inside(2, p, t) for t in taps)]
+    if not clear:
+        return [_segment(0, 1, extent, "dynamic", inner=True)]
+    low, high = clear[0], clear[-1] + 1
+    tiles, rest = divmod(high - low, tile)
+    found = [_segment(0, 1, low, "dynamic")] if low else []
+    if tiles:
+        found.append(_segment(low, tile, tiles, inner=True))
+    if rest:
+        found.append(_segment(high - rest, rest))
+    return [*found, _segment(high, 1, extent - high, "dynamic")] if high < extent else found
+
+
+def axis(g: Geometry, i: int, tap_b: int) -> dict[str, Any]:
+    """A spatial axis for the emitter. ``a`` and ``tap_a`` are steps in A, ``tap_b`` reduction steps in B."""
+    return {
+        "extent": g.out[i],
+        "a": g.step[i] * g.strides[i],
+        "taps": g.kernel[i],
+        "tap_a": g.step[i] * g.dilations[i],
+        "tap_b": tap_b,
+        "stride": g.strides[i],
+        "dilation": g.dilations[i],
+        "pad": g.pads[i],
+        "size": g.size[i],
+        "border": g.border(i),
+    }
+
+
+def plan(region: Region) -> list[Plan]:
+    """One plan, whatever the convolution."""
+    if not fits(region) or region.operand(0) is None or region.operand(1) is None:
+        return []
+    g = Geometry(region)
+    reads = epilogue_inputs(region)
+    if g.flat(region, reads):
+        g.flatten()
+    dtype = accumulator(region.anchor_type.dtype)
+    itemsize = np.dtype(dtype).itemsize
+    span = g.size[2] * abs(g.step[2])
+    shape = Shape(
+        rows=g.out[2],
+        lines=g.out[0] * g.out[1] * g.batch * g.group,
+        columns=g.columns,
+        depth=g.depth * math.prod(g.kernel),
+        row_step=abs(g.step[2]) * g.strides[2] * g.x.type.itemsize,
+        line_bytes=max(span, g.size[2] * g.depth) * g.strides[1] * g.x.type.itemsize,
+        epilogue=epilogue_work(region),
+        exact_columns=region.small,
+    )
+    tile = choose(region.machine, shape, itemsize)
+    return [assemble(region, g, tile, dtype, reads)]
+
+
+def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[int]) -> Plan:
+    """The plan of a convolution with a chosen tile."""
+    columns = tile.columns
+    planes = abs(g.x.strides[1]) > max(1, *(abs(s) for s in g.step)) and g.channels > 1
+    depth, total = g.depth, g.depth * math.prod(g.kernel)
+    order = "czyx" if planes else "zyxc"
+    extents = dict(zip("zyxc", [*g.kernel, depth], strict=True))
+    taps = {n: math.prod(extents[m] for m in order[order.index(n) + 1 :]) for n in order}
+    slab, line, point = (axis(g, i, taps[n]) for i, n in enumerate("zyx"))
+    line["block"] = min(tile.line_block, g.out[1])
+    point["segments"] = segments(g, tile.rows)
+    tiles = next((s["repeat"] for s in point["segments"] if s["inner"]), 1)
+    point["block"] = min(tile.row_block, tiles) if tile.row_block and g.out[1] == 1 else tiles
+    blocks = [-(-g.out[1] // line["block"]), -(-tiles // point["block"]), columns.groups]
+    outer = [
+        {"extent": g.batch, "a": g.x.strides[0], "b": 0, "bias": 0, "axis": 0, "column": 0},
+        {
+            "extent": g.group,
+            "a": depth * g.x.strides[1],
+            "b": total * columns.packed,
+            "bias": columns.packed,
+            "axis": None,
+            "column": g.columns,
+        },
+    ]
+    rank = region.anchor_type.rank
+    if g.rank == 3:
+        outer.append({"extent": g.out[0], "a": slab["a"], "b": 0, "bias": 0, "axis": 2, "column": 0})
+    bias = region.operand(2)
+    bias_const = None if bias is None else region.inputs[bias].const
+    program = serialize(region)
+    x = region.operand(0)
+    runtime_bias = bias if bias is not None and bias_const is None else None
+    kept = sorted({*reads, *([runtime_bias] if runtime_bias is not None else [])})
+    base = -sum(g.pads[i] * g.step[i] for i in range(3))
+    dims = [*(o["extent"] for o in outer), *blocks]
+    config = {
+        "program": program,
+        "dtype": dtype,
+        "type": region.anchor_type.dtype,
+        "a": {"dtype": g.x.type.dtype, "span": g.x.span, "base": base},
+        "b": {"dtype": dtype, "span": g.group * total * columns.packed, "step": 0, "column": 1},
+        "bias": g.group * columns.packed if bias_const is not None else 0,
+        "runtime_bias": runtime_bias,
+        "reads": kept,
+        "outer": outer,
+        "slab": slab if g.rank == 3 else None,
+        "line": line,
+        "point": point,
+        "inner": {"taps": depth, "tap_a": g.x.strides[1], "tap_b": taps["c"], "border": False},
+        "order": [n for n in order if n != "z" or g.rank == 3],
+        "depth": total,
+        "columns": columns.data(),
+        "blocks": blocks,
+        "split": split(dims, tile.cycles),
+        "axes": {
+            "rank": rank,
+            "line": rank - 2 if g.out[1] > 1 else None,
+            "point": rank - 1,
+            "column": 1,
+        },
+    }
+    assert x is not None
+    consts: list[np.ndarray] = []
+    phases: list[Draft] = []
+    shared = 0
+    if g.w.const is not None:
+        consts.append(pack(reduction_major(g.w.const.astype(dtype), g, planes), columns))
+        source = Arg("const", 0)
+    else:
+        phases.append(packing_phase(region, g, columns, dtype, planes))
+        shared = g.group * total * columns.packed * np.dtype(dtype).itemsize
+        source = Arg("shared", 0)
+    args = [Arg("in", x), source]
+    if bias_const is not None:
+        args.append(Arg("const", len(consts)))
+        consts.append(pack_vector(bias_const.astype(dtype).reshape(g.group, -1), columns))
+    args += [Arg("in", i) for i in kept] + [Arg("out", j) for j in range(len(region.outputs))]
+    tasks = math.prod(dims[: config["split"]]) if config["split"] else None
+    phases.append(Draft(KernelSpec("conv", config), tuple(args), tasks))
+    return Plan(
+        "conv",
+        tuple(phases),
+        cost=tile.cycles / GHZ + 50,
+        consts=tuple(consts),
+        shared_bytes=shared,
+        inplace=inplace_pairs(region),
+        detail=f"direct {tile.describe()}",
+    )
+
+
+def split(dims: list[int], cycles: float) -> int:
+    """How many of the outer dimensions make up the tasks: as few as give enough tasks; 0 for little work."""
+    if cycles < WORTH_SHARING or math.prod(dims) == 1:
+        return 0
+    for i in range(1, len(dims) + 1):
+        if math.prod(dims[:i]) >= TASKS:
+            return i
+    return len(dims)
+
+
+def reduction_major(w: np.ndarray, g: Geometry, planes: bool) -> np.ndarray:
+    """Weights as ``[group, reduction, columns]`` in the order in which the kernel walks the reduction."""
+    kernel = w.reshape(g.group, g.columns, g.depth, *g.kernel)
+    order = (0, 2, 3, 4, 5, 1) if planes else (0, 3, 4, 5, 2, 1)
+    return kernel.transpose(order).reshape(g.group, -1, g.columns)
+
+
+def packing_phase(region: Region, g: Geometry, columns: Columns, dtype: str, planes: bool) -> Draft:
+    """Packs weights that are known only at run time into shared scratch."""
+    w = region.operand(1)
+    assert w is not None
+    s = list(g.w.strides)
+    channel = [g.depth, s[1]]
+    taps = [[n, step] for n, step in zip(g.kernel, [0] * (3 - g.rank) + s[2:], strict=True)]
+    axes = [channel, *taps] if planes else [*taps, channel]
+    return pack_draft(g.w, [[g.group, g.columns * s[0]]], axes, s[0], columns, dtype, Arg("in", w))
+
+
+def pack_draft(
+    source: Operand,
+    outer: list[list[int]],
+    axes: list[list[int]],
+    column: int,
+    columns: Columns,
+    dtype: str,
+    arg: Arg,
+) -> Draft:
+    """The phase ``[outer][axes][column]`` (extents and strides of ``source``) to packed columns at shared offset 0."""
+    depth = math.prod(a[0] for a in axes)
+    config = {
+        "type": source.type.dtype,
+        "span": source.span,
+        "dtype": dtype,
+        "outer": outer,
+        "axes": axes,
+        "column": column,
+        "depth": depth,
+        "packed": columns.packed,
+        "columns": columns.data(),
+    }
+    tasks = math.prod(o[0] for o in outer) * columns.groups
+    return Draft(KernelSpec("conv.pack", config), (arg, Arg("shared", 0)), tasks if tasks > 1 else None)
+
+
+TEMPLATE = Template("conv", ("conv",), plan, {"conv": _contract.emit, "conv.pack": _contract.emit_pack})
