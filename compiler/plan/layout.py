@@ -18,6 +18,7 @@ from .strides import dense, is_dense, order_of, reshape_view, same_walk
 
 CHANNELS_LAST = ("conv", "conv_transpose", "max_pool", "avg_pool", "resize", "grid_sample", "group_norm")
 FOLLOWS = ("pointwise", "softmax", "log_softmax", "layer_norm", "rms_norm", "cumsum", "cumprod", "batch_norm", "copy")
+ROWS_ANYWHERE = ("matmul", "attention")  # their kernels write each row wherever it belongs
 REDUCES = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")
 
 
@@ -179,7 +180,21 @@ def _chosen(graph: Graph, key: int, value: Value, orders: dict[Value, tuple[int,
         dense_first = [a for a in same if orders[a] != tuple(range(type_.rank))] or same
         if dense_first:
             return orders[dense_first[0]]
+    if op in ROWS_ANYWHERE:
+        return _as_read(graph, value)
     return tuple(range(type_.rank))
+
+
+def _as_read(graph: Graph, value: Value) -> tuple[int, ...]:
+    """The order in which the one reader of a value transposes it, where its rows stay whole: then the reader's view is
+    row-major (the heads of an attention, put side by side again)."""
+    rank = graph.type(value).rank
+    users = graph.users(value)
+    if len(users) == 1 and graph.node(users[0][0]).op == "transpose" and value not in graph.outputs:
+        perm: tuple[int, ...] = graph.node(users[0][0]).attrs["perm"]
+        if perm[-1] == rank - 1:
+            return tuple(perm)
+    return tuple(range(rank))
 
 
 def _reduced(
