@@ -8,7 +8,7 @@ from importlib import import_module
 
 from ..spec import Plan, Region, Template
 
-NAMES = ("concat", "conv", "gather", "pad", "pointwise", "pool", "tile")
+NAMES = ("concat", "conv", "gather", "matmul", "pad", "pointwise", "pool", "tile", "transpose")
 
 
 @cache
