@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .machine import Call, Feature, Instruction, Machine, one_call_dot4
+from .machine import Call, Feature, Instruction, Machine, dot2, one_call_dot4
 
 # HWCAP bits of the Linux ABI (arch/arm64/include/uapi/asm/hwcap.h, arch/arm/include/uapi/asm/hwcap.h).
 ASIMD = Feature("asimd", "hwcap", 1)
@@ -37,12 +37,6 @@ def _halves(name: str, multiply: str, pairwise: str, accumulates: bool) -> Instr
         )
     operands = (("acc", "int32x4"), ("a", "int8x8"), ("b", "int8x8"))
     return Instruction(name, "dot2", 4, operands, "int32x4", (product, *tail), (True, True), dot2, per_cycle=0.5)
-
-
-def dot2(acc: Any, a: Any, b: Any) -> Any:
-    """int32 lanes, each plus the exact sum of two products of 8-bit neighbours."""
-    products = a.astype("int32") * b.astype("int32")
-    return (acc + products.reshape(-1, 2).sum(axis=1, dtype="int32")).astype("int32")
 
 
 SADDLP = _halves("smull+saddlp", "llvm.aarch64.neon.smull.v8i16", "llvm.aarch64.neon.saddlp.v4i32.v8i16", False)
@@ -157,7 +151,7 @@ MACHINES = (AARCH64, RPI3, RPI4, RPI5, ARMV7)
 PARTS = {"0xd03": RPI3, "0xd08": RPI4, "0xd0b": RPI5}  # "CPU part" of /proc/cpuinfo: Cortex-A53, A72, A76
 
 
-def detect(cpuinfo: Mapping[str, str], sizes: Mapping[str, int], cores: int, *, bits: int = 64) -> Machine:
+def detect(cpuinfo: Mapping[str, str], sizes: Mapping[str, Any], cores: int, *, bits: int = 64) -> Machine:
     """The row for an ARM CPU; cores that are not known by their part number count as generic."""
     known = ARMV7 if bits == 32 else PARTS.get(cpuinfo.get("CPU part", ""), AARCH64)
     if not set(cpuinfo.get("Features", "").split()) >= {f.name for f in known.features}:

@@ -149,14 +149,23 @@ class Machine:
 def dot4(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """int32 lanes, each plus the exact sum of four products of 8-bit neighbours."""
     products = a.astype(np.int32) * b.astype(np.int32)
-    return (acc + products.reshape(-1, 4).sum(axis=1, dtype=np.int32)).astype(np.int32)
+    total: np.ndarray = np.add(acc, products.reshape(-1, 4).sum(axis=1, dtype=np.int32), dtype=np.int32)
+    return total
 
 
 def dot4_pairs_saturated(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """As ``dot4``, but sums of two neighbours clip to int16 first (x86 ``pmaddubsw``)."""
     products = a.astype(np.int32) * b.astype(np.int32)
     pairs = np.clip(products.reshape(-1, 2).sum(axis=1), -32768, 32767)
-    return (acc + pairs.reshape(-1, 2).sum(axis=1, dtype=np.int32)).astype(np.int32)
+    total: np.ndarray = np.add(acc, pairs.reshape(-1, 2).sum(axis=1, dtype=np.int32), dtype=np.int32)
+    return total
+
+
+def dot2(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """int32 lanes, each plus the exact sum of two products of 8-bit neighbours."""
+    products = a.astype(np.int32) * b.astype(np.int32)
+    total: np.ndarray = np.add(acc, products.reshape(-1, 2).sum(axis=1, dtype=np.int32), dtype=np.int32)
+    return total
 
 
 def one_call_dot4(

@@ -21,8 +21,10 @@ from .machine import Machine
 
 RUNTIME = Path(__file__).parent.parent / "runtime" / "c"
 RUNTIME_FILES = ("nervure.c", "pool.c", "cpu.c")
-C_FLAGS = ("-std=c11", "-O2", "-g0", "-fPIC", "-fno-unwind-tables")
-C_FLAGS += ("-fno-asynchronous-unwind-tables", "-fno-stack-protector", "-ffunction-sections", "-Wno-unused")
+C_FLAGS = (
+    *("-std=c11", "-O2", "-g0", "-fPIC", "-ffunction-sections", "-Wno-unused"),
+    *("-fno-unwind-tables", "-fno-asynchronous-unwind-tables", "-fno-stack-protector"),
+)
 # TVM's objects carry debug information and half-precision helpers that nothing calls.
 DISCARD = "SECTIONS { /DISCARD/ : { *(.debug_*) *(.text.tvm.fp16.conv) *(.comment) *(.eh_frame) } }\n"
 SYSTEM_LIBRARIES = ("libc.so.", "libm.so.", "libpthread.so.", "ld-linux")

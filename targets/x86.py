@@ -188,7 +188,7 @@ MICROARCHITECTURES: tuple[tuple[dict[str, str], Machine], ...] = (
 )
 
 
-def detect(cpuinfo: Mapping[str, str], sizes: Mapping[str, int], cores: int) -> Machine:
+def detect(cpuinfo: Mapping[str, str], sizes: Mapping[str, Any], cores: int) -> Machine:
     """The row for a CPU, its cache sizes filled in from ``sizes`` (keys ``l1``, ``l1_ways``, ``l2``, ``l3``).
 
     ``cpuinfo`` holds the fields of one processor of /proc/cpuinfo.

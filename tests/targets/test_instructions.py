@@ -1,0 +1,101 @@
+"""Every instruction row, run natively or emulated: its body as LLVM IR against its numpy body."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nervure.errors import NervureError
+from nervure.targets import MACHINES, Instruction, Machine, emulator, toolchain, x86
+
+ROWS = [
+    pytest.param(machine, row, id=f"{machine.name}-{row.name}")
+    for machine in (*MACHINES.values(), *(m for _, m in x86.MICROARCHITECTURES if m.mcpu in ("znver4", "alderlake")))
+    for row in machine.instructions
+]
+MAIN = """
+#include <stdio.h>
+void row(const void *acc, const void *a, const void *b, void *out);
+static _Alignas(64) char acc[64], a[64], b[64], out[64];
+int main(void) {
+    if (fread(acc, 64, 1, stdin) + fread(a, 64, 1, stdin) + fread(b, 64, 1, stdin) != 3) return 1;
+    row(acc, a, b, out);
+    return fwrite(out, 64, 1, stdout) != 1;
+}
+"""
+
+
+def llvm_type(dtype: str) -> str:
+    """``int8x64`` as LLVM writes it; signedness is the instruction's business."""
+    element, lanes = dtype.removeprefix("u").removeprefix("int").split("x")
+    return f"<{lanes} x i{element}>"
+
+
+def llvm_ir(row: Instruction, machine: Machine) -> str:
+    """The row as a function over four pointers."""
+    lines, declared = [], set()
+    for name, dtype in row.operands:
+        lines.append(f"  %{name} = load {llvm_type(dtype)}, ptr %p_{name}, align 64")
+    for call in row.body:
+        kind = llvm_type(call.dtype)
+        args = []
+        for arg, dtype in zip(call.args, call.arg_dtypes, strict=True):
+            if isinstance(arg, int):
+                lanes, element = llvm_type(dtype)[1:-1].split(" x ")
+                args.append(f"<{', '.join([f'{element} {arg}'] * int(lanes))}>")
+            else:
+                args.append(f"%{arg}")
+        if call.function == "add":
+            lines.append(f"  %{call.out} = add {kind} {', '.join(args)}")
+        else:
+            types = [llvm_type(d) for d in call.arg_dtypes]
+            passed = ", ".join(f"{t} {a}" for t, a in zip(types, args, strict=True))
+            lines.append(f"  %{call.out} = call {kind} @{call.function}({passed})")
+            declared.add(f"declare {kind} @{call.function}({', '.join(types)})")
+    names = ", ".join(f"ptr %p_{name}" for name, _ in row.operands)
+    store = f"  store {llvm_type(row.result)} %{row.body[-1].out}, ptr %p_out, align 64"
+    triple = f'target triple = "{machine.llvm["mtriple"]}"'
+    body = "\n".join([f"define void @row({names}, ptr %p_out) {{", *lines, store, "  ret void", "}"])
+    return "\n".join([triple, *sorted(declared), body, ""])
+
+
+def operands(row: Instruction, seed: int) -> list[np.ndarray]:
+    """Random operands, the factors at their extremes for the first seed; within the row's limit where it has one."""
+    random = np.random.default_rng(seed)
+    made = []
+    for name, dtype in row.operands:
+        element, lanes = dtype.split("x")
+        info = np.iinfo(element)
+        low, high = (-(1 << 20), 1 << 20) if name == "acc" else (info.min, info.max)
+        if name == "a" and row.limit is not None:
+            high = row.limit
+        if seed == 0 and name != "acc":
+            made.append(np.full(int(lanes), low if info.min else high, element))
+        else:
+            made.append(random.integers(low, high, int(lanes), dtype=element, endpoint=True))
+    return made
+
+
+@pytest.mark.parametrize(("machine", "row"), ROWS)
+def test_row_computes_what_its_reference_says(tmp_path: Path, machine: Machine, row: Instruction):
+    try:
+        before = emulator.command(machine)
+    except NervureError as error:
+        pytest.skip(str(error))
+    (tmp_path / "row.ll").write_text(llvm_ir(row, machine))
+    (tmp_path / "main.c").write_text(MAIN)
+    target = ("-target", machine.zig_target, f"-mcpu={machine.zig_cpu}", "-O2", "-Wno-override-module")
+    toolchain.run_zig(["cc", *target, "main.c", "row.ll", "-o", "row"], tmp_path)
+    for seed in range(5):
+        given = operands(row, seed)
+        expected = row.reference(*given)
+        data = b"".join(a.tobytes().ljust(64, b"\0") for a in given)
+        done = subprocess.run([*before, str(tmp_path / "row")], input=data, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        got = np.frombuffer(done.stdout, np.int32)[: row.lanes]
+        np.testing.assert_array_equal(got, expected)
+        if not row.saturates:
+            products = given[1].astype(np.int64) * given[2].astype(np.int64)
+            np.testing.assert_array_equal(expected, given[0] + products.reshape(row.lanes, -1).sum(axis=1))
