@@ -17,9 +17,11 @@ import numpy as np
 
 from ....targets.machine import Machine
 from ...ops import OPS, Kind
-from ..spec import Region
+from ...types import is_integer
+from ..spec import Arg, Draft, KernelSpec, Operand, Region
 
 GHZ = 2.5  # for estimates in nanoseconds; the same in every template
+ACCUMULATORS = {"float32": "float32", "float16": "float32", "bfloat16": "float32", "float64": "float64"}
 TASKS = 16  # wished number of tasks of a kernel that is worth sharing
 WORTH_SHARING = 12_000  # cycles below which a kernel stays on one core
 
@@ -108,7 +110,7 @@ class Shape:
     epilogue: int = 1
     exact_columns: bool = False
     cold: bool = True  # B comes from memory or the outer caches once a run
-    b_step: int = 0  # bytes between two rows of an unpacked B
+    alone: bool = False  # lines are products of their own: blocks are made of tiles
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,9 @@ def _blocks(
 ) -> tuple[int, int, float]:
     """Lines (or, where there is one line, tiles) that are computed for one column group before the next, and the
     cycles spent on fetching A and B again. Few rows keep A near, many keep B near."""
-    units = shape.lines if shape.lines > 1 else max(1, shape.rows // rows)
-    unit_bytes = shape.line_bytes if shape.lines > 1 else shape.line_bytes * rows // max(1, shape.rows)
+    lines = shape.lines > 1 and not shape.alone
+    units = shape.lines if lines else max(1, shape.rows // rows)
+    unit_bytes = shape.line_bytes if lines else shape.line_bytes * rows // max(1, shape.rows)
     far = machine.l3_bandwidth if machine.l3 else machine.memory_bandwidth
     best: tuple[float, int] | None = None
     block = 1
@@ -220,7 +223,7 @@ def _blocks(
         if best is None or again < best[0] - 1:
             best = (again, block)
     assert best is not None
-    return (best[1], 0, best[0]) if shape.lines > 1 else (1, best[1], best[0])
+    return (best[1], 0, best[0]) if lines else (1, best[1], best[0])
 
 
 def pack(matrix: np.ndarray, columns: Columns) -> np.ndarray:
@@ -238,6 +241,49 @@ def pack(matrix: np.ndarray, columns: Columns) -> np.ndarray:
 def pack_vector(vector: np.ndarray, columns: Columns) -> np.ndarray:
     """``[..., count]`` padded as ``pack`` pads columns."""
     return pack(vector[..., None, :], columns)
+
+
+def accumulator(dtype: str) -> str:
+    """The element type that sums of products of ``dtype`` are kept in."""
+    if is_integer(dtype):
+        return "int64" if dtype in ("int64", "uint64") else dtype
+    return ACCUMULATORS[dtype]
+
+
+def split(dims: list[int], cycles: float) -> int:
+    """How many of the outer dimensions make up the tasks: as few as give enough tasks; 0 for little work."""
+    if cycles < WORTH_SHARING or math.prod(dims) == 1:
+        return 0
+    for i in range(1, len(dims) + 1):
+        if math.prod(dims[:i]) >= TASKS:
+            return i
+    return len(dims)
+
+
+def pack_draft(
+    source: Operand,
+    outer: list[list[int]],
+    axes: list[list[int]],
+    column: int,
+    columns: Columns,
+    dtype: str,
+    arg: Arg,
+) -> Draft:
+    """The phase ``[outer][axes][column]`` (extents and strides of ``source``) to packed columns at shared offset 0."""
+    depth = math.prod(a[0] for a in axes)
+    config = {
+        "type": source.type.dtype,
+        "span": source.span,
+        "dtype": dtype,
+        "outer": outer,
+        "axes": axes,
+        "column": column,
+        "depth": depth,
+        "packed": columns.packed,
+        "columns": columns.data(),
+    }
+    tasks = math.prod(o[0] for o in outer) * columns.groups
+    return Draft(KernelSpec("conv.pack", config), (arg, Arg("shared", 0)), tasks if tasks > 1 else None)
 
 
 # -- what a contraction template must know of its region ------------------------------------------------------------
@@ -288,10 +334,12 @@ def coordinates_matter(region: Region) -> bool:
     return any(op in ("iota", "trilu") or OPS[op].kind in (Kind.INJECTIVE, Kind.VIEW) for op in ops)
 
 
-def joinable(region: Region, inner: int, outer: int, inputs: Sequence[int]) -> bool:
-    """Whether the outputs and the given inputs (aligned at the right to the output) walk two output axes as one."""
+def joinable(region: Region, inner: int, outer: int, inputs: Sequence[int], extent: int | None = None) -> bool:
+    """Whether the outputs and the given inputs (aligned at the right to the output) walk two output axes as one.
+    ``extent`` is that of the inner axis with what has been joined to it already."""
     rank = region.anchor_type.rank
     dims = region.anchor_type.dims
+    reach = dims[inner] if extent is None else extent
     for operand in (*region.outputs, *(region.inputs[i] for i in inputs)):
         shift = rank - operand.type.rank
         own = [
@@ -300,7 +348,7 @@ def joinable(region: Region, inner: int, outer: int, inputs: Sequence[int]) -> b
         (d_out, s_out), (d_in, s_in) = own
         if dims[outer] == 1:
             continue
-        whole = d_out == dims[outer] and d_in == dims[inner] and s_out == s_in * dims[inner]
+        whole = d_out == dims[outer] and d_in == dims[inner] and s_out == s_in * reach
         if not (whole or (d_out == 1 and d_in == 1)):
             return False
     return True

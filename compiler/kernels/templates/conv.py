@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ...types import is_integer
 from ..expr import serialize
-from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _contract
 from ._tile import (
     GHZ,
-    TASKS,
-    WORTH_SHARING,
     Columns,
     Shape,
     Tile,
+    accumulator,
     choose,
     coordinates_matter,
     epilogue_inputs,
@@ -32,18 +30,12 @@ from ._tile import (
     inplace_pairs,
     joinable,
     pack,
+    pack_draft,
     pack_vector,
+    split,
 )
 
 _STATIC_TILES = 8  # border tiles that are written out; beyond, border points are computed one by one
-ACCUMULATORS = {"float32": "float32", "float16": "float32", "bfloat16": "float32", "float64": "float64"}
-
-
-def accumulator(dtype: str) -> str:
-    """The element type that sums of products of ``dtype`` are kept in."""
-    if is_integer(dtype):
-        return "int64" if dtype in ("int64", "uint64") else dtype
-    return ACCUMULATORS[dtype]
 
 
 class Geometry:
@@ -262,16 +254,6 @@ def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[in
     )
 
 
-def split(dims: list[int], cycles: float) -> int:
-    """How many of the outer dimensions make up the tasks: as few as give enough tasks; 0 for little work."""
-    if cycles < WORTH_SHARING or math.prod(dims) == 1:
-        return 0
-    for i in range(1, len(dims) + 1):
-        if math.prod(dims[:i]) >= TASKS:
-            return i
-    return len(dims)
-
-
 def reduction_major(w: np.ndarray, g: Geometry, planes: bool) -> np.ndarray:
     """Weights as ``[group, reduction, columns]`` in the order in which the kernel walks the reduction."""
     kernel = w.reshape(g.group, g.columns, g.depth, *g.kernel)
@@ -288,32 +270,6 @@ def packing_phase(region: Region, g: Geometry, columns: Columns, dtype: str, pla
     taps = [[n, step] for n, step in zip(g.kernel, [0] * (3 - g.rank) + s[2:], strict=True)]
     axes = [channel, *taps] if planes else [*taps, channel]
     return pack_draft(g.w, [[g.group, g.columns * s[0]]], axes, s[0], columns, dtype, Arg("in", w))
-
-
-def pack_draft(
-    source: Operand,
-    outer: list[list[int]],
-    axes: list[list[int]],
-    column: int,
-    columns: Columns,
-    dtype: str,
-    arg: Arg,
-) -> Draft:
-    """The phase ``[outer][axes][column]`` (extents and strides of ``source``) to packed columns at shared offset 0."""
-    depth = math.prod(a[0] for a in axes)
-    config = {
-        "type": source.type.dtype,
-        "span": source.span,
-        "dtype": dtype,
-        "outer": outer,
-        "axes": axes,
-        "column": column,
-        "depth": depth,
-        "packed": columns.packed,
-        "columns": columns.data(),
-    }
-    tasks = math.prod(o[0] for o in outer) * columns.groups
-    return Draft(KernelSpec("conv.pack", config), (arg, Arg("shared", 0)), tasks if tasks > 1 else None)
 
 
 TEMPLATE = Template("conv", ("conv",), plan, {"conv": _contract.emit, "conv.pack": _contract.emit_pack})
