@@ -110,6 +110,12 @@ class Context:
             raise NervureError(f"{what} has {array.size} elements", where=self.origin)
         return tuple(int(v) for v in array.reshape(-1))
 
+    def listed(self, n: OnnxNode, name: str, index: int, what: str) -> tuple[int, ...] | None:
+        """Integers that old opsets give as attribute ``name`` and new ones as input ``index``; None if absent."""
+        if (given := n.attr(name)) is not None:
+            return tuple(given)
+        return None if n.optional(index) is None else self.ints(n.optional(index), what)
+
     def axis(self, axis: int, rank: int) -> int:
         if not -rank <= axis < max(rank, 1):
             raise NervureError(f"axis {axis} does not exist in a tensor of rank {rank}", where=self.origin)
@@ -163,6 +169,8 @@ class Context:
 
     def guard(self, *types: TensorType) -> None:
         for t in types:
+            if t.rank > 32:
+                raise NervureError(f"a tensor of {t.rank} dimensions", where=self.origin)
             if t.nbytes > MAX_BYTES:
                 raise NervureError(
                     f"a tensor of {t.nbytes / 1e9:.3g} GB",

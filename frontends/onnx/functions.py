@@ -13,7 +13,6 @@ from onnx import AttributeProto, FunctionProto
 from ...compiler.ir import Value
 from ...errors import NervureError
 from .context import OnnxNode, Unsupported
-from .reader import opsets
 from .tensors import DTYPES
 
 if TYPE_CHECKING:
@@ -33,7 +32,11 @@ def expand(walker: Walker, body: FunctionProto, call: OnnxNode) -> list[Value]:
     walker.spend(len(body.node), call.path)
     attrs = {a.name: a for a in body.attribute_proto}
     attrs.update({a.name: a for a in _given(call)})
-    scope = call.scope.inside(call.path, opsets=opsets(body.opset_import), parent=None, attrs=attrs)
+    versions = {
+        **call.scope.opsets,
+        **{("" if e.domain == "ai.onnx" else e.domain): e.version for e in body.opset_import},
+    }
+    scope = call.scope.inside(call.path, opsets=versions, parent=None, attrs=attrs)
     for i, name in enumerate(body.input):
         scope.env[name] = call.optional(i)
     walker.run_nodes(body.node, scope)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from ...compiler.ir import Value
 from .context import Context, OnnxNode
 from .registry import Lowered, lowers
@@ -49,24 +47,38 @@ def attention(c: Context, n: OnnxNode) -> Lowered:
 
 def _mask(c: Context, n: OnnxNode, q: Value, keys: int) -> tuple[Value | None, bool]:
     """The mask (bool, or float to be added) and whether the plain causal rule is left to the operator."""
-    steps, dtype = c.shape(q)[2], c.dtype(q)
-    mask = _given_mask(c, n, keys, dtype)
+    steps = c.shape(q)[2]
+    mask = _given_mask(c, n, keys, c.dtype(q))
     causal, valid = bool(n.attr("is_causal", 0)), n.optional(6)
     left, right = n.attr("left_window_size", -1), n.attr("right_window_size", -1)
     past = c.shape(n.input(4))[2] if n.optional(4) is not None else 0
     if valid is None and past == 0 and left < 0 and right < 0 and not n.wants(3):
         return mask, causal
-    right = 0 if causal else right
-    allowed = None
     if valid is None:
-        if left >= 0 or right >= 0:
-            at = np.arange(keys)[None, :] - (np.arange(steps)[:, None] + past)
-            allowed = c.const(
-                (at >= (-left if left >= 0 else -keys - steps - past)) & (at <= (right if right >= 0 else keys))
-            )
-    else:
-        allowed = _valid(c, valid, steps, keys, left, right)
+        offset = c.scalar(past, "int64")
+    else:  # the valid keys, one number a batch row; the queries are the last of them
+        valid = c.reshape(c.cast(valid, "int64"), (*c.shape(valid), 1, 1, 1))
+        offset = c.op("sub", valid, c.scalar(steps, "int64"))
+    allowed = _window(c, (steps, keys), offset, left, 0 if causal else right)
+    if valid is not None:
+        allowed = _both(c, allowed, c.op("less", c.op("iota", shape=(steps, keys), axis=1, dtype="int64"), valid))
     return _joined(c, mask, allowed), False
+
+
+def _window(c: Context, shape: tuple[int, int], offset: Value, left: int, right: int) -> Value | None:
+    """Which of the keys (axis 1) each query (axis 0, at ``offset``) sees; -1 leaves a side open."""
+    allowed = None
+    key = c.op("iota", shape=shape, axis=1, dtype="int64")
+    query = c.op("add", c.op("iota", shape=shape, axis=0, dtype="int64"), offset)
+    if right >= 0:
+        allowed = c.op("less_equal", key, c.op("add", query, c.scalar(right, "int64")))
+    if left >= 0:
+        allowed = _both(c, allowed, c.op("greater_equal", key, c.op("sub", query, c.scalar(left, "int64"))))
+    return allowed
+
+
+def _both(c: Context, a: Value | None, b: Value) -> Value:
+    return b if a is None else c.op("logical_and", a, b)
 
 
 def _given_mask(c: Context, n: OnnxNode, keys: int, dtype: str) -> Value | None:
@@ -83,25 +95,6 @@ def _given_mask(c: Context, n: OnnxNode, keys: int, dtype: str) -> Value | None:
         wide = c.op("pad", wide, pads=pads, mode="constant", value=0 if flags else -math.inf)
         mask = c.cast(wide, "bool") if flags else wide
     return mask
-
-
-def _valid(c: Context, count: Value, steps: int, keys: int, left: int, right: int) -> Value:
-    """Which keys each query may see when ``count`` [B] keys are valid and the queries are the last of them."""
-    shape = (steps, keys)
-    count = c.reshape(c.cast(count, "int64"), (*c.shape(count), 1, 1, 1))
-    key = c.op("iota", shape=shape, axis=1, dtype="int64")
-    allowed = c.op("less", key, count)
-    if left >= 0 or right >= 0:
-        query = c.op(
-            "add", c.op("iota", shape=shape, axis=0, dtype="int64"), c.op("sub", count, c.scalar(steps, "int64"))
-        )
-        if right >= 0:
-            last = c.op("add", query, c.scalar(right, "int64"))
-            allowed = c.op("logical_and", allowed, c.op("less_equal", key, last))
-        if left >= 0:
-            first = c.op("sub", query, c.scalar(left, "int64"))
-            allowed = c.op("logical_and", allowed, c.op("greater_equal", key, first))
-    return allowed
 
 
 def _joined(c: Context, mask: Value | None, allowed: Value | None) -> Value | None:

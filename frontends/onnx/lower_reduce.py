@@ -10,15 +10,11 @@ from ...compiler.ir import Value
 from .context import Context, OnnxNode
 from .registry import Lowered, lowers
 
-INPUT_AXES = {"ReduceSum": 13}  # from this opset the axes are an input; the others followed in 18
-
 
 def axes_of(c: Context, n: OnnxNode) -> tuple[int, ...]:
     """The reduced axes, sorted; none where an empty list means "do nothing"."""
     rank = c.rank(n.input(0))
-    given = n.attr("axes")
-    if n.version >= INPUT_AXES.get(n.op_type, 18) and n.optional(1) is not None:
-        given = c.ints(n.optional(1), "the axes of a reduction")
+    given = c.listed(n, "axes", 1, "the axes of a reduction")
     if not given:
         return () if n.attr("noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(sorted({c.axis(a, rank) for a in given}))

@@ -14,14 +14,6 @@ from .registry import Lowered, lowers
 from .tensors import MAX_BYTES
 
 
-def _axes(c: Context, n: OnnxNode, since: int) -> tuple[int, ...] | None:
-    """Axes as an attribute, or as an input from opset ``since`` on; None if not given."""
-    if n.version < since:
-        given = n.attr("axes")
-        return None if given is None else tuple(given)
-    return None if n.optional(1) is None else c.ints(n.optional(1), "the axes")
-
-
 @lowers("Shape")
 def shape(c: Context, n: OnnxNode) -> Lowered:
     dims = c.shape(n.input(0))
@@ -61,13 +53,13 @@ def flatten(c: Context, n: OnnxNode) -> Lowered:
 @lowers("Squeeze")
 def squeeze(c: Context, n: OnnxNode) -> Lowered:
     x = n.input(0)
-    axes = _axes(c, n, 13)
+    axes = c.listed(n, "axes", 1, "the axes")
     return c.squeeze(x, [i for i, d in enumerate(c.shape(x)) if d == 1] if axes is None else axes)
 
 
 @lowers("Unsqueeze")
 def unsqueeze(c: Context, n: OnnxNode) -> Lowered:
-    return c.unsqueeze(n.input(0), _axes(c, n, 13) or ())
+    return c.unsqueeze(n.input(0), c.listed(n, "axes", 1, "the axes") or ())
 
 
 @lowers("Expand")

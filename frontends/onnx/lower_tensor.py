@@ -20,13 +20,10 @@ def split(c: Context, n: OnnxNode) -> Lowered:
     x = n.input(0)
     axis = c.axis(n.attr("axis", 0), c.rank(x))
     size, parts = c.shape(x)[axis], len(n.outputs)
-    sizes = n.attr("split")
-    if n.version >= 13 and n.optional(1) is not None:
-        sizes = c.ints(n.optional(1), "the sizes of a split")
+    sizes = c.listed(n, "split", 1, "the sizes of a split")
     if sizes is None:
-        parts = n.attr("num_outputs", parts)
-        chunk = -(-size // parts)
-        sizes = [max(0, min(chunk, size - i * chunk)) for i in range(parts)]
+        chunk = -(-size // n.attr("num_outputs", parts))
+        sizes = tuple(max(0, min(chunk, size - i * chunk)) for i in range(parts))
     if sum(sizes) != size or any(s < 0 for s in sizes):
         raise NervureError(f"a split of {size} into {list(sizes)}", where=n.path)
     stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
@@ -36,12 +33,10 @@ def split(c: Context, n: OnnxNode) -> Lowered:
 @lowers("Slice")
 def slice_(c: Context, n: OnnxNode) -> Lowered:
     x = n.input(0)
-    if n.version < 10:
-        starts, ends, axes, steps = n.attr("starts"), n.attr("ends"), n.attr("axes"), None
-    else:
-        starts, ends = c.ints(n.input(1), "the starts of a slice"), c.ints(n.input(2), "the ends of a slice")
-        axes = None if n.optional(3) is None else c.ints(n.optional(3), "the axes of a slice")
-        steps = None if n.optional(4) is None else c.ints(n.optional(4), "the steps of a slice")
+    names = ("starts", "ends", "axes", "steps")
+    starts, ends, axes, steps = (c.listed(n, name, 1 + i, f"{name} of a slice") for i, name in enumerate(names))
+    if starts is None or ends is None:
+        raise NervureError("a slice needs starts and ends", where=n.path)
     bounds = normal_slice(c.shape(x), starts, ends, steps, axes)
     whole = all(b == (0, d, 1) for b, d in zip(zip(*bounds.values(), strict=True), c.shape(x), strict=True))
     return x if whole else c.op("slice", x, **bounds)

@@ -15,6 +15,8 @@ from ...errors import NervureError
 
 MAX_BYTES = 1 << 33  # of one tensor: beyond this a file is taken for broken or hostile
 
+MAX_DENSE = 1 << 28  # of a sparse tensor that is written out
+
 # ONNX element type -> ours. Narrow integers and float8 have no type of their own here: constants are widened.
 DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -181,7 +183,7 @@ def sparse_to_array(sparse: onnx.SparseTensorProto, where: str, external: Extern
     values = to_array(sparse.values, where, external)
     indices = to_array(sparse.indices, where, external)
     size = math.prod(dims)
-    if any(d < 0 for d in dims) or size * values.itemsize > MAX_BYTES:
+    if any(d < 0 for d in dims) or size * values.itemsize > MAX_DENSE:
         raise NervureError("a stored tensor has an impossible shape", where=where, why=str(list(dims)[:64]))
     flat = np.zeros(size, dtype=values.dtype)
     try:
