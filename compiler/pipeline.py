@@ -38,6 +38,7 @@ class Options:
     threads: int = 1
     max_ram: int | None = None
     name: str = "model"
+    fast: tuple[tuple[str, int], ...] = ()  # (name, bytes) of memories beside the arena, fastest first
     check: bool = False  # Graph.check() between passes (tests)
 
     def choices(self) -> Choices:
@@ -53,26 +54,26 @@ class EntryGraph:
     bindings: Mapping[str, int] = field(default_factory=dict)
 
 
-def plan_program(
-    entries: Sequence[EntryGraph], machine: Machine, options: Options
-) -> tuple[Program, Pool]:
+def plan_program(entries: Sequence[EntryGraph], machine: Machine, options: Options) -> tuple[Program, Pool]:
     """Graphs to a Program: passes, fusion, layout, kernels chosen, memory planned. Nothing is compiled yet."""
     pool = Pool()
+    fast = [nbytes for _, nbytes in options.fast]
     built = []
     for item in entries:
         graph = canonicalize(item.graph, check=options.check)
         fused = fuse(graph)
         if options.check:
             fused.check()
-        built.append(build_entry(fused, machine, options.choices(), pool, item.function, item.bindings))
-    arena = max((e.region_bytes[0] for e in built), default=0)
+        built.append(build_entry(fused, machine, options.choices(), pool, item.function, item.bindings, fast))
+    names = ("arena", *(name for name, _ in options.fast))
+    regions = [Region(n, max((e.region_bytes[i] for e in built), default=0)) for i, n in enumerate(names)]
     program = Program(
         options.name,
         tuple(built),
         const=bytes(pool.const),
         params=tuple(pool.params.values()),
         states=tuple(pool.states.values()),
-        regions=(Region("arena", arena),),
+        regions=tuple(regions),
         meta=_facts(entries, options),
     )
     _check_ram(program, options)

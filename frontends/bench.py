@@ -36,7 +36,9 @@ class Peer:
 
     @property
     def name(self) -> str:
-        return self.kind if self.mode == "run" else f"{self.kind} ({'invoke' if self.kind == 'nervure' else 'io_binding'})"
+        return (
+            self.kind if self.mode == "run" else f"{self.kind} ({'invoke' if self.kind == 'nervure' else 'io_binding'})"
+        )
 
 
 def bench(

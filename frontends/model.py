@@ -21,7 +21,7 @@ class Report:
     """What a compile is known to cost, exactly. All sizes in bytes.
 
     ``arena_bytes`` is everything that a run needs with the model's number of threads (inputs, outputs and scratch
-    counted); ``arena_lower_bound_bytes`` the largest live set in logical bytes; ``code_bytes`` the file without weights.
+    counted); ``arena_lower_bound_bytes`` the largest live set in logical bytes; ``code_bytes`` the file less weights.
     ``layers`` has one row a step: ``name``, ``op``, ``flops``, ``bytes``, ``weight_bytes``, ``detail``, ``origin``.
     """
 

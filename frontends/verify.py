@@ -92,9 +92,7 @@ class Check:
         return max(self.errors.values(), default=0.0)
 
 
-def verify(
-    artifact: Artifact, model: Path, sets: Mapping[str, Mapping[str, np.ndarray]]
-) -> list[Check]:
+def verify(artifact: Artifact, model: Path, sets: Mapping[str, Mapping[str, np.ndarray]]) -> list[Check]:
     """Compares an artifact with ONNX Runtime on each set of inputs, here or in its machine's emulator."""
     session = reference_session(model)
     names = [o.name for o in session.get_outputs()]
@@ -124,6 +122,4 @@ def emulate(artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int =
     outputs = emulator.run(
         artifact.path, machine, prefix=artifact.prefix, entry=0, inputs=given, output_bytes=sizes, threads=threads
     )
-    return [
-        np.frombuffer(data, dtype=p.dtype).reshape(p.shape) for data, p in zip(outputs, entry.outputs, strict=True)
-    ]
+    return [np.frombuffer(data, dtype=p.dtype).reshape(p.shape) for data, p in zip(outputs, entry.outputs, strict=True)]

@@ -1,4 +1,4 @@
-"""From a TIR function to an object file of plain C functions: ``void k(T *a, T *b, ... [, int32_t begin, int32_t end])``.
+"""From a TIR function to an object file of plain C: ``void k(T *a, T *b, ... [, int32_t begin, int32_t end])``.
 
 No TVM symbol stays behind: buffer parameters become typed pointers, the one parallel loop becomes a range that the
 caller hands out, and the packed calling convention is never made. Runs in worker processes only.

@@ -80,7 +80,7 @@ class _Worker:
         )
 
     def _start(self) -> None:
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TVM_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.worker"],

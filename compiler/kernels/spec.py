@@ -90,7 +90,7 @@ class Region:
 @dataclass(frozen=True)
 class Arg:
     """What a kernel's pointer argument points at: ``in``/``out`` (region operand ``index``), ``const`` (packed array
-    ``index`` of the plan), ``shared`` (scratch of the step) or ``worker`` (each worker's own scratch) at ``offset`` bytes."""
+    ``index`` of the plan), ``shared`` (scratch of the step) or ``worker`` (each worker's own) at ``offset`` bytes."""
 
     kind: str
     index: int = 0

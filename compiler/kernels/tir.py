@@ -157,7 +157,7 @@ class Builder:
         self.emit(For(var, 0, extent, _KINDS[kind], body))
 
     def parallel(self, tasks: int, name: str = "task") -> Any:
-        """The loop whose range the runtime hands out to its workers: outermost, and the only statement of the kernel."""
+        """The loop whose range the runtime hands out to its workers: outermost, the kernel's only statement."""
         return self.loop(tasks, "parallel", name)
 
     @contextmanager
@@ -186,6 +186,22 @@ class Builder:
     def call(self, name: str, dtype: str, *args: Expr) -> Expr:
         """A pure LLVM intrinsic by name, e.g. ``llvm.fma.v16f32``."""
         return tirx.call_llvm_pure_intrin(dtype, name, *args)
+
+    def instruction(self, row: Any, **operands: Expr) -> Expr:
+        """Applies one instruction row of a target (``targets.machine.Instruction``) to its named operands."""
+        held: dict[str, Expr] = dict(operands)
+        for step in row.body:
+            args = [
+                reinterpreted(held[a] if isinstance(a, str) else _spread(a, kind), kind)
+                for a, kind in zip(step.args, step.arg_dtypes, strict=True)
+            ]
+            if step.function == "add":
+                held[step.out] = args[0] + args[1]
+            elif step.function == "bitcast":
+                held[step.out] = reinterpreted(args[0], step.dtype)
+            else:
+                held[step.out] = self.call(step.function, step.dtype, *args)
+        return held[row.body[-1].out]
 
     def fold(self, parts: Sequence[Expr], combine: Any) -> Expr:
         """Combines in a fixed tree, so that the result does not depend on anything but the number of parts."""
@@ -223,6 +239,16 @@ class Builder:
     def _fresh(self, name: str) -> str:
         self._names += 1
         return f"{name}_{self._names}"
+
+
+def reinterpreted(expr: Expr, dtype: str) -> Expr:
+    """The same bits as another type."""
+    return expr if str(expr.ty.dtype) == dtype else tirx.reinterpret(dtype, expr)
+
+
+def _spread(value: int, dtype: str) -> Expr:
+    element, _, lanes = dtype.partition("x")
+    return constant(value, element, int(lanes or 1))
 
 
 def _sequence(statements: list[Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -67,14 +67,16 @@ def build_entry(
     pool: Pool,
     function: str = "infer",
     bindings: Mapping[str, int] | None = None,
+    fast: Sequence[int] = (),
 ) -> Entry:
-    """Plans one entry point of a fused, static graph. Raises NervureError where an operation has no kernel."""
+    """Plans one entry point of a fused, static graph. ``fast``: bytes of the memories beside the arena.
+    Raises NervureError where an operation has no kernel."""
     layout, jobs = _lay_out_and_select(graph, machine, choices)
     order = _order(layout)
     tasks = [t for key in order for t in _tasks(layout, key, jobs.get(key, []))]
     tasks += _binding_copies(layout, tasks, machine, choices)
     merged = _merge_in_place(layout, tasks)
-    return _Planner(layout, tasks, merged, pool).entry(function, dict(bindings or {}))
+    return _Planner(layout, tasks, merged, pool, fast).entry(function, dict(bindings or {}))
 
 
 def _lay_out_and_select(graph: Graph, machine: Machine, choices: Choices) -> tuple[Layout, dict[int, list[Job]]]:
@@ -133,9 +135,7 @@ def _binding_copies(layout: Layout, tasks: list[_Task], machine: Machine, choice
         copy_layout = Layout(single)
         copy_layout.places = {source: layout.places[value], result: target}
         job = select(copy_layout, machine, choices)[result.node][0]
-        found.append(
-            _Task(replace(job, inputs=(value,), outputs=(Value(stored),)), (layout.places[value],), (target,))
-        )
+        found.append(_Task(replace(job, inputs=(value,), outputs=(Value(stored),)), (layout.places[value],), (target,)))
     return found
 
 
@@ -151,7 +151,7 @@ def _last_reads(layout: Layout, tasks: list[_Task]) -> dict[int, int]:
 
 
 def _merge_in_place(layout: Layout, tasks: list[_Task]) -> dict[int, int]:
-    """``buffer -> buffer`` whose memory it takes over, where a kernel may write over an input that nothing reads after it."""
+    """``buffer -> buffer`` whose memory it takes over: a kernel may write over an input that nothing reads later."""
     last = _last_reads(layout, tasks)
     merged: dict[int, int] = {}
 
@@ -191,11 +191,22 @@ def _written_before(tasks: list[_Task], t: int, buffer: int) -> bool:
 
 
 class _Planner:
-    """Assigns addresses and writes the entry down."""
+    """Assigns addresses and writes the entry down.
 
-    def __init__(self, layout: Layout, tasks: list[_Task], merged: Mapping[int, int], pool: Pool) -> None:
+    ``fast`` are the bytes of memories beside the arena (regions 1, 2, ...), fastest first: each takes the buffers that
+    are touched most often for their size and fit together.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        tasks: list[_Task],
+        merged: Mapping[int, int],
+        pool: Pool,
+        fast: Sequence[int] = (),
+    ) -> None:
         self.layout, self.graph, self.tasks, self.pool = layout, layout.graph, tasks, pool
-        self.merged = merged
+        self.merged, self.fast = merged, fast
         self.worker_bytes = max((_aligned(t.job.plan.worker_bytes) for t in tasks), default=0)
         self._lifetimes()
 
@@ -223,13 +234,40 @@ class _Planner:
         self.lower_bound = lower_bound(spans)
         self.scratch = [t for t, task in enumerate(self.tasks) if task.job.plan.shared_bytes]
         spans += [Span(self.tasks[t].job.plan.shared_bytes, t, t) for t in self.scratch]
-        offsets, self.arena = place(spans) if spans else ([], 0)
-        self.offsets = dict(zip(self.homes, offsets, strict=False))
-        self.scratch_at = dict(zip(self.scratch, offsets[len(self.homes) :], strict=True))
+        at, self.region_bytes = self._addresses(spans)
+        self.addresses = dict(zip(self.homes, at, strict=False))
+        self.scratch_at = dict(zip(self.scratch, at[len(self.homes) :], strict=True))
         self.buffers = tuple(
-            Buffer(self.graph.tensor_name(self.layout.buffers[b].root), 0, self.offsets[b], s.nbytes, s.first, s.last)
+            Buffer(self.graph.tensor_name(self.layout.buffers[b].root), *self.addresses[b], s.nbytes, s.first, s.last)
             for b, s in zip(self.homes, spans, strict=False)
         )
+
+    def _addresses(self, spans: Sequence[Span]) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+        """``(region, offset)`` of each span, and the bytes of every region."""
+        left = list(range(len(spans)))
+        found: dict[int, tuple[int, int]] = {}
+        sizes = [0]
+        for region, capacity in enumerate(self.fast, start=1):
+            chosen: list[int] = []
+            for i in sorted(left, key=lambda i: (-self._heat(i) / max(1, spans[i].nbytes), i)):
+                _, top = place([spans[k] for k in [*chosen, i]])
+                if top <= capacity:
+                    chosen.append(i)
+            offsets, top = place([spans[k] for k in chosen]) if chosen else ([], 0)
+            found |= {k: (region, o) for k, o in zip(chosen, offsets, strict=True)}
+            sizes.append(top)
+            left = [k for k in left if k not in found]
+        offsets, sizes[0] = place([spans[k] for k in left]) if left else ([], 0)
+        found |= {k: (0, o) for k, o in zip(left, offsets, strict=True)}
+        return [found[i] for i in range(len(spans))], tuple(sizes)
+
+    def _heat(self, index: int) -> float:
+        """How many bytes the steps move to and from a buffer."""
+        if index >= len(self.homes):
+            return 2.0 * self.tasks[self.scratch[index - len(self.homes)]].job.plan.shared_bytes
+        home = self.homes[index]
+        touches = sum(self._home(p.buffer) == home for t in self.tasks for p in (*t.inputs, *t.outputs))
+        return float(touches * self.layout.buffers[home].nbytes)
 
     def ref(self, at: Place, value: Value) -> Ref:
         """The address of a placed tensor."""
@@ -240,10 +278,13 @@ class _Planner:
         if storage.kind == "const":
             return Ref("const", self.pool.add(node.array) + skip)
         if storage.kind in ("param", "state"):
-            return Ref(storage.kind, self.pool.stored(storage.kind, node.names[0], self.graph, storage.root.node) + skip)
+            return Ref(
+                storage.kind, self.pool.stored(storage.kind, node.names[0], self.graph, storage.root.node) + skip
+            )
         if storage.kind in ("input", "output"):
             return Ref(storage.kind, skip, storage.index)
-        return Ref("region", self.offsets[home] + skip, 0)
+        region, offset = self.addresses[home]
+        return Ref("region", offset + skip, region)
 
     def step(self, t: int) -> Step:
         task = self.tasks[t]
@@ -258,7 +299,8 @@ class _Planner:
             if arg.kind == "const":
                 return Ref("const", packed[arg.index] + arg.offset)
             if arg.kind == "shared":
-                return Ref("region", self.scratch_at[t] + arg.offset, 0)
+                region, offset = self.scratch_at[t]
+                return Ref("region", offset + arg.offset, region)
             return Ref("worker", arg.offset)
 
         phases = []
@@ -297,7 +339,7 @@ class _Planner:
             steps,
             worker_bytes=self.worker_bytes,
             bindings=bindings,
-            region_bytes=(self.arena,),
+            region_bytes=self.region_bytes,
             lower_bound=self.lower_bound,
             buffers=self.buffers,
         )
@@ -306,7 +348,8 @@ class _Planner:
         for b in self.homes:
             storage = self.layout.buffers[b]
             if storage.kind == kind and storage.index == index:
-                return Ref("region", self.offsets[b], 0)
+                region, offset = self.addresses[b]
+                return Ref("region", offset, region)
         return Ref("region", 0, 0)  # an input that nothing reads
 
 
@@ -323,5 +366,3 @@ def _flops(body: Graph) -> float:
             args = tuple(None if a is None else body.type(a) for a in body.args(key))
             total += rule(Call(args, node.attrs)).flops
     return total
-
-

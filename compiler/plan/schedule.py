@@ -99,7 +99,7 @@ def _greedy(
     result: list[int] = []
     while ready:
 
-        def growth(k: int) -> tuple[int, int]:
+        def growth(k: int, alive: frozenset[int] = frozenset(alive)) -> tuple[int, int]:
             reads, writes = touched[k]
             gained = sum(nbytes(b) for b in writes if b not in alive)
             freed = sum(nbytes(b) for b in reads if readers[b] == 1)

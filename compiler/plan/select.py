@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-
 from ...errors import NervureError
 from ...targets.machine import Machine
 from ..ir import Graph, Value
@@ -68,7 +67,9 @@ def select(layout: Layout, machine: Machine, choices: Choices) -> dict[int, list
     if failed:
         raise NoTemplate(failed)
     chosen = _within_budget(graph, proposals, choices)
-    return {key: [_with_plan(job, chosen[key, i]) for i, (job, _) in enumerate(found)] for key, found in proposals.items()}
+    return {
+        key: [_with_plan(job, chosen[key, i]) for i, (job, _) in enumerate(found)] for key, found in proposals.items()
+    }
 
 
 def _with_plan(job: Job, plan: Plan) -> Job:
@@ -161,7 +162,11 @@ def _left_unpacked(graph: Graph, proposals: Mapping[int, list[tuple[Job, list[Pl
 
 def no_kernel(graph: Graph, nodes: Sequence[int], machine: Machine) -> NervureError:
     """The error for regions that no template serves, all of them at once."""
-    lines = [f"{op_label(graph.node(n).attrs['body'])} -> {graph.node(n).types[0]}" for n in nodes if graph.node(n).op == "fused"]
+    lines = [
+        f"{op_label(graph.node(n).attrs['body'])} -> {graph.node(n).types[0]}"
+        for n in nodes
+        if graph.node(n).op == "fused"
+    ]
     where = [o for n in nodes for o in graph.node(n).origin[:1]]
     return NervureError(
         f"no kernel for {len(nodes)} operation(s) on {machine.name}: {'; '.join(lines[:5])}",
@@ -169,5 +174,3 @@ def no_kernel(graph: Graph, nodes: Sequence[int], machine: Machine) -> NervureEr
         why="no template accepts these element types or shapes",
         hint="cast to float32 before the operation, or report the model",
     )
-
-
