@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,11 +47,3 @@ def check_array(value: Any, port: Port, kind: str, *, copy: bool = True, write: 
         needs = "contiguous, aligned" + (" and writable" if write else "")
         raise NervureError(f"{kind} {port.name!r} cannot be bound: the array must be {needs}")
     return np.require(array, requirements=["C", "A"])
-
-
-class Pointers:
-    """A C table of array addresses; it keeps the arrays alive."""
-
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        self.arrays = arrays
-        self.table = (ctypes.c_void_p * max(len(arrays), 1))(*[a.__array_interface__["data"][0] for a in arrays])

@@ -77,13 +77,19 @@ class Artifact:
 
     path: Path
     size: int
-    sha256: str
+    digest: str  # of all bytes but its own
     bits: int
     machine: int
     block: dict[str, Any]
     entries: tuple[Entry, ...]
     params: tuple[Stored, ...]
     states: tuple[Stored, ...]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file, read anew."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def name(self) -> str:
@@ -187,7 +193,7 @@ def read_artifact(path: str | Path) -> Artifact:
         return Artifact(
             path=path,
             size=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
+            digest=data[note[0] : note[0] + DIGEST_BYTES].hex(),
             bits=bits,
             machine=machine,
             block=block,

@@ -65,12 +65,12 @@ def open_library(artifact: Artifact) -> Library:
     """
     path = str(artifact.path.resolve())
     with _lock:
-        known = _opened.setdefault(path, artifact.sha256)
+        known = _opened.setdefault(path, artifact.digest)
     try:
-        if known == artifact.sha256:
+        if known == artifact.digest:
             return Library(artifact, ctypes.CDLL(path))
         with tempfile.TemporaryDirectory(prefix="nervure-") as folder:
-            link = Path(folder) / f"{artifact.sha256[:16]}.so"
+            link = Path(folder) / f"{artifact.digest[:16]}.so"
             os.symlink(path, link)
             return Library(artifact, ctypes.CDLL(str(link)))
     except OSError as error:

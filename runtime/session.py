@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import NervureError
-from .arrays import Pointers, check_array, empty, host_dtype
+from .arrays import check_array, empty, host_dtype
 from .artifact import Artifact, Entry, Port, read_artifact
 from .library import Library, open_library
+from .variant import Variant, by_name, check_names, choose, port_list
 
 __all__ = ["Session", "load"]
 
@@ -55,25 +56,29 @@ class Session:
         self._context = context
         self._run: Callable[..., int] = library.function("run")
         self._bound: tuple[Any, ...] = ()
-        self._entries: dict[str, list[Entry]] = {}
-        for entry in self.artifact.entries:
-            self._entries.setdefault(entry.function, []).append(entry)
+        self._variants: dict[str, list[Variant]] = {}
+        for number, entry in enumerate(self.artifact.entries):
+            variant = Variant(entry, number)
+            self._variants.setdefault(entry.function, []).append(variant)
+            if entry.name != entry.function:
+                self._variants.setdefault(entry.name, []).append(variant)
+        self._default = "infer" if "infer" in self._variants else next(iter(self._variants), "infer")
         self.close = weakref.finalize(self, _close, library, context, self._memory)
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
     @property
     def entries(self) -> list[str]:
-        """Functions of the model, ``infer`` first."""
-        return sorted(self._entries, key=lambda n: (n != "infer", n))
+        """Functions of the model (``infer``, ``train_step``, ...)."""
+        return list(dict.fromkeys(e.function for e in self.artifact.entries))
 
     def get_inputs(self, entry: str | None = None) -> list[Port]:
-        """Inputs (``name``, ``shape``, ``type``, ``dtype``) of an entry, by default of the first."""
-        return list(self.artifact.entry(entry or self.entries[0]).inputs)
+        """Inputs (``name``, ``shape``, ``type``, ``dtype``) of an entry, by default of ``infer``."""
+        return list(self._entry(entry).inputs)
 
     def get_outputs(self, entry: str | None = None) -> list[Port]:
-        """Outputs (``name``, ``shape``, ``type``, ``dtype``) of an entry, by default of the first."""
-        return list(self.artifact.entry(entry or self.entries[0]).outputs)
+        """Outputs (``name``, ``shape``, ``type``, ``dtype``) of an entry, by default of ``infer``."""
+        return list(self._entry(entry).outputs)
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -85,18 +90,20 @@ class Session:
         ``inputs`` are arrays by name, of exactly the model's dtypes and shapes (contiguous ones are not copied). Where
         the model was compiled for several shapes, those of the inputs choose.
         """
-        chosen, arrays = self._choose(entry, inputs)
-        wanted = self._wanted(chosen, output_names)
-        outputs = [empty_like(port) for port in chosen.outputs]
-        given, results = Pointers(arrays), Pointers(outputs)
-        self._check(self._run(self._context, self._number(chosen), given.table, results.table))
-        return [_valid(outputs, chosen.outputs, i) for i in wanted]
+        variant = choose(self._family(entry), inputs, self.artifact)
+        arrays, outputs = variant.inputs(inputs), variant.outputs()
+        places = None if output_names is None else variant.wanted(output_names, self.artifact)
+        status = self._run(self._context, variant.number, *variant.tables(arrays, outputs))
+        if status:
+            self._fail(status)
+        results = variant.trim(outputs)
+        return results if places is None else [results[i] for i in places]
 
     def __call__(self, *arrays: Any, **named: Any) -> np.ndarray | tuple[np.ndarray, ...]:
         """``run`` with inputs in order or by name; the output, or a tuple where there are several."""
         ports = self.get_inputs()
         if len(arrays) > len(ports):
-            raise NervureError(f"{len(arrays)} inputs given", why=f"the model takes {len(ports)}: {_list(ports)}")
+            raise NervureError(f"{len(arrays)} inputs given", why=f"the model takes {len(ports)}: {port_list(ports)}")
         feeds = {port.name: array for port, array in zip(ports, arrays, strict=False)}
         twice = sorted(feeds.keys() & named.keys())
         if twice:
@@ -112,21 +119,18 @@ class Session:
         Without ``outputs`` (or for those not named) arrays are made. Returns all outputs in order. Outputs with a count
         hold their full bound.
         """
-        feeds = self._named(inputs, self.artifact.entry(entry or self.entries[0]).inputs)
-        chosen, arrays = self._choose(entry, feeds, copy=False)
-        given = self._named(outputs, chosen.outputs)
-        self._unknown(given, chosen.outputs, "output")
-        held = [
-            check_array(given[port.name], port, "output", copy=False, write=True)
-            if port.name in given
-            else empty_like(port)
-            for port in chosen.outputs
-        ]
-        sources, targets = Pointers(arrays), Pointers(held)
-        number = ctypes.c_int(self._number(chosen))
-        self._bound = (self._context, number, sources.table, targets.table)
-        self._kept = (sources, targets)
-        return held
+        feeds = by_name(inputs, self._entry(entry).inputs)
+        variant = choose(self._family(entry), feeds, self.artifact)
+        arrays, held = variant.inputs(feeds, copy=False), variant.outputs()
+        ports = variant.entry.outputs
+        given = by_name(outputs, ports)
+        check_names(given, ports, "output", self.artifact)
+        for i, port in enumerate(ports):
+            if port.name in given:
+                held[i] = check_array(given[port.name], port, "output", copy=False, write=True)
+        self._bound = (self._context, ctypes.c_int(variant.number), *variant.tables(arrays, held))
+        self._kept = (arrays, held)
+        return list(held)
 
     def invoke(self) -> None:
         """Runs the model on the arrays given to ``bind``, without any further check."""
@@ -171,7 +175,7 @@ class Session:
     def _store(self, kind: str, values: Mapping[str, Any]) -> None:
         rows = self.artifact.params if kind == "param" else self.artifact.states
         ports = [Port(s.name, s.dtype, s.shape) for s in rows]
-        self._unknown(values, ports, kind)
+        check_names(values, ports, kind, self.artifact)
         checked = [(i, check_array(values[p.name], p, kind)) for i, p in enumerate(ports) if p.name in values]
         for i, array in checked:
             self._view(kind, i)[...] = array
@@ -191,11 +195,11 @@ class Session:
     ) -> list[dict[str, Any]]:
         """Mean times of the steps: the report's rows (name, op, flops, ...) with ``seconds``.
 
-        Without ``inputs`` the model runs on zeros.
+        Without ``inputs`` the model runs on zeros. States move on by ``runs + 1`` calls.
         """
         if inputs is None:
             inputs = {p.name: np.zeros(p.shape, host_dtype(p.dtype)) for p in self.get_inputs(entry)}
-        chosen, _ = self._choose(entry, inputs)
+        chosen = choose(self._family(entry), inputs, self.artifact).entry
         self.run(None, inputs, entry=chosen.name)  # warm, and derived copies fresh
         ticks = np.zeros(max(len(chosen.steps), 1), np.uint64)
         self._check(self._library.call("profile", self._context, None, None, ticks.ctypes.data))
@@ -206,66 +210,15 @@ class Session:
             self._check(self._library.call("profile", self._context, None, None, None))
         return [{**s, "seconds": int(t) * 1e-9 / max(runs, 1)} for s, t in zip(chosen.steps, ticks, strict=False)]
 
-    # -- checks ----------------------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _number(self, entry: Entry) -> int:
-        return self.artifact.entries.index(entry)
+    def _family(self, entry: str | None) -> list[Variant]:
+        """All variants of an entry point."""
+        family = self._variants.get(entry or self._default)
+        return family if family is not None else [Variant(self.artifact.entry(entry or self._default), 0)]
 
-    def _variants(self, entry: str | None) -> list[Entry]:
-        name = entry or self.entries[0]
-        return self._entries.get(name) or [self.artifact.entry(name)]
-
-    def _choose(
-        self, entry: str | None, inputs: Mapping[str, Any], *, copy: bool = True
-    ) -> tuple[Entry, list[np.ndarray]]:
-        """The variant whose input shapes fit, and the checked inputs in its order."""
-        variants = self._variants(entry)
-        chosen = variants[0]
-        self._unknown(inputs, chosen.inputs, "input")
-        missing = [p.name for p in chosen.inputs if p.name not in inputs]
-        if missing:
-            raise NervureError(
-                f"input {missing[0]!r} is not given",
-                where=str(self.artifact.path),
-                why=f"inputs: {_list(chosen.inputs)}",
-            )
-        if len(variants) > 1:
-            shapes = {name: np.shape(array) for name, array in inputs.items()}
-            fitting = [v for v in variants if all(shapes[p.name] == p.shape for p in v.inputs)]
-            if not fitting:
-                raise NervureError(
-                    "no compiled variant has these input shapes",
-                    where=str(self.artifact.path),
-                    why=f"got {', '.join(f'{n} {list(s)}' for n, s in shapes.items())}; "
-                    + f"compiled for {' or '.join(_list(v.inputs) for v in variants)}",
-                    hint="compile the model with this shape too (--shape)",
-                )
-            chosen = fitting[0]
-        return chosen, [check_array(inputs[p.name], p, "input", copy=copy) for p in chosen.inputs]
-
-    def _wanted(self, entry: Entry, names: Sequence[str] | None) -> list[int]:
-        if names is None:
-            return list(range(len(entry.outputs)))
-        places = {p.name: i for i, p in enumerate(entry.outputs)}
-        self._unknown({n: None for n in names}, entry.outputs, "output")
-        return [places[n] for n in names]
-
-    def _named(self, arrays: Arrays | None, ports: Sequence[Port]) -> Mapping[str, Any]:
-        if arrays is None:
-            return {}
-        if isinstance(arrays, Mapping):
-            return arrays
-        if len(arrays) != len(ports):
-            raise NervureError(f"{len(arrays)} arrays given for {len(ports)}: {_list(ports)}")
-        return {port.name: array for port, array in zip(ports, arrays, strict=True)}
-
-    def _unknown(self, given: Mapping[str, Any], ports: Sequence[Port], kind: str) -> None:
-        known = {p.name for p in ports}
-        for name in given:
-            if name not in known:
-                raise NervureError(
-                    f"the model has no {kind} {name!r}", where=str(self.artifact.path), why=f"{kind}s: {_list(ports)}"
-                )
+    def _entry(self, entry: str | None) -> Entry:
+        return self._family(entry)[0].entry
 
     def _check(self, status: int) -> None:
         if status:
@@ -284,20 +237,3 @@ class Session:
 def _close(library: Library, context: ctypes.c_void_p, memory: np.ndarray) -> None:
     """Ends the workers; ``memory`` is only kept alive until then."""
     library.call("destroy", context)
-
-
-def empty_like(port: Port) -> np.ndarray:
-    return np.empty(port.shape, host_dtype(port.dtype))
-
-
-def _list(ports: Sequence[Port]) -> str:
-    return ", ".join(f"{p.name} {p.dtype}{list(p.shape)}" for p in ports) or "none"
-
-
-def _valid(outputs: Sequence[np.ndarray], ports: Sequence[Port], index: int) -> np.ndarray:
-    """An output cut to the number of rows that its count output gives."""
-    array, port = outputs[index], ports[index]
-    if port.count is None:
-        return array
-    rows = int(outputs[port.count].reshape(-1)[0])
-    return array[(slice(None),) * port.count_axis + (slice(0, rows),)]

@@ -9,7 +9,8 @@
 #include <signal.h>
 #include <unistd.h>
 
-enum { SPINS = 3000 }; /* pauses, some tens of microseconds */
+/* Pauses, each some tens of nanoseconds: between runs a worker soon lets go of its core, within a run it stays. */
+enum { START_SPINS = 3000, MEET_SPINS = 20000 };
 
 /* A counter that threads wait on. `sleepers` lets `gate_open` skip the lock: both sides order their accesses
  * sequentially (Dekker), so a waiter either sees the new count or is seen by the opener. */
@@ -33,7 +34,7 @@ struct nervure_pool {
     worker *workers;
     const nervure_entry *entry; /* NULL: leave */
     uint64_t *ticks;
-    int32_t started, spins;
+    int32_t started, start_spins, meet_spins;
     pid_t process; /* fork() leaves the threads behind */
 };
 
@@ -88,7 +89,7 @@ void nervure_pool_barrier(nervure_pool *pool) {
         atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
         gate_open(&pool->meet);
     } else {
-        gate_wait(&pool->meet, seen, pool->spins);
+        gate_wait(&pool->meet, seen, pool->meet_spins);
     }
 }
 
@@ -97,7 +98,7 @@ static void *work(void *argument) {
     nervure_pool *pool = self->pool;
     nervure_float_enter();
     for (unsigned run = 0;; run++) {
-        gate_wait(&pool->start, run, pool->spins);
+        gate_wait(&pool->start, run, pool->start_spins);
         if (pool->entry == NULL) return NULL;
         nervure_walk(pool->context, pool->entry, self->index, pool->ticks);
         nervure_pool_barrier(pool);
@@ -130,7 +131,9 @@ int nervure_pool_start(nervure_pool *pool, nervure_context *context, void *worke
     pool->context = context;
     pool->workers = workers;
     pool->process = getpid();
-    pool->spins = context->workers <= core_count() ? SPINS : 0;
+    bool cores_for_all = context->workers <= core_count();
+    pool->start_spins = cores_for_all ? START_SPINS : 0;
+    pool->meet_spins = cores_for_all ? MEET_SPINS : 0;
     sigset_t all, before; /* signals are for the caller's own threads */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
