@@ -8,7 +8,7 @@ from importlib import import_module
 
 from ..spec import Plan, Region, Template
 
-NAMES = ("concat", "conv", "gather", "matmul", "pad", "pointwise", "pool", "tile", "transpose")
+NAMES = ("concat", "conv", "gather", "matmul", "pad", "pointwise", "pool", "reduce", "resize", "tile", "transpose")
 
 
 @cache

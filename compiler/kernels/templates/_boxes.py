@@ -173,11 +173,11 @@ class Cursor:
         self.number = 0  # which of the anchor's outputs is wanted
         self.memo: Data = {}  # what a source keeps between them, at one place
         self._index: list[Any] = []
-        self._lanes = 1
+        self.lanes = 1
 
     def _anchor(self, number: int, coords: list[Any]) -> Any:
         self.number = number
-        return self.source(self, self._index, self._lanes)
+        return self.source(self, self._index, self.lanes)
 
     def value(self, arg: int, coords: Sequence[Any], lanes: int) -> Any:
         """Argument ``arg`` of the anchor there; all lanes agree where it does not depend on them."""
@@ -198,7 +198,7 @@ class Cursor:
         def body(index: list[Any], lanes: int) -> None:
             self.ev.begin()
             self.memo = {}
-            self._index, self._lanes = index, lanes
+            self._index, self.lanes = index, lanes
             coords = [affine(place, index) for place in row["place"]]
             for j, buffer in enumerate(self.outputs):
                 self.ev.store(j, buffer, coords, lanes)

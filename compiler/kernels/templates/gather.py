@@ -27,8 +27,9 @@ def plan(region: Region) -> list[Plan]:
     if 0 in shapes[0] and 0 not in out:
         return []  # nothing to read: an error of the model
     box = Box(out, straight([0] * len(out)), reads, solo)
-    index_work = 1.0 if region.op == "gather" else 3.0
-    return plan_boxes(region, f"gather.{region.op}", [box], work=index_work)
+    work = 1.0 if region.op == "gather" else 3.0
+    cost = 100 + (2.0 * region.anchor_type.nbytes + work * region.body.type(args[1]).nbytes) / 20
+    return plan_boxes(region, f"gather.{region.op}", [box], cost=cost, work=work)
 
 
 Reads = tuple[tuple[tuple[Value, Place], ...], tuple[int, ...]]

@@ -13,6 +13,7 @@ from typing import Any
 from ...ops import OPS, Kind
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+from ._leaves import all_leaves
 
 _TASK_ELEMENTS = 16384  # elements that a task should have, so that handing it out costs little
 _UNROLL = 4
@@ -73,6 +74,8 @@ def plan(region: Region) -> list[Plan]:
     ops = sum(OPS[n["op"]].kind is Kind.ELEMENTWISE for n in program["nodes"] if n["op"] in OPS)
     traffic = sum(o.type.nbytes for o in (*region.inputs, *region.outputs))
     cost = max(out.type.size * max(1, ops) / machine.lanes, traffic / 8) / 2.5
+    if groups:  # loads that step over memory fill a vector element by element
+        cost += 0.5 * out.type.size * sum(s[groups[-1][-1]] not in (0, 1) for _, s, _ in all_leaves(region))
     same = [
         (i, j)
         for j, result in enumerate(region.outputs)

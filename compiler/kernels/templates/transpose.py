@@ -9,63 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ...ir import Value
-from ...ops import OPS, Kind
 from ...types import DTYPES
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from ._boxes import move_cost
+from ._leaves import Leaf, all_leaves
 from ._nest import Data, merged, nest, walk
 
-Leaf = tuple[int, tuple[int, ...], int]  # region input, element strides along the output's axes, offset
-
 _STACK = 8 << 10  # bytes of tiles at once
-
-
-def leaves(region: Region, value: Value, steps: list[list[tuple[int, int]]], offsets: list[int]) -> list[Leaf]:
-    """Where each region input is read for ``value``. Coordinate ``a`` of the value is ``offsets[a]`` plus the sum of
-    ``factor * output coordinate`` over the pairs in ``steps[a]``."""
-    body = region.body
-    node = body.node(value)
-    if value.node in body.inputs:
-        index = body.inputs.index(value.node)
-        operand, found, base = region.inputs[index], [0] * region.outputs[0].type.rank, 0
-        for stride, dim, pairs, offset in zip(operand.strides, operand.type.dims, steps, offsets, strict=True):
-            base += stride * offset if dim > 1 else 0
-            for axis, factor in pairs:
-                found[axis] += stride * factor if dim > 1 else 0
-        return [(index, tuple(found), base)]
-    result = []
-    for arg in body.args(value.node):
-        if arg is None:
-            continue
-        inner, shifted = steps, offsets
-        if node.op == "transpose":
-            back = [node.attrs["perm"].index(a) for a in range(len(steps))]
-            inner, shifted = [steps[b] for b in back], [offsets[b] for b in back]
-        elif node.op == "slice":
-            rows = list(zip(steps, offsets, node.attrs["starts"], node.attrs["steps"], strict=True))
-            inner = [[(axis, f * step) for axis, f in pairs] for pairs, _, _, step in rows]
-            shifted = [offset * step + start for _, offset, start, step in rows]
-        shape, out = body.type(arg).dims, node.types[0].dims
-        lead = len(out) - len(shape) if node.op != "transpose" else 0
-        wide = out if node.op == "expand" or OPS[node.op].kind is Kind.ELEMENTWISE else None
-        inner, shifted = inner[lead:], shifted[lead:]
-        if wide is not None:
-            kept = [d == w for d, w in zip(shape, wide[lead:], strict=True)]
-            inner = [p if keep else [] for p, keep in zip(inner, kept, strict=True)]
-            shifted = [o if keep else 0 for o, keep in zip(shifted, kept, strict=True)]
-        result += leaves(region, arg, inner, shifted)
-    return result
-
-
-def all_leaves(region: Region) -> list[Leaf]:
-    rank = region.outputs[0].type.rank
-    return [
-        leaf
-        for value in region.body.outputs
-        for leaf in leaves(region, value, [[(a, 1)] for a in range(rank)], [0] * rank)
-    ]
 
 
 def plan(region: Region) -> list[Plan]:
@@ -98,12 +49,12 @@ def _plan(region: Region, groups: Any, sizes: dict[int, int], along: int, crossi
     across = groups[-1][-1]
     rest = [g[-1] for g in groups if g[-1] not in (along, across)]
     extents = [*(sizes[a] for a in rest), -(-sizes[along] // tile), -(-sizes[across] // tile)]
-    order = [math.prod(extents[i + 1 :]) for i in range(len(extents))]
-    loops = nest(extents, [order], 1, solo=range(len(extents)), work=float(tile * tile))
+    loops = nest([math.prod(extents)], [[1]], 1, work=float(tile * tile))
     moved = any(region.body.node(n).op not in ("input", "copy", "transpose", "slice") for n in region.body)
     config = {
         "program": serialize(region),
         "axes": [*rest, along, across],
+        "extents": extents,
         "sizes": [sizes[along], sizes[across]],
         "tile": tile,
         "crossing": [[i, list(s), base] for i, s, base in crossing],
@@ -149,18 +100,22 @@ class _Kernel:
 
         self.ev = Tiled(k, program, self.buffers)
 
-    def tile(self, index: list[Any], lanes: int) -> None:
-        """One tile: ``index`` holds the other axes' indices, then the tile's numbers along and across."""
+    def tile(self, at: list[Any], lanes: int) -> None:
+        """Tile number ``at``: it counts the other axes, then tiles along, then tiles across."""
         from ..tir import minimum
 
+        index, rest = [], at[0][0]
+        for size in reversed(self.config["extents"]):
+            index.insert(0, self.k.bind(rest % size, "at") if size > 1 else 0)
+            rest = rest // size if size > 1 else rest
         coords: list[Any] = [(0, 0)] * self.rank
         firsts = []
-        for (at, _), size in zip(index[-2:], self.config["sizes"], strict=True):
-            first = at * self.width
+        for number, size in zip(index[-2:], self.config["sizes"], strict=True):
+            first = number * self.width
             # the last tile overlaps the one before: same values
             firsts.append(first if size % self.width == 0 else self.k.bind(minimum(first, size - self.width), "first"))
-        for axis, (at, _) in zip(self.config["axes"][:-2], index[:-2], strict=True):
-            coords[axis] = (at, 0)
+        for axis, number in zip(self.config["axes"][:-2], index[:-2], strict=True):
+            coords[axis] = (number, 0)
         along, across = self.config["axes"][-2:]
         for number, strides, base in self.config["crossing"]:
             origin = base + sum(c[0] * s for c, s in zip(coords, strides, strict=True))

@@ -10,7 +10,7 @@ from harness import cases, channels_last, check_region, extra_input, machines, r
 from nervure.compiler.kernels.templates import plans
 
 MOVES = ("concat", "pad", "tile", "gather", "gather_elements", "gather_nd", "one_hot")
-WINDOWS = ("max_pool", "avg_pool")
+WINDOWS = ("max_pool", "avg_pool", "resize")
 
 
 def reverse(rank):
