@@ -8,7 +8,21 @@ from importlib import import_module
 
 from ..spec import Plan, Region, Template
 
-NAMES = ("concat", "conv", "gather", "matmul", "pad", "pointwise", "pool", "reduce", "resize", "tile", "transpose")
+NAMES = (
+    "concat",
+    "conv",
+    "conv_transpose",
+    "depthwise",
+    "gather",
+    "matmul",
+    "pad",
+    "pointwise",
+    "pool",
+    "reduce",
+    "resize",
+    "tile",
+    "transpose",
+)
 
 
 @cache

@@ -15,14 +15,16 @@ from ._tile import pieces
 
 def emit(k: Any, config: dict[str, Any]) -> None:
     """Arguments: A, B, the packed bias if there is one, the epilogue's inputs, the outputs."""
-    _Contraction(k, config).run()
+    Contraction(k, config, Reduction).run()
 
 
-class _Contraction:
-    def __init__(self, k: Any, config: dict[str, Any]) -> None:
+class Contraction:
+    """One kernel. ``reduction`` writes the loops that fill a tile's accumulators."""
+
+    def __init__(self, k: Any, config: dict[str, Any], reduction: type[Reduction]) -> None:
         from ..evaluate import Evaluator
 
-        self.k, self.config = k, config
+        self.k, self.config, self.reduction = k, config, reduction
         program = config["program"]
         self.outer, self.line, self.point = config["outer"], config["line"], config["point"]
         self.inner, self.columns = config["inner"], config["columns"]
@@ -130,7 +132,7 @@ class _Contraction:
             for v, r in enumerate(row):
                 r.set(self._start(bias, widths, v))
         at = {"z": outer[-1] if config["slab"] else 0, "y": y, "x": x}
-        _Reduction(self, acc, widths, step, segment, at).emit(a, b)
+        self.reduction(self, acc, widths, step, segment, at).emit(a + column * config["a"]["column"], b)
         self._finish(outer, y, x, column, valid, acc)
 
     def _start(self, bias: Any, widths: list[int], v: int) -> Any:
@@ -172,12 +174,12 @@ class _Contraction:
                         self.ev.store(j, buffer, here, lanes)
 
 
-class _Reduction:
+class Reduction:
     """The loops over taps and channels of one tile. Taps that fall outside are left out: along the line's axis by the
     loop's range, along the points' axis by the rows that a tap counts for (known here), or by the range too."""
 
     def __init__(
-        self, of: _Contraction, acc: Any, widths: list[int], step: int, segment: dict[str, Any], at: dict[str, Any]
+        self, of: Contraction, acc: Any, widths: list[int], step: int, segment: dict[str, Any], at: dict[str, Any]
     ) -> None:
         self.of, self.k, self.acc, self.step = of, of.k, acc, step
         self.segment, self.at = segment, at

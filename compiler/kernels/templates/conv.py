@@ -60,6 +60,7 @@ class Geometry:
         self.columns = self.w.type.dims[0] // self.group
         self.depth = self.w.type.dims[1]
         self.rank = rank
+        self.depthwise = False  # columns are channels of x too
 
     def border(self, axis: int) -> bool:
         """Whether some tap of that axis falls outside the input for some output point."""
@@ -163,10 +164,10 @@ def plan(region: Region) -> list[Plan]:
     return [assemble(region, g, tile, dtype, reads)]
 
 
-def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[int]) -> Plan:
-    """The plan of a convolution with a chosen tile."""
+def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[int], template: str = "conv") -> Plan:
+    """The plan of a convolution with a chosen tile, for the emitter of that name."""
     columns = tile.columns
-    planes = abs(g.x.strides[1]) > max(1, *(abs(s) for s in g.step)) and g.channels > 1
+    planes = abs(g.x.strides[1]) > max(1, *(abs(s) for s in g.step)) and g.channels > 1 and not g.depthwise
     depth, total = g.depth, g.depth * math.prod(g.kernel)
     order = "czyx" if planes else "zyxc"
     extents = dict(zip("zyxc", [*g.kernel, depth], strict=True))
@@ -203,7 +204,7 @@ def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[in
         "program": program,
         "dtype": dtype,
         "type": region.anchor_type.dtype,
-        "a": {"dtype": g.x.type.dtype, "span": g.x.span, "base": base},
+        "a": {"dtype": g.x.type.dtype, "span": g.x.span, "base": base, "column": int(g.depthwise)},
         "b": {"dtype": dtype, "span": g.group * total * columns.packed, "step": 0, "column": 1},
         "bias": g.group * columns.packed if bias_const is not None else 0,
         "runtime_bias": runtime_bias,
@@ -242,15 +243,15 @@ def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[in
         consts.append(pack_vector(bias_const.astype(dtype).reshape(g.group, -1), columns))
     args += [Arg("in", i) for i in kept] + [Arg("out", j) for j in range(len(region.outputs))]
     tasks = math.prod(dims[: config["split"]]) if config["split"] else None
-    phases.append(Draft(KernelSpec("conv", config), tuple(args), tasks))
+    phases.append(Draft(KernelSpec(template, config), tuple(args), tasks))
     return Plan(
-        "conv",
+        template,
         tuple(phases),
         cost=tile.cycles / GHZ + 50,
         consts=tuple(consts),
         shared_bytes=shared,
         inplace=inplace_pairs(region),
-        detail=f"direct {tile.describe()}",
+        detail=f"{'depthwise' if g.depthwise else 'direct'} {tile.describe()}",
     )
 
 

@@ -155,7 +155,7 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
         "program": serialize(region),
         "dtype": dtype,
         "type": region.anchor_type.dtype,
-        "a": {"dtype": p.a.type.dtype, "span": p.a.span, "base": 0},
+        "a": {"dtype": p.a.type.dtype, "span": p.a.span, "base": 0, "column": 0},
         "b": {
             "dtype": p.b.type.dtype if direct else dtype,
             "span": p.b.span if direct else total,

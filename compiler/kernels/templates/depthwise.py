@@ -1,0 +1,113 @@
+"""Depthwise convolution: one filter a channel, vectors along the channels, which must be adjacent in memory.
+
+A tile is a run of output points of one line times one vector of channels. For each row of the kernel the taps' weights
+are loaded once, and each input vector once, to be multiplied into all the outputs that it belongs to. Lines are the
+outermost loop, then channels, then the points of the line, so that memory is walked in bands of a few lines.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..spec import Plan, Region, Template
+from . import _contract
+from ._tile import Columns, Tile, accumulator, epilogue_inputs, epilogue_work, fits, step_cycles, vectors
+from .conv import Geometry, assemble
+
+_SHARED_TAPS = 7  # longest kernel row whose weights are held in registers
+
+
+def plan(region: Region) -> list[Plan]:
+    """One plan, where there are as many groups as input and output channels."""
+    if not fits(region) or region.operand(0) is None or region.operand(1) is None or region.anchor_type.rank > 4:
+        return []
+    g = Geometry(region)
+    if g.group == 1 or g.depth != 1 or g.columns != 1 or g.x.strides[1] != 1:
+        return []
+    g.columns, g.group, g.depthwise = g.group, 1, True
+    machine = region.machine
+    dtype = accumulator(region.anchor_type.dtype)
+    itemsize = 8 if dtype.endswith("64") else 4
+    lanes = max(1, machine.lanes * 4 // itemsize)
+    columns = Columns(g.columns, lanes, 1, *vectors(g.columns, lanes, exact=True))
+    line = {r: _line_cycles(region, g, columns, r, itemsize) for r in range(1, _most_rows(region, g) + 1)}
+    rows = min(line, key=lambda r: (line[r], -r))
+    lines = g.out[1] * g.batch
+    traffic = (region.inputs[region.operand(0)].type.nbytes + region.outputs[0].type.nbytes) / machine.l2_bandwidth  # type: ignore[index]
+    cycles = max(line[rows] * lines, traffic) + 0.25 * traffic
+    tile = Tile(rows, columns, 1, 0, cycles)
+    return [assemble(region, g, tile, dtype, epilogue_inputs(region), "depthwise")]
+
+
+def _most_rows(region: Region, g: Geometry) -> int:
+    held = g.kernel[2] if g.kernel[2] <= _SHARED_TAPS else 1
+    return max(1, min(g.out[2], region.machine.registers - held - 2, 28))
+
+
+def _line_cycles(region: Region, g: Geometry, columns: Columns, rows: int, itemsize: int) -> float:
+    """Estimated cycles of one line of outputs, all channels."""
+    machine, taps = region.machine, math.prod(g.kernel)
+    total = 0.0
+    for width in columns.widths:
+        for r, count in ((rows, g.out[2] // rows), (g.out[2] % rows, 1)):
+            if r and count:
+                step = step_cycles(machine, r, (width,), itemsize)
+                inputs = min(r * g.kernel[2], (r - 1) * g.strides[2] + g.kernel[2]) * g.kernel[1] / machine.load_ports
+                total += count * (max(taps * step, inputs) + 12 + r * (1.5 + epilogue_work(region)))
+    return total
+
+
+class _Depthwise(_contract.Reduction):
+    """The taps of one tile: the kernel's rows in a loop, its columns written out."""
+
+    def emit(self, a: Any, b: Any) -> None:
+        first, count = self._range("y")
+        with self.k.loop(count) as i:
+            self._row(*self._at("y", a, b, first + i))
+
+    def _row(self, a: Any, b: Any) -> None:
+        point, valid = self.of.point, self.segment["valid"]
+        if valid == "dynamic" or point["taps"] > _SHARED_TAPS:
+            taps = enumerate(valid) if isinstance(valid, list) else None
+            if taps is None:
+                first, count = self._range("x")
+                with self.k.loop(count) as i:
+                    self._tap(*self._at("x", a, b, first + i), range(len(self.acc)))
+            else:
+                for tap, (low, high) in taps:
+                    self._tap(*self._at("x", a, b, tap), range(low, high))
+            return
+        taps_of = valid or [[0, len(self.acc)]] * point["taps"]
+        uses: dict[int, list[tuple[int, int]]] = {}  # offset of an input point -> (tap, row) pairs that read it
+        for tap, (low, high) in enumerate(taps_of):
+            for p in range(low, high):
+                uses.setdefault(p * point["stride"] + tap * point["dilation"], []).append((tap, p))
+        weights = [self._weight(self._at("x", a, b, tap)[1]) for tap in range(point["taps"])]
+        step = point["tap_a"] // point["dilation"]
+        for offset in sorted(uses):
+            value = self._input(a + offset * step)
+            for tap, p in uses[offset]:
+                self.acc[p][0].add_product(value, weights[tap])
+
+    def _tap(self, a: Any, b: Any, rows: range) -> None:
+        weight = self._weight(b)
+        for p in rows:
+            self.acc[p][0].add_product(self._input(a + p * self.of.point["a"]), weight)
+
+    def _weight(self, at: Any) -> Any:
+        from ..functions import cast
+
+        return self.k.bind(cast(self.k.load(self.of.b, at, self.b[0].lanes), self.of.dtype), "w")
+
+    def _input(self, at: Any) -> Any:
+        from ..functions import cast
+
+        return self.k.bind(cast(self.k.load(self.of.a, at, self.b[0].lanes), self.of.dtype), "x")
+
+
+def emit(k: Any, config: dict[str, Any]) -> None:
+    _contract.Contraction(k, config, _Depthwise).run()
+
+
+TEMPLATE = Template("depthwise", ("conv",), plan, {"depthwise": emit})
