@@ -67,33 +67,34 @@ def _sixth(m: Match) -> bool:
 
 # -- 4: leaky_relu, prelu ----------------------------------------------------------------------------------------
 
-_NEGATIVE_PART = either(
-    scaled(1.0, Var("a"), call("clip", X, low=None, high=0)),
-    scaled(-1.0, Var("a"), call("relu", call("neg", X))),
-    scaled(0.5, Var("a"), call("sub", X, call("abs", X))),
+# What a slope is multiplied by: min(x, 0) itself, its negative, or twice it.
+_PART = either(
+    call("clip", X, low=None, high=0, name="part"),
+    call("relu", call("neg", X), name="mirrored"),
+    call("sub", X, call("abs", X), name="double"),
 )
-_NEGATIVE_UNIFORM = either(
-    scaled("a", call("clip", X, low=None, high=0)),
-    scaled("-a", call("relu", call("neg", X))),
-    scaled("a/2", call("sub", X, call("abs", X))),
-)
+
+
+def _relu_and(part: Pattern) -> Pattern:
+    """relu(x) plus or minus something."""
+    return either(call("add", call("relu", X), part, name="plus"), call("sub", call("relu", X), part))
+
+
 _BELOW = either(call("less|less_equal", X, Scalar(0.0)), call("greater|greater_equal", Scalar(0.0), X))
 _ABOVE = either(call("greater|greater_equal", X, Scalar(0.0)), call("less|less_equal", Scalar(0.0), X))
 
 
-def _slope(m: Match) -> float:
-    if "a" in m:
-        return m.number("a")
-    return -m.number("-a") if "-a" in m else 2 * m.number("a/2")
-
-
-def _leaky(m: Match) -> Value:
-    return m.add("leaky_relu", m["x"], alpha=_slope(m))
+def _factor(m: Match) -> float:
+    """The number by which min(x, 0) is multiplied, a tensor ``a`` left aside."""
+    factor = -m.number("k") if "mirrored" in m else 2 * m.number("k") if "double" in m else m.number("k")
+    return factor if "plus" in m else -factor
 
 
 def _prelu(m: Match) -> Value:
-    x = m["x"]
-    return m.add("where", m.add("less", x, m.scalar(0.0, x)), m.add("mul", x, m["a"]), x)
+    x, slope, factor = m["x"], m["a"], _factor(m)
+    if factor != 1:
+        slope = m.add("mul", slope, m.scalar(factor, slope))
+    return m.add("where", m.add("less", x, m.scalar(0.0, x)), m.add("mul", x, slope), x)
 
 
 def _is_slope(m: Match) -> bool:
@@ -160,11 +161,16 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "leaky_relu",
         either(call("where", _BELOW, scaled("a", X), X), call("where", _ABOVE, X, scaled("a", X))),
-        _leaky,
+        lambda m: m.add("leaky_relu", m["x"], alpha=m.number("a")),
     ),
-    Rule("leaky_relu maximum", call("maximum", X, scaled("a", X)), _leaky, _below_one),
-    Rule("leaky_relu sum", call("add", call("relu", X), _NEGATIVE_UNIFORM), _leaky),
-    Rule("prelu", call("add", call("relu", X), _NEGATIVE_PART), _prelu, _is_slope),
+    Rule(
+        "leaky_relu maximum",
+        call("maximum", X, scaled("a", X)),
+        lambda m: m.add("leaky_relu", m["x"], alpha=m.number("a")),
+        _below_one,
+    ),
+    Rule("leaky_relu sum", _relu_and(scaled("k", _PART)), lambda m: m.add("leaky_relu", m["x"], alpha=_factor(m))),
+    Rule("prelu", _relu_and(scaled("k", Var("a"), _PART)), _prelu, _is_slope),
     Rule("softmax", call("div", _EXP, call("reduce_sum", _EXP, name="sum")), _over_axis("softmax")),
     Rule(
         "log_softmax",

@@ -19,6 +19,9 @@ from ..ir import Value
 from .pattern import Match, Pattern, Scalar, Var, call, either, scaled
 from .rewrite import Rule
 
+LOW = -9e3  # the highest number that exporters write to hide a score: exp(LOW) is 0
+LOWEST = -3e38
+
 _SCORES = scaled("s", call("matmul", scaled("sq", Var("q")), scaled("sk", Var("kt"))))
 _CAPPED = either(_SCORES, scaled("cap", call("tanh", _SCORES)))
 
@@ -48,7 +51,9 @@ def _mask(m: Match) -> Value | None:
         return m.add("add", m["mask"], m["mask2"]) if "mask2" in m else m["mask"]
     for choice, order in (("keep", (0, 1)), ("drop", (1, 0))):
         if choice in m:
-            numbers = (m.scalar(0.0, m["q"]), m.scalar(m.number("low"), m["q"]))
+            # So low that a sum is the number itself: a row of them keeps equal weights, as where it was chosen.
+            low = -math.inf if m.number("low") == -math.inf else LOWEST
+            numbers = (m.scalar(0.0, m["q"]), m.scalar(low, m["q"]))
             return m.add("where", m[choice], *(numbers[i] for i in order))
     return None
 
@@ -70,8 +75,7 @@ def _is_attention(m: Match) -> bool:
     if "cap" in m and m.number("cap") <= 0:
         return False
     if "low" in m:
-        enough = -6e4 if graph.type(m["q"]).dtype == "float16" else -1e8
-        return m.number("low") <= enough
+        return m.number("low") == -math.inf or (m.number("low") <= LOW and graph.type(m["q"]).dtype != "float16")
     return True
 
 
@@ -90,7 +94,7 @@ def _causal(m: Match) -> Value | None:
     if rows != columns or not isinstance(rows, int) or rows < 2 or mask.shape[-2:] != (rows, rows):
         return None
     seen = mask if mask.dtype == np.bool_ else mask == 0
-    hidden = ~mask if mask.dtype == np.bool_ else mask <= (-6e4 if mask.dtype == np.float16 else -1e8)
+    hidden = ~mask if mask.dtype == np.bool_ else mask <= LOW
     triangle = np.tri(rows, dtype=bool)
     if not (bool(np.all(seen == triangle)) and bool(np.all(hidden == ~triangle))):
         return None

@@ -19,10 +19,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..ir import Graph, Value
+from ..ir import Graph, Node, Value
+from ..ops.numeric import numpy_dtype
 from ..types import is_float
 from .fold import LIMIT
-from .pattern import Const, Match, Pattern, Var, any_call, call, numpy_dtype
+from .pattern import Const, Match, Pattern, Var, any_call, call
 from .rewrite import Rule, rewrite
 
 _CONVS = "conv|conv_transpose"
@@ -96,25 +97,32 @@ def _behind_conv(m: Match) -> Value | None:
     factor, addend = affine
     bias = factor * (0.0 if old is None else old.astype(np.float64)) + addend
     weight = w if m.node.op == "add" else _rounded(m, _scaled_outputs(m, conv.op, factor), w)
-    made = _rounded(m, bias, rest[0] if rest and rest[0] else _bias_source(m))
-    if weight is None or made is None:
-        return None
-    return m.add(conv.op, x, weight, *([made] if rest or bias.any() else []), **conv.attrs)
+    return _new_conv(m, conv, weight, bias, rest[0] if rest and rest[0] else _addend(m, m.root))
 
 
-def _bias_source(m: Match) -> Value:
-    """The constant after which a new bias is named."""
-    return m["c"] if "c" in m else next(a for a in m.graph.args(m.root)[2:] if a is not None)
+def _new_conv(m: Match, conv: Node, weight: Value | None, bias: np.ndarray, like: Value) -> Value | None:
+    """The convolution with other weights; ``like`` is the constant after which a bias that it needs is named."""
+    args = [m["x"], weight]
+    if bias.any():
+        args.append(_rounded(m, bias, like))
+    return None if None in args else m.add(conv.op, *args, **conv.attrs)
+
+
+def _addend(m: Match, key: int) -> Value:
+    """The constant that an affine operation adds (or is, where it only multiplies)."""
+    return m["c"] if "c" in m else next(a for a in m.graph.args(key)[2:] if a is not None)
 
 
 def _scaled_outputs(m: Match, op: str, factor: np.ndarray) -> np.ndarray:
-    w = m.array("w").astype(np.float64)
+    w: np.ndarray = m.array("w").astype(np.float64)
     spatial = (1,) * (w.ndim - 2)
-    if op == "conv":
-        return w * factor.reshape(-1, 1, *spatial)
     group = m.graph.node(m["conv"]).attrs["group"]
-    grouped = w.reshape(group, w.shape[0] // group, *w.shape[1:])
-    return (grouped * factor.reshape(group, 1, -1, *spatial)).reshape(w.shape)
+    if op == "conv":
+        w *= factor.reshape(-1, 1, *spatial)
+    else:  # [C, O/group, ...]: the outputs of group g are factor[g * O/group : (g + 1) * O/group]
+        grouped = w.reshape(group, w.shape[0] // group, *w.shape[1:])
+        grouped *= factor.reshape(group, 1, -1, *spatial)
+    return w
 
 
 def _behind_matmul(m: Match) -> Value | None:
@@ -135,7 +143,7 @@ def _behind_matmul(m: Match) -> Value | None:
     made = m.add("matmul", m["x"], weight)
     if not addend.any():
         return made
-    bias = _rounded(m, addend, _bias_source(m))
+    bias = _rounded(m, addend, _addend(m, m.root))
     return None if bias is None else m.add("add", made, bias)
 
 
@@ -166,11 +174,7 @@ def _before_conv(m: Match) -> Value | None:
         return None
     weight = _rounded(m, (wide * factor[taken][:, :, None]).reshape(w.shape), m["w"])
     bias = (wide.sum(axis=2) * addend[taken]).sum(axis=1) + (0.0 if old is None else old.astype(np.float64))
-    named = rest[0] if rest and rest[0] else m["w"]
-    made = _rounded(m, bias, named)
-    if weight is None or made is None:
-        return None
-    return m.add("conv", m["x"], weight, *([made] if rest or bias.any() else []), **node.attrs)
+    return _new_conv(m, node, weight, bias, rest[0] if rest and rest[0] else _addend(m, inner.node))
 
 
 # -- 5: what remains ---------------------------------------------------------------------------------------------

@@ -30,11 +30,12 @@ def fold_constants(graph: Graph) -> Graph:
     for key in work.order():
         folding.visit(key)
     stored = [key for key in reversed(work.order()) if key in folding.known and folding.worth_storing(key)]
-    made = {key: (folding.store(key), work.node(key).names) for key in sorted(stored)}
+    names = {key: work.node(key).names for key in sorted(stored)}
+    made = {key: folding.store(key) for key in names}
     sweep(work, sorted(folding.known))
-    for key, (constants, names) in made.items():
+    for key, constants in made.items():
         for constant in constants:
-            reclaim_name(work, constant, key, names)
+            reclaim_name(work, constant, key, names[key])
     return work
 
 

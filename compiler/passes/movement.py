@@ -11,7 +11,8 @@
  7. A gather of constant, evenly spaced positions is a slice (and a reshape where the index is a scalar).
  8. Constant pads around a constant pad of the same value are one pad.
  9. An expand of an expand is one; a tile of axes of length 1 is an expand.
-10. An expand into an elementwise operator, or of the batch axes of a matmul, is left to their implicit broadcast.
+10. An expand into an elementwise operator is left to its implicit broadcast (and follows it, where all its inputs are
+    narrow); so is one of a matmul's batch axes or of an attention's mask.
 11. A reduction over nothing goes; over axes of length 1 it is a reshape.
 """
 
@@ -30,10 +31,14 @@ from .pattern import Match, Var, any_call, call
 from .rewrite import Rule
 from .views import shorter_chain
 
-_X = Var("x")
+_X, _K, _V = Var("x"), Var("k"), Var("v")
 _AXIS_OPS = "argmax|argmin|concat|cumprod|cumsum|gather|gather_elements|layer_norm|log_softmax|rms_norm|softmax"
 _REDUCTIONS = "reduce_max|reduce_mean|reduce_min|reduce_prod|reduce_sum"
-_BROADCASTING = "|".join(sorted(o.name for o in OPS.values() if o.kind is Kind.ELEMENTWISE and len(o.inputs) > 1))
+_BROADCASTING = "|".join(
+    sorted(
+        o.name for o in OPS.values() if o.kind is Kind.ELEMENTWISE and o.inputs and o.name not in ("identity", "trilu")
+    )
+)
 _SIGNIFICANT = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
 _EXPONENT = {"float16": 5, "bfloat16": 8, "float32": 8, "float64": 11}
 
@@ -245,25 +250,20 @@ def _tile_to_expand(m: Match) -> Value | None:
     return m.add("expand", m["x"], shape=m.node.types[0].shape)
 
 
-def _broadcast_shape(shapes: Sequence[Sequence[int | str]]) -> tuple[int | str, ...] | None:
-    rank = max(map(len, shapes))
-    columns = zip(*[(1,) * (rank - len(s)) + tuple(s) for s in shapes], strict=True)
-    found = [dict.fromkeys(d for d in column if d != 1) for column in columns]
-    return None if any(len(c) > 1 for c in found) else tuple(next(iter(c), 1) for c in found)
+def _narrow(graph: Graph, value: Value) -> Value:
+    """The tensor of which this is an expand, else itself."""
+    source = graph.args(value.node)[0] if graph.node(value).op == "expand" else None
+    return value if source is None else source
 
 
 def _implicit_broadcast(m: Match) -> Value | None:
-    graph, wanted = m.graph, m.node.types[0].shape
+    graph, node = m.graph, m.node
     args = [a for a in graph.args(m.root) if a is not None]
-    narrow = list(args)
-    for i, arg in enumerate(args):
-        if graph.node(arg).op == "expand":
-            source = graph.args(arg.node)[0]
-            assert source is not None
-            trial = [*narrow[:i], source, *narrow[i + 1 :]]
-            if _broadcast_shape([graph.type(v).shape for v in trial]) == wanted:
-                narrow = trial
-    return None if narrow == args else m.add(m.node.op, *narrow, **m.node.attrs)
+    narrow = [_narrow(graph, a) for a in args]
+    if narrow == args or len(args) != len(graph.args(m.root)):
+        return None
+    made = m.add(node.op, *narrow, **node.attrs)
+    return made if graph.type(made) == node.types[0] else m.add("expand", made, shape=node.types[0].shape)
 
 
 def _implicit_batch(m: Match) -> Value | None:
@@ -279,6 +279,12 @@ def _implicit_batch(m: Match) -> Value | None:
         if graph.type(made) == m.node.types[0]:
             return made
     return None
+
+
+def _implicit_mask(m: Match) -> Value | None:
+    q, k, v, mask = m.graph.args(m.root)
+    assert mask is not None
+    return m.add("attention", q, k, v, _narrow(m.graph, mask), **m.node.attrs)
 
 
 def _reduce_nothing(m: Match) -> Value | None:
@@ -318,5 +324,6 @@ RULES: tuple[Rule, ...] = (
     Rule("tile to expand", call("tile", _X), _tile_to_expand),
     Rule("implicit broadcast", any_call(_BROADCASTING), _implicit_broadcast, closed=False),
     Rule("implicit batch", any_call("matmul"), _implicit_batch, closed=False),
+    Rule("implicit mask", call("attention", _X, _K, _V, call("expand", Var("mask"))), _implicit_mask, closed=False),
     Rule("reduce nothing", call(_REDUCTIONS, _X), _reduce_nothing),
 )

@@ -44,7 +44,7 @@ _GAIN = either(call("mul", _INVERSE, Var("scale"), name="gain"), _INVERSE)
 def _axis(m: Match, name: str) -> int | None:
     """The first normalised axis, if the reduction keeps its axes and they are the last ones."""
     node, rank = m.graph.node(m[name]), m.graph.type(m["x"]).rank
-    axes = sorted(a % rank for a in node.attrs["axes"])
+    axes: list[int] = sorted(a % rank for a in node.attrs["axes"])
     if not axes or not node.attrs["keepdims"] or axes != list(range(axes[0], rank)):
         return None
     return axes[0]

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..ir import STORED, Graph, Node, Value, join_origins
+from ..ir import Graph, Node, Value, join_origins
 from ..ops import OPS
+from ..ops.numeric import numpy_dtype
 from ..types import is_float
 
 EXACT = 1e-6  # relative tolerance of a number that exporters write in full
@@ -125,7 +126,7 @@ class Match:
         self.graph, self.root, self.nodes = graph, root, state.nodes
         self._bound = state.bound
         self.made: list[int] = []
-        self.stands_for: dict[int, int] = {}  # a constant of the replacement -> the one that it is named after
+        self.successors: dict[int, int] = {}  # a constant -> the first one that is named after it
 
     def __getitem__(self, name: str) -> Value:
         found = self._bound[name]
@@ -171,7 +172,7 @@ class Match:
         """Adds a constant of the replacement, named after the one that it stands for."""
         made = self.graph.const(array, self.graph.tensor_name(like), self.graph.node(like).origin)
         self.made.append(made.node)
-        self.stands_for[made.node] = like.node
+        self.successors.setdefault(like.node, made.node)
         return made
 
     def scalar(self, number: float, like: Value) -> Value:
@@ -188,15 +189,6 @@ class Match:
             if any(user not in self.nodes for user in graph.nx.successors(key)) or visible(graph, key):
                 return False
         return True
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """numpy's dtype of that name; ``ml_dtypes`` has the one that numpy lacks."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def visible(graph: Graph, key: int) -> bool:
@@ -347,7 +339,6 @@ def _match_scaled(graph: Graph, pattern: Scaled, value: Value, state: State) -> 
 __all__ = [
     "EXACT",
     "ROUNDED",
-    "STORED",
     "Call",
     "Const",
     "Either",
@@ -362,7 +353,6 @@ __all__ = [
     "close",
     "either",
     "find",
-    "numpy_dtype",
     "product",
     "root_ops",
     "scaled",

@@ -67,9 +67,10 @@ def _apply(graph: Graph, rule: Rule, key: int) -> set[int] | None:
         except OpError:  # the replacement does not fit these shapes
             new = None
         if new is not None and graph.type(new) == match.node.types[0]:
-            named = {key: (of, graph.node(of).names) for key, of in match.stands_for.items()}
+            named = {key: (of, graph.node(of).names) for of, key in match.successors.items()}
             touched = substitute(graph, match.out, new, match.origin, fresh=new.node in match.made)
             if touched is not None:
+                sweep(graph, match.made)
                 for made, (of, names) in named.items():
                     reclaim_name(graph, made, of, names)
                 return touched | set(match.made)

@@ -76,6 +76,8 @@ class _Factors:
 
 def shortest(source: Shape, steps: Sequence[Step], target: Shape) -> list[Step] | None:
     """The fewest steps that do the same as ``steps``, which lead from ``source`` to ``target``; None if not known."""
+    if all(kind == "reshape" for kind, _ in steps):
+        return [] if source == target else [("reshape", target)]
     if 0 in source:
         return None
     factors = _Factors.of(source)
@@ -87,7 +89,8 @@ def shortest(source: Shape, steps: Sequence[Step], target: Shape) -> list[Step] 
     runs = factors.runs()
     if len(runs) <= 1:
         return [] if source == target else [("reshape", target)]
-    plans = [_on_source_axes(factors, source, runs, target), _on_target_axes(factors, source, target)]
+    # Among equally short ones the transpose goes last, where a product that wants it can see it.
+    plans = [_on_target_axes(factors, source, target), _on_source_axes(factors, source, runs, target)]
     plans.append(_on_runs(factors, runs, target))
     return min((plan for plan in plans if plan is not None), key=len)
 
@@ -157,7 +160,8 @@ def _on_runs(factors: _Factors, runs: list[list[int]], target: Shape) -> list[St
 def shorter_chain(graph: Graph, root: Value) -> tuple[Value, list[Step]] | None:
     """Where the chain that ends in ``root`` may start instead, and the fewer steps from there; None if there are none.
 
-    Longer chains are tried first. A chain that other operations look into is only cut short where that adds nothing.
+    Longer chains are tried first. Where other operations look into the chain, its part before that stays: then the new
+    steps may be no more, and hold no more transposes, than the part that goes.
     """
     chain = _chain(graph, root)
     target = graph.type(root).dims if graph.type(root).static else ()
@@ -167,12 +171,18 @@ def shorter_chain(graph: Graph, root: Value) -> tuple[Value, list[Step]] | None:
         assert start is not None
         steps = [_step(graph, key) for key in reversed(chain[:length])]
         plan = shortest(graph.type(start).dims, steps, target)
-        if plan is None or len(plan) > min(own, length):
+        if plan is None:
             continue
-        turned = length == 1 and steps[0][0] == "transpose" and [kind for kind, _ in plan] == ["reshape"]
-        if len(plan) < length or turned:
+        freed = steps[-min(own, length) :]
+        if len(plan) > len(freed) or _transposes(plan) > _transposes(freed):
+            continue
+        if len(plan) < length or _transposes(plan) < _transposes(steps):
             return start, plan
     return None
+
+
+def _transposes(steps: Sequence[Step]) -> int:
+    return sum(1 for kind, _ in steps if kind == "transpose")
 
 
 def _chain(graph: Graph, root: Value, limit: int = 8) -> list[int]:
