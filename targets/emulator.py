@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from ..errors import MissingTool, NervureError
 from . import host, toolchain
+from .files import cache_dir, writable, write_atomic
 from .machine import Machine
 
 
@@ -57,7 +59,7 @@ def run(
     before = command(machine)
     with tempfile.TemporaryDirectory(prefix="nervure-") as place:
         folder = Path(place)
-        program = _runner(folder, machine)
+        program = _runner(machine)
         given = []
         for i, data in enumerate(inputs):
             (folder / f"in{i}").write_bytes(data)
@@ -76,7 +78,17 @@ def run(
         return [(folder / f"out{i}").read_bytes() for i in range(len(output_bytes))]
 
 
-def _runner(folder: Path, machine: Machine) -> Path:
-    source = folder / "runner.c"
-    source.write_bytes((toolchain.RUNTIME / "runner.c").read_bytes())
-    return toolchain.link_program(folder, [source.name], machine, out="runner", flags=("-ldl",))
+def _runner(machine: Machine) -> Path:
+    """The program that loads a library and runs it; built once for each kind of machine."""
+    source = (toolchain.RUNTIME / "runner.c").read_bytes()
+    key = hashlib.sha256(b"\0".join((source, machine.zig_target.encode(), machine.zig_baseline.encode()))).hexdigest()
+    program = cache_dir() / "runner" / key[:32]
+    if not program.exists():
+        with tempfile.TemporaryDirectory(prefix="nervure-") as place:
+            folder = Path(place)
+            (folder / "runner.c").write_bytes(source)
+            made = toolchain.link_program(folder, ["runner.c"], machine, out="runner", flags=("-ldl",))
+            with writable(program):
+                program.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(program, made.read_bytes(), mode=0o755)
+    return program

@@ -6,7 +6,6 @@ information, time or path.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Sequence
@@ -44,7 +43,11 @@ def zig() -> Path:
 
 
 def run_zig(args: Sequence[str], folder: Path) -> None:
-    """Runs zig in ``folder``; its cache lies in nervure's."""
+    """Runs zig in ``folder``, a temporary one.
+
+    What it builds once for a target (C library stubs) stays in nervure's cache; what it would keep of this very call,
+    as large as the weights, goes into ``folder``.
+    """
     place = cache_dir() / "zig"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -53,7 +56,7 @@ def run_zig(args: Sequence[str], folder: Path) -> None:
             "cannot write the cache", where=str(place), why=error.strerror, hint="set NERVURE_CACHE_DIR"
         ) from error
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ZIG_", "C_INCLUDE", "CPATH", "CPLUS_"))}
-    environment |= {"ZIG_GLOBAL_CACHE_DIR": str(place), "ZIG_LOCAL_CACHE_DIR": str(place)}
+    environment |= {"ZIG_GLOBAL_CACHE_DIR": str(place), "ZIG_LOCAL_CACHE_DIR": str(folder / ".zig")}
     done = subprocess.run([str(zig()), *args], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return
@@ -123,13 +126,9 @@ def build(folder: Path, kernels: Sequence[Path], machine: Machine, *, name: str,
     ``block`` is the artifact's own description, embedded as a note.
     """
     (folder / "block.bin").write_bytes(block)
-    digest = hashlib.sha256(block)
-    for image in sorted(folder.glob("*.bin")):
-        if image.name != "block.bin":
-            digest.update(hashlib.file_digest(image.open("rb"), "sha256").digest())
-    # zig's compile cache does not see what .incbin reads: the digest on the command line makes it look again
-    flags = ('-DNERVURE_BLOCK="block.bin"', f"-DNERVURE_IMAGES={digest.hexdigest()}")
-    compile_c(folder / "images.S", folder / "images.o", machine, baseline=True, flags=flags)
+    # plain clang: the cache of "zig cc" does not see what .incbin reads, and would link another model's weights
+    assemble = ("-c", "images.S", '-DNERVURE_BLOCK="block.bin"', "-o", "images.o")
+    run_zig(["clang", "-target", str(machine.llvm["mtriple"]), f"-mcpu={machine.mcpu}", *assemble], folder)
     compile_c(folder / "model.c", folder / "model.o", machine, baseline=True)
     objects = ["model.o", "images.o"]
     for source in RUNTIME_FILES:

@@ -87,7 +87,8 @@ def test_row_computes_what_its_reference_says(tmp_path: Path, machine: Machine, 
     (tmp_path / "row.ll").write_text(llvm_ir(row, machine))
     (tmp_path / "main.c").write_text(MAIN)
     target = ("-target", machine.zig_target, f"-mcpu={machine.zig_cpu}", "-O2", "-Wno-override-module")
-    toolchain.run_zig(["cc", *target, "main.c", "row.ll", "-o", "row"], tmp_path)
+    toolchain.run_zig(["cc", *target, "-c", "row.ll", "-o", "row.o"], tmp_path)
+    toolchain.link_program(tmp_path, ["main.c", "row.o"], machine, out="row")
     for seed in range(5):
         given = operands(row, seed)
         expected = row.reference(*given)
