@@ -215,6 +215,11 @@ def _math(name: str) -> Function:
     return lambda k, node, *args: getattr(vecmath, name)(k, *args)
 
 
+_BY_NAME = (  # operators that are functions of ``vecmath`` of the same name
+    *("sqrt", "rsqrt", "exp", "log", "log1p", "expm1", "sin", "cos", "tan", "asin", "acos", "atan"),
+    *("sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid", "silu", "softplus", "floor", "ceil", "pow"),
+)
+
 FUNCTIONS: dict[str, Function] = {
     "identity": lambda k, node, x: x,
     "copy": lambda k, node, x: x,
@@ -254,10 +259,7 @@ FUNCTIONS: dict[str, Function] = {
     "gelu": lambda k, node, x: vecmath.gelu(k, x, node["attrs"]["approximate"]),
     "elu": lambda k, node, x: vecmath.elu(k, x, node["attrs"]["alpha"]),
     **{op: _compare(op) for op in ("equal", "less", "less_equal", "greater", "greater_equal")},
-    **{
-        op: _math(op)
-        for op in ["sqrt", "rsqrt", "exp", "log", "log1p", "expm1", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid", "silu", "softplus", "floor", "ceil", "pow"]
-    },
+    **{op: _math(op) for op in _BY_NAME},
     "round": _math("round_even"),
 }
 
