@@ -16,8 +16,9 @@ from typing import Any
 from ..errors import NervureError
 from ..runtime.artifact import Artifact
 from ..targets.machine import Machine
+from .cache import pins
 from .ir import Graph
-from .kernels.pool import compile_kernels, pins
+from .kernels.pool import compile_kernels
 from .library import build_library
 from .passes import canonicalize
 from .passes.fuse import fuse

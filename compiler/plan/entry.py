@@ -234,9 +234,9 @@ class _Planner:
         self.lower_bound = lower_bound(spans)
         self.scratch = [t for t, task in enumerate(self.tasks) if task.job.plan.shared_bytes]
         spans += [Span(self.tasks[t].job.plan.shared_bytes, t, t) for t in self.scratch]
-        at, self.region_bytes = self._addresses(spans)
-        self.addresses = dict(zip(self.homes, at, strict=False))
-        self.scratch_at = dict(zip(self.scratch, at[len(self.homes) :], strict=True))
+        placed, self.region_bytes = self._addresses(spans)
+        self.addresses = dict(zip(self.homes, placed, strict=False))
+        self.scratch_at = dict(zip(self.scratch, placed[len(self.homes) :], strict=True))
         self.buffers = tuple(
             Buffer(self.graph.tensor_name(self.layout.buffers[b].root), *self.addresses[b], s.nbytes, s.first, s.last)
             for b, s in zip(self.homes, spans, strict=False)
