@@ -163,7 +163,10 @@ class Cursor:
         from ..evaluate import Evaluator
 
         program = config["program"]
-        inputs = [k.arg(f"x{i}", o["dtype"], o["span"]) for i, o in enumerate(program["inputs"])]
+        skipped = config.get("skip", ())  # inputs that the template has packed
+        inputs = [
+            None if i in skipped else k.arg(f"x{i}", o["dtype"], o["span"]) for i, o in enumerate(program["inputs"])
+        ]
         self.tables = [k.arg(f"c{i}", dtype, size) for i, (dtype, size) in enumerate(config["consts"])]
         self.outputs = [k.arg(f"y{i}", o["dtype"], o["span"]) for i, o in enumerate(program["outputs"])]
         self.k, self.config, self.attrs, self.source = k, config, config["attrs"], source

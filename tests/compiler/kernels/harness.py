@@ -7,6 +7,7 @@ tasks split unevenly over several "workers" with scratch of their own, every buf
 from __future__ import annotations
 
 import ctypes
+import json
 import subprocess
 import sys
 import tempfile
@@ -164,7 +165,8 @@ def load(draft: Draft, machine: Machine) -> Any:
     key = (draft.spec.name, machine.name)
     if key not in _loaded:
         row = machine.record()
-        function, tasks = worker.build(draft.spec.template, dict(draft.spec.config), draft.spec.name, row)
+        template, config = json.loads(draft.spec.canonical)  # as it reaches a worker
+        function, tasks = worker.build(template, config, draft.spec.name, row)
         assert tasks == draft.tasks, f"the kernel has {tasks} tasks, its plan says {draft.tasks}"
         stem = Path(_folder.name) / f"{len(_loaded)}"
         write_object([function], row["llvm"], stem.with_suffix(".o"))

@@ -10,7 +10,7 @@ from harness import cases, channels_last, check_region, extra_input, machines, r
 from nervure.compiler.kernels.templates import plans
 
 MOVES = ("concat", "pad", "tile", "gather", "gather_elements", "gather_nd", "one_hot")
-WINDOWS = ("max_pool", "avg_pool", "resize")
+WINDOWS = ("max_pool", "avg_pool", "resize", "conv_transpose")
 
 
 def reverse(rank):
@@ -84,4 +84,30 @@ def test_transposed_slices():
         return g.add("transpose", part, perm=(2, 1, 0))
 
     region, arrays = region_of("copy", [x], {}, epilogue=cut)
+    check_region(region, arrays)
+
+
+# -- transposed convolution ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("op", "case"), cases("conv_transpose"))
+def test_conv_transpose_with_constant_weights(op, case, order, machine):
+    chosen, pad = ORDERS[order]
+    region, arrays = region_of(op, sample(case), case.attrs, order=chosen, pad=pad, consts=(1,), machine=machine)
+    check_region(region, arrays)
+
+
+@pytest.mark.parametrize("channels", [(40, 70), (17, 16), (64, 9), (8, 130)])
+def test_conv_transpose_channel_blocks(channels):
+    x, w = draw((2, channels[0], 9, 21)), draw((*channels, 4, 4), seed=1)
+    attrs = {"strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1), "output_padding": (0, 0)}
+    residual = draw((2, channels[1], 18, 42), seed=2)
+
+    def after(g, y):
+        return g.add("relu", g.add("add", y, extra_input(g, residual)))
+
+    region, arrays = region_of("conv_transpose", [x, w], attrs, order=last_channels, consts=(1,), epilogue=after)
+    assert len(plans(region)) == 2
     check_region(region, arrays)
