@@ -8,7 +8,23 @@ from importlib import import_module
 
 from ..spec import Plan, Region, Template
 
-NAMES = ("concat", "conv", "conv_transpose", "depthwise", "gather", "matmul", "norm", "pad", "pointwise", "pool", "reduce", "resize", "softmax", "tile", "transpose")
+NAMES = (
+    "concat",
+    "conv",
+    "conv_transpose",
+    "depthwise",
+    "gather",
+    "matmul",
+    "norm",
+    "pad",
+    "pointwise",
+    "pool",
+    "reduce",
+    "resize",
+    "softmax",
+    "tile",
+    "transpose",
+)
 
 
 @cache

@@ -419,3 +419,101 @@ def _equal(a: Any, b: int) -> Any:
     from tvm import tirx
 
     return tirx.EQ(a, b)
+
+
+# -- rows that are gone over several times ---------------------------------------------------------------------------
+
+
+def hold(region: Region, config: dict[str, Any], *, keeps: bool) -> tuple[str, int]:
+    """How a row's elements are kept between passes, and the bytes of scratch that a worker needs: ``registers`` where
+    the row fits into half of them, ``scratch``, or ``again`` (read anew; only where the template ``keeps`` nothing of
+    its own and no work comes before it)."""
+    machine, extents = region.machine, [math.prod(config["shape"][a] for a in g) for g in config["reduced"]]
+    count = math.prod(extents)
+    if len(extents) <= 1:
+        vectors = len(pieces(count, machine.lanes)) if config["across"] else count * config["wide"]
+        if vectors <= machine.registers // 2:
+            return "registers", 0
+    if not keeps and operations(region) == 0 or count == 0:
+        return "again", 0
+    itemsize = 8 if region.body.type(source(region)).dtype == "float64" else 4
+    return "scratch", -(-count * itemsize * (1 if config["across"] else config["wide"] * machine.lanes) // 64) * 64
+
+
+class Passes:
+    """Goes over one unit's elements several times. ``read`` gives an element's value; a pass may replace it."""
+
+    def __init__(self, walk: Walk, unit: Unit, how: str, scratch: Any, read: Callable[[Spot], Any]) -> None:
+        self.walk, self.unit, self.how, self.scratch, self.read = walk, unit, how, scratch, read
+        self.turns = max(1, walk.count) if how == "registers" else 4
+        self.width = 1 if walk.across else sum(w for _, w in unit.columns)
+        self._values: dict[tuple[Any, ...], Any] = {}
+
+    def each(self, body: Callable[[Spot, Any], Any], *, first: bool = False) -> None:
+        """``body(spot, value)`` for each vector of elements; what it returns (if anything) replaces the value.
+        ``first`` reads them; later passes take what the one before left."""
+
+        def visit(spot: Spot) -> None:
+            new = body(spot, self.read(spot) if first or self.how == "again" else self._get(spot))
+            if new is not None and self.how != "again":
+                self._put(spot, new)
+
+        self.walk.over(self.unit, self.turns, visit)
+
+    def fold(
+        self,
+        combine: Callable[[Any, Any], Any],
+        start: float,
+        dtype: str,
+        body: Callable[[Spot, Any], Any],
+        *,
+        first: bool = False,
+    ) -> list[Any]:
+        """Each column's fold of what ``body(spot, value)`` returns as (value to keep or None, value to fold)."""
+        from ..tir import constant
+
+        k = self.walk.k
+        if self.how == "registers":
+            parts: dict[tuple[int, int], Any] = {}
+
+            def take(spot: Spot, value: Any) -> Any:
+                new, parts[spot.slot] = body(spot, value)
+                return new
+
+            self.each(take, first=first)
+            return self._folded(parts, combine)
+        turns = max(1, self.turns // len(self.unit.columns))
+        slots = {s: k.register(dtype, w) for s, w in self.walk.slots(self.unit, turns).items()}
+        for register in slots.values():
+            register.set(constant(start, dtype, register.lanes))
+
+        def accumulate(spot: Spot, value: Any) -> Any:
+            new, part = body(spot, value)
+            register = slots[spot.slot]
+            register.set(combine(register.get(), part))
+            return new
+
+        self.turns, kept = turns, self.turns
+        self.each(accumulate, first=first)
+        self.turns = kept
+        return self._folded({s: r.get() for s, r in slots.items()}, combine)
+
+    def _folded(self, parts: dict[tuple[int, int], Any], combine: Callable[[Any, Any], Any]) -> list[Any]:
+        return [self.walk.fold(parts, c, combine) for c, _ in enumerate(self.unit.columns)]
+
+    def _place(self, spot: Spot) -> Any:
+        if self.walk.across:
+            return spot.index
+        offsets = [sum(w for _, w in self.unit.columns[:c]) for c, _ in enumerate(self.unit.columns)]
+        return spot.index * self.width + offsets[spot.slot[0]]
+
+    def _put(self, spot: Spot, value: Any) -> None:
+        if self.how == "registers":
+            self._values[spot.slot] = self.walk.k.bind(value)
+        else:
+            self.walk.k.store(self.scratch, self._place(spot), value)
+
+    def _get(self, spot: Spot) -> Any:
+        if self.how == "registers":
+            return self._values[spot.slot]
+        return self.walk.k.bind(self.walk.k.load(self.scratch, self._place(spot), spot.lanes))
