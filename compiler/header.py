@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from . import render
 from .names import comment, distinct, entry_names, prefix
 from .program import Entry, Port, Program, Stored
@@ -112,6 +114,11 @@ def _sizes(program: Program) -> str:
     return "\n".join(lines)
 
 
+def _macros(names: Iterable[str]) -> list[str]:
+    """Distinct upper-case names, so ended that ``NAME_BYTES`` is never the name of another one."""
+    return [name.upper() + "_" * name.endswith("_bytes") for name in distinct(names)]
+
+
 def _size(nbytes: int) -> str:
     return f"{nbytes}u" if nbytes < 1 << 31 else f"{nbytes}ull"
 
@@ -128,8 +135,8 @@ def _entry(entry: Entry, name: str, number: int) -> str:
     lines = ["", f"#define {big} {number}", f"#define {big}_STEPS {len(entry.steps)}"]
     for kind, ports in (("INPUT", entry.inputs), ("OUTPUT", entry.outputs)):
         lines.append(f"#define {big}_{kind}S {len(ports)}")
-        for i, (short, port) in enumerate(zip(distinct(p.name for p in ports), ports, strict=True)):
-            where = f"{big}_{kind}_{short.upper()}"
+        for i, (short, port) in enumerate(zip(_macros(p.name for p in ports), ports, strict=True)):
+            where = f"{big}_{kind}_{short}"
             lines.append(f"#define {where} {i} /* {_port(port)} */")
             lines.append(f"#define {where}_BYTES {_size(port.type.nbytes)}")
     lines.append(f"int @_{name}(@_context *context, const void *const inputs[], void *const outputs[]);")
@@ -146,13 +153,13 @@ def _stored(program: Program) -> str:
     lines = []
     for kind, held in (("PARAM", program.params), ("STATE", program.states)):
         lines.append(f"#define @@_{kind}S {len(held)}")
-        names = distinct(s.name for s in held)
+        names = _macros(s.name for s in held)
         lines += [line for i, (n, s) in enumerate(zip(names, held, strict=True)) for line in _held(kind, n, i, s)]
     return "\n".join(lines)
 
 
 def _held(kind: str, name: str, index: int, stored: Stored) -> list[str]:
-    where = f"@@_{kind}_{name.upper()}"
+    where = f"@@_{kind}_{name}"
     shape = "".join(f"[{d}]" for d in stored.type.shape) or "scalar"
     about = f"{comment(stored.name)}: {DTYPES[stored.type.dtype][1]} {shape} {stored.type.dtype}"
     return [f"#define {where} {index} /* {about} */", f"#define {where}_BYTES {_size(stored.type.nbytes)}"]

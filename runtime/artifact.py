@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 import platform
 import struct
 import sys
@@ -177,7 +179,7 @@ def read_artifact(path: str | Path) -> Artifact:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = _map(path)
     except OSError as error:
         raise NervureError("cannot read the model", where=str(path), why=error.strerror or str(error)) from error
     bits, machine, note = find_note(path, data)
@@ -205,7 +207,15 @@ def read_artifact(path: str | Path) -> Artifact:
         raise NervureError("the model's description is broken", where=str(path), why=repr(error)) from error
 
 
-def digest_of(data: bytes, at: int) -> bytes:
+def _map(path: Path) -> bytes | mmap.mmap:
+    """The file's bytes, mapped: the loader will map the same pages, so that they are in memory once."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def digest_of(data: bytes | mmap.mmap, at: int) -> bytes:
     """SHA-256 of ``data`` with the digest's own place, 32 bytes at ``at``, taken as zero."""
     view = memoryview(data)
     digest = hashlib.sha256(view[:at])
@@ -214,7 +224,7 @@ def digest_of(data: bytes, at: int) -> bytes:
     return digest.digest()
 
 
-def verify_digest(path: Path, data: bytes, note: tuple[int, int]) -> None:
+def verify_digest(path: Path, data: bytes | mmap.mmap, note: tuple[int, int]) -> None:
     at = note[0]
     if digest_of(data, at) != data[at : at + DIGEST_BYTES]:
         raise NervureError(
@@ -225,7 +235,7 @@ def verify_digest(path: Path, data: bytes, note: tuple[int, int]) -> None:
         )
 
 
-def find_note(path: Path, data: bytes) -> tuple[int, int, tuple[int, int]]:
+def find_note(path: Path, data: bytes | mmap.mmap) -> tuple[int, int, tuple[int, int]]:
     """ELF class in bits, machine, and (offset, size) of the note's contents."""
     if data[:4] != b"\x7fELF":
         what = "the file is empty" if not data else "this is not a model library (not an ELF file)"
@@ -250,7 +260,7 @@ def find_note(path: Path, data: bytes) -> tuple[int, int, tuple[int, int]]:
     raise NervureError("this library is not a nervure model", where=str(path), why="it carries no nervure note")
 
 
-def _header(data: bytes, wide: bool) -> tuple[int, int, int, int, int]:
+def _header(data: bytes | mmap.mmap, wide: bool) -> tuple[int, int, int, int, int]:
     """Machine, offset, width and count of the program headers, and the file's end by the section headers."""
     (machine,) = struct.unpack_from("<H", data, 18)
     start, sections = struct.unpack_from("<QQ" if wide else "<II", data, 32 if wide else 28)
@@ -258,7 +268,7 @@ def _header(data: bytes, wide: bool) -> tuple[int, int, int, int, int]:
     return machine, start, width, count, sections + section_width * section_count
 
 
-def _note(data: bytes, offset: int, size: int) -> tuple[int, int] | None:
+def _note(data: bytes | mmap.mmap, offset: int, size: int) -> tuple[int, int] | None:
     end = offset + size
     while offset + 12 <= end:
         name_size, content_size, kind = struct.unpack_from("<III", data, offset)

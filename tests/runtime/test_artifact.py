@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nervure.compiler import render
+from nervure.compiler.header import header
 from nervure.compiler.library import build_library, describe, seal
 from nervure.compiler.program import Program
 from nervure.errors import NervureError
@@ -154,12 +155,21 @@ def test_hostile_names_are_inert(tmp_path, programs, kernel_object):
     assert artifact.name == HOSTILE and artifact.entries[0].inputs[0].name == HOSTILE
     x = np.ones(64, np.float32)
     assert len(load(artifact.path).run(None, {HOSTILE: x})) == 2
-    header = (tmp_path / "m.h").read_text()
-    assert header.isascii() and "script>" not in header and header.count("*/") == header.count("/*")
+    text = (tmp_path / "m.h").read_text()
+    assert text.isascii() and "script>" not in text and text.count("*/") == text.count("/*")
     for language, compiler in (("c", "gcc"), ("c++", "g++")):
         if shutil.which(compiler):
             flags = ("-Wall", "-Wextra", "-Werror", "-Wpedantic", "-fsyntax-only")
             subprocess.run([compiler, "-x", language, *flags, str(tmp_path / "m.h")], check=True)
+
+
+def test_names_that_fall_together_stay_apart(programs, tmp_path):
+    entry = programs["counted"].entries[0]
+    names = ("x", "X", "x bytes", "x_bytes", "x 2", "steps", "s")
+    inputs = tuple(replace(entry.inputs[0], name=n) for n in names)
+    (tmp_path / "m.h").write_text(header(replace(programs["counted"], entries=(replace(entry, inputs=inputs),))))
+    macros = [line.split()[1] for line in (tmp_path / "m.h").read_text().splitlines() if line.startswith("#define")]
+    assert len(macros) == len(set(macros))
 
 
 @pytest.mark.parametrize("name", ["pthread", "9lives", "", "__", "int", "ABC-def 1", "nervure", "模型"])
