@@ -101,6 +101,25 @@ def non_max_suppression(c: Context, n: OnnxNode) -> Lowered:
     )
 
 
+@lowers("BoundedNonZero", domain="nervure")
+def bounded_nonzero(c: Context, n: OnnxNode) -> Lowered:
+    return c.many("nonzero", n.input(0))
+
+
+@lowers("BoundedNonMaxSuppression", domain="nervure")
+def bounded_nms(c: Context, n: OnnxNode) -> Lowered:
+    score = n.attr("score_threshold", -3.0e38)
+    return c.many(
+        "nms",
+        n.input(0),
+        n.input(1),
+        max_output=n.attr("max_output"),
+        iou_threshold=n.attr("iou_threshold", 0.0),
+        score_threshold=None if score <= -2.9e38 else score,
+        center_point_box=bool(n.attr("center_point_box", 0)),
+    )
+
+
 @lowers("TensorScatter")
 def tensor_scatter(c: Context, n: OnnxNode) -> Lowered:
     """Writes ``update`` into ``past`` at a place per batch row along an axis: elements scattered at computed places."""

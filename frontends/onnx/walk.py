@@ -145,7 +145,8 @@ class Walker:
     def _values(self, call: OnnxNode) -> list[Value]:
         """The node's outputs; poison where it is not supported."""
         try:
-            local = functions.local(self.functions, call)
+            own = call.domain == "nervure"  # functions that our exporter writes around an operation of the table
+            local = None if own else functions.local(self.functions, call)
             rule = RULES.get((call.domain, call.op_type)) if local is None else None
             if rule is None:
                 body = local or functions.standard(self, call)
