@@ -3,7 +3,7 @@
 A ``Program`` holds one or more entry points over one block of constants, parameters and states. An ``Entry`` is a list
 of steps (one fused operation each); a step is a list of phases; a phase is one kernel called over ``[begin, end)`` of
 its tasks by all workers, who meet before the next one if either is ranged. Everything an argument can point at is a
-``Ref``. The same Program is rendered as a Linux library, as firmware C or as a CUDA graph; nothing in it names a target.
+``Ref``. The same Program is rendered as a Linux library, as firmware C or as a CUDA graph; nothing names a target.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Ref:
     Bases: ``const`` (read-only block), ``param``, ``state`` (blocks of the context), ``derived`` (block of the context
     that ``refresh`` writes), ``input`` and ``output`` (of the entry; ``index`` says which; the caller's buffer, or its
     slot in the arena if the caller gave none), ``region`` (``index`` into ``Program.regions``; 0 is the arena),
-    ``worker`` (this worker's own scratch). A caller's buffer is aligned to its element size only, the rest to ``ALIGN``.
+    ``worker`` (this worker's own scratch). A caller's buffer is aligned to its elements only, all else to ``ALIGN``.
     """
 
     base: str
@@ -35,7 +35,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One kernel over ``tasks`` tasks. The C function is ``void kernel(<a pointer an arg> [, int32 begin, int32 end])``;
+    """One kernel over ``tasks`` tasks. The C function is ``void kernel(<pointer, ...> [, int32 begin, int32 end])``;
     ``ranged`` says whether it has the last two. A phase that is not ranged runs once, on one worker."""
 
     kernel: str
