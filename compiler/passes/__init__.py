@@ -14,6 +14,7 @@ from .composites import recognize_composites
 from .cse import eliminate_common_subexpressions
 from .dce import eliminate_dead_code
 from .fold import fold_constants
+from .movement import source_of
 from .simplify import simplify
 
 Pass = Callable[[Graph], Graph]
@@ -70,7 +71,7 @@ def separate_outputs(graph: Graph) -> Graph:
     taken: set[Value] = set()
     for i, value in enumerate(work.outputs):
         if value in taken or work.node(value).op in STORED:
-            value = work.add("identity", value, names=[work.output_names[i]])
+            value = work.add("identity", source_of(work, value), names=[work.output_names[i]])
             work.outputs[i] = value
         taken.add(value)
     return work

@@ -80,7 +80,16 @@ def _to_input(m: Match) -> Value | None:
         return None
     if node.op == "slice" and any(step != 1 for step in node.attrs["steps"]):
         return None
-    return x
+    return source_of(m.graph, x)
+
+
+def source_of(graph: Graph, value: Value) -> Value:
+    """The tensor of which this is an ``identity``, else itself."""
+    while graph.node(value).op == "identity":
+        found = graph.args(value.node)[0]
+        assert found is not None
+        value = found
+    return value
 
 
 def _one_part(m: Match) -> Value | None:
