@@ -18,9 +18,10 @@ TOLERANCE = {"default": 1e-3, "exact": 2e-5}
 
 
 def slice_error(y: np.ndarray, ref: np.ndarray) -> float:
-    """The error of an output: in slices along axis 1 and along the last axis, max|y - ref| over (max|ref| of the slice
-    + 1e-4 max|ref| of the output); the largest counts, so that a box of 640 does not hide a score of 0.5. Integer and
-    bool outputs are equal (0) or not (inf). NaN and infinity must stand at the same places."""
+    """The error of an output, over its one-dimensional slices along axis 1 and along the last axis (as numpy's
+    ``apply_along_axis`` takes them): in each, max|y - ref| over (max|ref| of the slice + 1e-4 max|ref| of the output).
+    The largest counts, so that a box of 640 does not hide a score of 0.5. Integer and bool outputs are equal (0) or
+    not (inf); NaN and infinity must stand at the same places."""
     if y.shape != ref.shape or y.dtype != ref.dtype:
         return float("inf")
     if ref.size == 0:
@@ -32,13 +33,12 @@ def slice_error(y: np.ndarray, ref: np.ndarray) -> float:
     if not np.array_equal(a[wild], b[wild], equal_nan=True) or not np.isfinite(a[~wild]).all():
         return float("inf")
     a, b = np.where(wild, 0, a), np.where(wild, 0, b)
-    floor = 1e-4 * np.abs(b).max()
+    difference, size, floor = np.abs(a - b), np.abs(b), 1e-4 * np.abs(b).max()
     worst = 0.0
-    for axis in {1, b.ndim - 1} if b.ndim > 1 else {0}:
-        rest = tuple(i for i in range(b.ndim) if i != axis) if b.ndim > 1 else (0,)
-        difference, size = np.abs(a - b).max(axis=rest), np.abs(b).max(axis=rest) + floor
-        ratio = np.divide(difference, size, out=np.where(difference > 0, np.inf, 0.0), where=size > 0)
-        worst = max(worst, float(ratio.max()))
+    for axis in {min(1, b.ndim - 1), b.ndim - 1} if b.ndim else {None}:
+        top, scale = difference.max(axis=axis), size.max(axis=axis) + floor
+        ratio = np.divide(top, scale, out=np.where(np.asarray(top) > 0, np.inf, 0.0), where=np.asarray(scale) > 0)
+        worst = max(worst, float(np.max(ratio)))
     return worst
 
 
