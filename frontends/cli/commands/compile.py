@@ -72,7 +72,7 @@ def compile_command(
         built = [_build(given, t, settings, Path(folder) / str(i)) for i, t in enumerate(wanted)]
         files = [_destination(output, b.target, settings.name, len(built) > 1) for b in built]
         _hand_over(built, files)
-    rows = [_record(b, f, settings) for b, f in zip(built, files, strict=True)]
+        rows = [_record(b, f, settings) for b, f in zip(built, files, strict=True)]
     if as_json:
         return print_json(rows[0] | {"artifacts": rows})
     _show(rows, built)
@@ -137,8 +137,7 @@ def _verdict(given: Network, model: Model, settings: _Settings) -> Verdict:
         raise NervureError(
             f"the compiled model does not agree with ONNX Runtime: {verdict.words()}",
             where=f"output {output}, {worst.label}",
-            why="nothing was written",
-            hint="try --precision exact; if that disagrees too, report it (--tolerance allows more, --no-verify skips)",
+            hint="nothing was written; try --precision exact; if that disagrees too, report it",
         )
     return verdict
 

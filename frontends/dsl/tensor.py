@@ -1,0 +1,306 @@
+"""Symbolic tensors: what a network's function computes with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from ...compiler.ir import Value
+from ...compiler.types import TensorType
+from ...errors import NervureError
+from .place import user_place
+
+if TYPE_CHECKING:
+    from .trace import Trace
+
+
+class Dim(str):
+    """A named dimension that is not bound yet. It can be passed on as a size, not computed with."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise NervureError(
+            f"dimension {str(self)!r} has no number yet",
+            where=user_place().full,
+            hint=f"bind it: nv.compile(net, dims={{{str(self)!r}: 1}}), or write -1 in reshape",
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __rfloordiv__ = _refuse
+    __truediv__ = __rtruediv__ = __mod__ = __rmod__ = __pow__ = __int__ = __index__ = __float__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+
+
+def _f() -> Any:
+    from . import functions
+
+    return functions
+
+
+class Operators:
+    """Python's operators and numpy's methods, each written as the function of that name.
+
+    Element types are promoted as in numpy, but for this: float64 comes only from a float64 tensor. So Python numbers
+    and numpy's float64 arrays take the element type of the float tensor beside them.
+    """
+
+    __slots__ = ()
+    __array_ufunc__ = None  # so that ``array + tensor`` asks the tensor
+    __hash__ = object.__hash__
+
+    if TYPE_CHECKING:
+
+        @property
+        def shape(self) -> tuple[Any, ...]: ...
+
+    def __add__(self, other: Any) -> Tensor:
+        return _f().add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return _f().add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return _f().subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return _f().subtract(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return _f().multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return _f().multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return _f().divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return _f().divide(other, self)
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return _f().floor_divide(self, other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return _f().floor_divide(other, self)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return _f().mod(self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return _f().mod(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return _f().power(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return _f().power(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return _f().matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return _f().matmul(other, self)
+
+    def __and__(self, other: Any) -> Tensor:
+        return _f().bitwise_and(self, other)
+
+    def __rand__(self, other: Any) -> Tensor:
+        return _f().bitwise_and(other, self)
+
+    def __or__(self, other: Any) -> Tensor:
+        return _f().bitwise_or(self, other)
+
+    def __ror__(self, other: Any) -> Tensor:
+        return _f().bitwise_or(other, self)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return _f().bitwise_xor(self, other)
+
+    def __rxor__(self, other: Any) -> Tensor:
+        return _f().bitwise_xor(other, self)
+
+    def __lshift__(self, other: Any) -> Tensor:
+        return _f().left_shift(self, other)
+
+    def __rlshift__(self, other: Any) -> Tensor:
+        return _f().left_shift(other, self)
+
+    def __rshift__(self, other: Any) -> Tensor:
+        return _f().right_shift(self, other)
+
+    def __rrshift__(self, other: Any) -> Tensor:
+        return _f().right_shift(other, self)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return _f().less(self, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return _f().less_equal(self, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return _f().greater(self, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return _f().greater_equal(self, other)
+
+    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
+        return _f().equal(self, other)
+
+    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
+        return _f().not_equal(self, other)
+
+    def __neg__(self) -> Tensor:
+        return _f().negative(self)
+
+    def __pos__(self) -> Tensor:
+        return _f().as_tensor(self)
+
+    def __abs__(self) -> Tensor:
+        return _f().abs(self)
+
+    def __invert__(self) -> Tensor:
+        return _f().bitwise_not(self)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return _f().getitem(self, key)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a tensor without axes")
+        size = self.shape[0]
+        return size if isinstance(size, int) else int(size)  # a named dimension says what to do
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([self[i] for i in range(len(self))])
+
+    def __bool__(self) -> NoReturn:
+        raise NervureError(
+            "a symbolic tensor has no truth value while its network is traced",
+            where=user_place().full,
+            why="a compiled network has no branches: both sides are computed",
+            hint="write nv.where(condition, a, b); for shapes, compare x.shape instead",
+        )
+
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        raise NervureError(
+            "a symbolic tensor has no values while its network is traced",
+            where=user_place().full,
+            hint="use nervure's function of the same name (nv.exp(x), not np.exp(x))",
+        )
+
+    __float__ = __int__ = __index__ = __bool__
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def T(self) -> Tensor:
+        """All axes in reverse order."""
+        return _f().transpose(self)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return _f().reshape(self, *shape)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        return _f().transpose(self, *axes)
+
+    def astype(self, dtype: Any) -> Tensor:
+        return _f().cast(self, dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """numpy's other methods (``x.sum(axis=1)``, ``x.clip(0, 1)``): the function of that name with ``x`` first."""
+        functions = _f()
+        if name not in functions.METHODS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        function = getattr(functions, name)
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return function(self, *args, **kwargs)
+
+        method.__name__, method.__doc__ = name, function.__doc__
+        return method
+
+    def __dir__(self) -> Sequence[str]:
+        return sorted({*object.__dir__(self), *_f().METHODS})
+
+
+class Tensor(Operators):
+    """A tensor of a network that is being traced: it has a shape and an element type, and no values yet."""
+
+    __slots__ = ("trace", "value")
+
+    def __init__(self, trace: Trace, value: Value) -> None:
+        self.trace, self.value = trace, value
+
+    @property
+    def type(self) -> TensorType:
+        return self.trace.graph.type(self.value)
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Sizes; a dimension that is not bound yet is its name."""
+        return tuple(d if isinstance(d, int) else Dim(d) for d in self.type.shape)
+
+    @property
+    def dtype(self) -> str:
+        """numpy's name of the element type."""
+        return self.type.dtype
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __repr__(self) -> str:
+        return f"<nervure.Tensor {self.dtype}[{', '.join(map(str, self.shape))}]>"
+
+
+class Weight(Operators):
+    """A layer's stored array. In a traced network it acts as a tensor.
+
+    ``array`` is read-only and is replaced as a whole by ``assign``, so that graphs which share it never change.
+    """
+
+    __slots__ = ("array", "name", "trainable")
+
+    def __init__(self, name: str, array: np.ndarray, trainable: bool = True) -> None:
+        self.name, self.trainable = name, trainable
+        self.array = _frozen(array)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.array.dtype.name
+
+    @property
+    def size(self) -> int:
+        return self.array.size
+
+    def numpy(self) -> np.ndarray:
+        """The values, read-only."""
+        return self.array
+
+    def assign(self, values: Any) -> None:
+        """Replaces the values; ``NervureError`` where the shape differs."""
+        given = np.asarray(values)
+        if given.shape != self.shape:
+            raise NervureError(
+                f"weight {self.name!r}: expected shape {list(self.shape)}, got {list(given.shape)}",
+                where=user_place().full,
+            )
+        self.array = _frozen(given.astype(self.array.dtype))
+
+    def __repr__(self) -> str:
+        return f"<nervure.Weight {self.name!r} {self.dtype}{list(self.shape)}>"
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    held = np.array(array, order="C", copy=True)
+    held.flags.writeable = False
+    return held

@@ -1,0 +1,219 @@
+"""Tracing: while a network's function runs, every operation on its tensors is recorded into a Graph.
+
+Errors are raised as the line runs; they name the layer or operator, the user's file and line, and what was expected
+and found.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from ...compiler.interpret import interpret
+from ...compiler.ir import Graph, Value
+from ...compiler.ops import OpError
+from ...compiler.types import DTYPES, TensorType
+from ...errors import NervureError
+from .place import user_place
+from .tensor import Tensor, Weight
+
+if TYPE_CHECKING:
+    from .layers.base import Layer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Frame:
+    """One call of a network or layer: the namespace in which the layers that it calls get their names."""
+
+    owner: Any  # Network or Layer: its ``children`` keep the names from trace to trace
+    name: str
+    kind: str
+    is_network: bool = False
+    names: dict[int, str] = field(default_factory=dict)  # id of a layer made inside this call -> its name
+    kept: list[Layer] = field(default_factory=list)  # keeps those ids valid
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a summary: a layer's call."""
+
+    name: str
+    kind: str
+    shapes: tuple[tuple[Any, ...], ...]
+    layer: Any  # None for an input
+
+
+class Trace:
+    """A recording. ``with trace.active():`` makes it the one that operations go to."""
+
+    def __init__(self, name: str, seed: int = 0) -> None:
+        self.graph = Graph(name)
+        self.seed = seed
+        self.frames: list[Frame] = []
+        self.rows: list[Row] = []
+        self._weights: dict[int, tuple[Weight, Value]] = {}
+
+    @contextmanager
+    def active(self) -> Iterator[Trace]:
+        _stack().append(self)
+        try:
+            yield self
+        finally:
+            _stack().pop()
+
+    @contextmanager
+    def frame(self, frame: Frame) -> Iterator[Frame]:
+        self.frames.append(frame)
+        try:
+            yield frame
+        finally:
+            self.frames.pop()
+
+    # -- names and places ----------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The dotted name of the layer that is being called: ``encoder.attention``."""
+        return ".".join(f.name for f in self.frames[1:])
+
+    def label(self, op: str) -> str:
+        """What an error calls the place: the layer if there is one, else the operator."""
+        inner = [f for f in self.frames if not f.is_network]
+        return f"layer {self.path!r} ({inner[-1].kind})" if inner else f"operator {op}"
+
+    def where(self) -> str:
+        """``file.py:12 (layer name)`` with the full path, for errors."""
+        return user_place().full + (f" ({self.path})" if self.path else "")
+
+    def origin(self) -> tuple[str]:
+        """``file.py:12 (layer name)``, for graph nodes."""
+        return (user_place().short + (f" ({self.path})" if self.path else ""),)
+
+    # -- tensors -------------------------------------------------------------------------------------------------
+
+    def input(self, name: str, type: TensorType) -> Tensor:
+        return Tensor(self, self.graph.input(name, type, [f"input {name}"]))
+
+    def constant(self, array: np.ndarray) -> Tensor:
+        if array.dtype.name not in DTYPES:
+            raise NervureError(
+                f"an array of {array.dtype} cannot be a tensor",
+                where=self.where(),
+                hint=f"element types: {', '.join(DTYPES)}",
+            )
+        return Tensor(self, self.graph.const(array, origin=self.origin()))
+
+    def weight(self, weight: Weight) -> Tensor:
+        """A layer's weight in this graph: the one place where weights enter. At inference they are constants."""
+        found = self._weights.get(id(weight))
+        if found is None:
+            name = f"{self.path}.{weight.name}" if self.path else weight.name
+            found = (weight, self.graph.const(weight.array, name, self.origin()))
+            self._weights[id(weight)] = found
+        return Tensor(self, found[1])
+
+    def emit(self, op: str, args: Sequence[Tensor | None], attrs: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Adds an operation; ``NervureError`` where inputs and attributes do not fit."""
+        name = f"{self.path}.{op}" if self.path else op
+        try:
+            first = self.graph.add(
+                op, *(a and a.value for a in args), names=[self.graph.unique(name)], origin=self.origin(), **attrs
+            )
+        except OpError as error:
+            given = ", ".join(str(a.type) for a in args if a is not None)
+            raise NervureError(
+                f"{self.label(op)}: {error}", where=self.where(), why=f"{op} was given {given or 'no inputs'}"
+            ) from None
+        return tuple(Tensor(self, v) for v in self.graph.values(first.node))
+
+    def run(self, outputs: Sequence[Tensor], inputs: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
+        """The outputs' values, by the reference interpreter."""
+        for tensor in outputs:
+            self.graph.outputs.append(tensor.value)
+        return interpret(self.graph, inputs)
+
+
+_local = threading.local()
+
+
+def _stack() -> list[Trace]:
+    if not hasattr(_local, "stack"):
+        _local.stack = []
+    return _local.stack  # type: ignore[no-any-return]
+
+
+def tracing() -> Trace | None:
+    """The recording that is going on in this thread."""
+    return _stack()[-1] if _stack() else None
+
+
+def current() -> Trace:
+    """The recording that operations go to; ``NervureError`` where there is none."""
+    trace = tracing()
+    if trace is None:
+        raise NervureError(
+            "a symbolic tensor was used outside of its network",
+            where=user_place().full,
+            why="its network has been traced already",
+            hint="do the computation inside the @nv.network function",
+        )
+    return trace
+
+
+def fail(what: str, *, why: str | None = None, hint: str | None = None, op: str = "") -> NervureError:
+    """The error of a user's line: names the layer or operator that is at work."""
+    trace = tracing()
+    label = trace.label(op) + ": " if trace is not None and (op or trace.path) else ""
+    where = trace.where() if trace is not None else user_place().full
+    return NervureError(f"{label}{what}", where=where, why=why, hint=hint)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What lies in nested tuples, lists and dictionaries."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from leaves(item)
+    else:
+        yield value
+
+
+def rebuild(value: Any, new: Callable[[Any], Any]) -> Any:
+    """Nested tuples, lists and dictionaries with every leaf replaced."""
+    if isinstance(value, dict):
+        return {k: rebuild(v, new) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(rebuild(v, new) for v in value)
+    return new(value)
+
+
+def eager(name: str, function: Callable[[], Any], seed: int = 0) -> Any:
+    """``function`` traced and run at once: its tensors come back as arrays."""
+    with Trace(name, seed).active() as trace:
+        result = function()
+        tensors = [t for t in leaves(result) if isinstance(t, Tensor)]
+        arrays = iter(trace.run(tensors))
+        return rebuild(result, lambda leaf: next(arrays) if isinstance(leaf, Tensor) else leaf)
+
+
+def public(function: F) -> F:
+    """A function on tensors that also works on arrays at once, outside of any network."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if tracing() is not None:
+            return function(*args, **kwargs)
+        if any(isinstance(a, Tensor) for a in leaves([args, kwargs])):
+            current()
+        return eager(function.__name__, lambda: function(*args, **kwargs))
+
+    return call  # type: ignore[return-value]
