@@ -21,6 +21,7 @@ NAMES = (
     "pool",
     "reduce",
     "resize",
+    "scan",
     "softmax",
     "tile",
     "transpose",

@@ -24,7 +24,7 @@ Coord = tuple[Any, int | None]
 Coords = list[Coord]
 
 _TASKS = 32  # tasks of a large region at most
-_TASK_WORK = 4096.0  # elementary operations that a task should have at least
+_TASK_WORK = 512.0  # vector operations that a task should have at least
 
 
 # -- planning ------------------------------------------------------------------------------------------------------
@@ -122,10 +122,11 @@ def walk(
     work: float = 1.0,
     wide: int = 4,
     across: bool | None = None,
+    lanes: int | None = None,
 ) -> dict[str, Any]:
     """The plan of a walk, as JSON values. ``reduced`` are virtual axes; ``shape`` and ``origin`` (logical axis and
     factor of each virtual one) default to the logical ones. ``work`` is operations an element, ``wide`` the vectors
-    taken at once, ``across`` False forbids lanes along the reduced axes."""
+    taken at once, ``across`` False forbids lanes along the reduced axes, ``lanes`` is the machine's if not given."""
     body = region.body
     logical = body.type(body.args(region.anchor)[0]).dims  # type: ignore[arg-type]
     shape = list(shape if shape is not None else logical)
@@ -140,16 +141,13 @@ def walk(
         kept = merged([a for a in range(len(shape)) if a not in reduced], shape, main, virtual)
         folded = merged(list(reduced), shape, main, virtual)
     by_reduced = bool(folded) and (not kept or _nearer(main[folded[-1][-1]], main[kept[-1][-1]]))
-    if across is False:
-        by_reduced = False
-        kept = sorted(kept, key=lambda g: -abs(main[g[-1]]))
-    lanes = region.machine.lanes
+    by_reduced = by_reduced and across is not False
+    lanes = region.machine.lanes if lanes is None else lanes
     extent = math.prod(shape[a] for a in kept[-1]) if kept and not by_reduced else 1
     blocks = max(1, -(-extent // (wide * lanes))) if not by_reduced else 1
     rows = math.prod((math.prod(shape[a] for a in g) for g in (kept if by_reduced else kept[:-1])), start=1)
     units = rows * blocks
-    total = math.prod(shape) * work / (lanes if not across else 1)
-    tasks = max(1, min(units, _TASKS, int(total / (_TASK_WORK / lanes))))
+    tasks = max(1, min(units, _TASKS, int(math.prod(shape) * work / (_TASK_WORK * lanes))))
     chunk = -(-units // tasks) if units else 0
     tasks = -(-units // chunk) if chunk else 1
     return {
@@ -158,6 +156,7 @@ def walk(
         "kept": kept,
         "reduced": folded,
         "across": by_reduced,
+        "lanes": lanes,
         "wide": wide,
         "blocks": blocks,
         "units": units,
@@ -228,9 +227,9 @@ class Spot:
 class Walk:
     """Emits the loops of one planned walk."""
 
-    def __init__(self, k: Any, config: dict[str, Any], lanes: int | None = None) -> None:
+    def __init__(self, k: Any, config: dict[str, Any]) -> None:
         self.k, self.c = k, config
-        self.lanes = k.lanes if lanes is None else lanes
+        self.lanes: int = config["lanes"]
         self.shape: list[int] = config["shape"]
         self.across: bool = config["across"]
         self.extents = [math.prod(self.shape[a] for a in g) for g in config["reduced"]]
@@ -434,7 +433,7 @@ def hold(region: Region, config: dict[str, Any], *, keeps: bool) -> tuple[str, i
         vectors = len(pieces(count, machine.lanes)) if config["across"] else count * config["wide"]
         if vectors <= machine.registers // 2:
             return "registers", 0
-    if not keeps and operations(region) == 0 or count == 0:
+    if (not keeps and operations(region) == 0) or count == 0:
         return "again", 0
     itemsize = 8 if region.body.type(source(region)).dtype == "float64" else 4
     return "scratch", -(-count * itemsize * (1 if config["across"] else config["wide"] * machine.lanes) // 64) * 64
