@@ -20,8 +20,9 @@ TOLERANCE = {"default": 1e-3, "exact": 2e-5}
 def slice_error(y: np.ndarray, ref: np.ndarray) -> float:
     """The error of an output, over its one-dimensional slices along axis 1 and along the last axis (as numpy's
     ``apply_along_axis`` takes them): in each, max|y - ref| over (max|ref| of the slice + 1e-4 max|ref| of the output).
-    The largest counts, so that a box of 640 does not hide a score of 0.5. Integer and bool outputs are equal (0) or
-    not (inf); NaN and infinity must stand at the same places."""
+    The largest counts, so that a box of 640 does not hide a score of 0.5. An axis of one element is left out where
+    there is another: a single number has no scale but its own, and a logit near zero would count rounding as error.
+    Integer and bool outputs are equal (0) or not (inf); NaN and infinity must stand at the same places."""
     if y.shape != ref.shape or y.dtype != ref.dtype:
         return float("inf")
     if ref.size == 0:
@@ -35,7 +36,8 @@ def slice_error(y: np.ndarray, ref: np.ndarray) -> float:
     a, b = np.where(wild, 0, a), np.where(wild, 0, b)
     difference, size, floor = np.abs(a - b), np.abs(b), 1e-4 * np.abs(b).max()
     worst = 0.0
-    for axis in {min(1, b.ndim - 1), b.ndim - 1} if b.ndim else {None}:
+    axes = {min(1, b.ndim - 1), b.ndim - 1} if b.ndim else {None}
+    for axis in {a for a in axes if a is not None and b.shape[a] > 1} or axes:
         top, scale = difference.max(axis=axis), size.max(axis=axis) + floor
         ratio = np.divide(top, scale, out=np.where(np.asarray(top) > 0, np.inf, 0.0), where=np.asarray(scale) > 0)
         worst = max(worst, float(np.max(ratio)))
