@@ -99,8 +99,10 @@ LAYERS = [
 ]
 
 
-def caller(region: Region, plan: Plan, arrays: list[np.ndarray], repeat: int) -> Callable[[], float]:
-    """Nanoseconds of one execution of all phases, over ``repeat`` executions."""
+def caller(
+    region: Region, plan: Plan, arrays: list[np.ndarray], repeat: int, batch: int = 1
+) -> Callable[[], list[float]]:
+    """Nanoseconds of one execution of all phases: ``repeat`` figures, each the mean of ``batch`` executions."""
 
     def buffer(nbytes: int) -> np.ndarray:
         raw = np.zeros(nbytes + 128, np.uint8)
@@ -129,12 +131,15 @@ def caller(region: Region, plan: Plan, arrays: list[np.ndarray], repeat: int) ->
         args += [ctypes.c_int(0), ctypes.c_int(draft.tasks)] if draft.tasks is not None else []
         calls.append((load(draft, region.machine), tuple(args)))
 
-    def run() -> float:
-        start = time.perf_counter_ns()
+    def run() -> list[float]:
+        times = []
         for _ in range(repeat):
-            for function, args in calls:
-                function(*args)
-        return (time.perf_counter_ns() - start) / repeat
+            start = time.perf_counter_ns()
+            for _ in range(batch):
+                for function, args in calls:
+                    function(*args)
+            times.append((time.perf_counter_ns() - start) / batch)
+        return times
 
     run.held = (inputs, outputs, consts, scratch)  # type: ignore[attr-defined]
     return run
@@ -198,9 +203,11 @@ def measure(layer: tuple[Any, ...], rounds: int = 7) -> None:
     )
     depth = int(np.prod(shapes[1][1:])) if op == "conv" else shapes[1][0]
     flops = 2.0 * region.anchor_type.size * depth
-    repeat = max(1, min(2000, int(3e6 / (flops / 60 + 500))))
+    estimate = flops / 60 + 500
+    batch = max(1, int(2e4 / estimate))
+    repeat = max(3, min(1000, int(4e6 / (estimate * batch))))
     found = plans(region)
-    runs = [caller(region, p, given, repeat) for p in found]
+    runs = [caller(region, p, given, repeat, batch) for p in found]
     peer, finish = onnx_runtime(op, arrays, attrs, repeat, rounds)
     peer()
     for run in runs:
@@ -208,15 +215,16 @@ def measure(layer: tuple[Any, ...], rounds: int = 7) -> None:
     ours: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
         for i, run in enumerate(runs):
-            ours[i].append(run())
+            ours[i].append(statistics.median(run()))
         peer()
     theirs = finish()
     for i, plan in enumerate(found):
         mine = statistics.median(ours[i])
+        best = min(theirs) / min(ours[i])
         ratio = statistics.median(t / m for t, m in zip(theirs, ours[i], strict=True))
         print(
             f"{name:36s} {mine / 1e3:9.2f} us {flops / mine:6.1f} GF  ort {statistics.median(theirs) / 1e3:9.2f} us"
-            f"  x{ratio:5.2f}  model {plan.cost / mine:5.2f}  {plan.detail}",
+            f"  x{ratio:5.2f} (best {best:5.2f})  model {plan.cost / mine:5.2f}  {plan.detail}",
             flush=True,
         )
 

@@ -15,6 +15,8 @@ NAMES = (
     "depthwise",
     "gather",
     "matmul",
+    "nms",
+    "nonzero",
     "norm",
     "pad",
     "pointwise",
@@ -22,9 +24,12 @@ NAMES = (
     "reduce",
     "resize",
     "scan",
+    "scatter",
     "softmax",
     "tile",
+    "topk",
     "transpose",
+    "winograd",
 )
 
 

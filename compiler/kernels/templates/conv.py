@@ -176,7 +176,7 @@ def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[in
     line["block"] = min(tile.line_block, g.out[1])
     point["segments"] = segments(g, tile.rows)
     tiles = next((s["repeat"] for s in point["segments"] if s["inner"]), 1)
-    point["block"] = min(tile.row_block, tiles) if tile.row_block and g.out[1] == 1 else tiles
+    point["block"] = min(tile.row_block, tiles) if tile.row_block else tiles
     blocks = [-(-g.out[1] // line["block"]), -(-tiles // point["block"]), columns.groups]
     outer = [
         {"extent": g.batch, "a": g.x.strides[0], "b": 0, "bias": 0, "axis": 0, "column": 0},

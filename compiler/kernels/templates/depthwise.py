@@ -15,6 +15,7 @@ from . import _contract
 from ._tile import Columns, Tile, accumulator, epilogue_inputs, epilogue_work, fits, step_cycles, vectors
 from .conv import Geometry, assemble
 
+_EASY_ROWS = 8  # longer tiles gain nothing and are scheduled worse
 _SHARED_TAPS = 7  # longest kernel row whose weights are held in registers
 
 
@@ -32,7 +33,7 @@ def plan(region: Region) -> list[Plan]:
     lanes = max(1, machine.lanes * 4 // itemsize)
     columns = Columns(g.columns, lanes, 1, *vectors(g.columns, lanes, exact=True))
     line = {r: _line_cycles(region, g, columns, r, itemsize) for r in range(1, _most_rows(region, g) + 1)}
-    rows = min(line, key=lambda r: (line[r], -r))
+    rows = min(line, key=lambda r: (line[r] * (1.05 if r > _EASY_ROWS else 1.0), -r))
     lines = g.out[1] * g.batch
     traffic = (region.inputs[region.operand(0)].type.nbytes + region.outputs[0].type.nbytes) / machine.l2_bandwidth  # type: ignore[index]
     cycles = max(line[rows] * lines, traffic) + 0.25 * traffic

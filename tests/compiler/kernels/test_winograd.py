@@ -1,0 +1,54 @@
+"""Winograd convolution against the reference: all plans (both tile sizes, both forms)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from harness import channels_last, check_region, extra_input, machines, region_of
+from nervure.compiler.kernels.templates import plans
+
+SHAPES = [  # x, output channels, pads
+    ((1, 16, 32, 32), 16, (1, 1, 1, 1)),
+    ((1, 64, 14, 14), 48, (1, 1, 1, 1)),
+    ((2, 20, 9, 13), 24, (1, 1, 1, 1)),
+    ((1, 32, 12, 10), 21, (0, 0, 0, 0)),
+    ((1, 32, 7, 7), 200, (0, 1, 2, 0)),
+    ((1, 13, 8, 30), 16, (2, 2, 2, 2)),
+    ((1, 16, 4, 4), 16, (1, 1, 1, 1)),
+]
+
+
+def build(shape, machine=None, bias=True, **options):
+    x, columns, pads = shape
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s, np.float32) for s in (x, (columns, x[1], 3, 3), (columns,))]
+    arrays[1] /= np.sqrt(9 * x[1])
+    attrs = {"strides": (1, 1), "pads": pads, "dilations": (1, 1), "group": 1}
+    options = {"order": lambda r: channels_last(r) if r == 4 else range(r), **options}
+    arrays = arrays if bias else arrays[:2]
+    return region_of("conv", arrays, attrs, machine=machine, consts=range(1, len(arrays)), **options)
+
+
+@pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_all_plans(shape, machine):
+    region, arrays = build(shape, machine)
+    assert any(p.template == "winograd" for p in plans(region))
+    check_region(region, arrays, template="winograd", rtol=1e-3, atol=2e-4)
+
+
+def test_epilogue_and_no_bias_and_a_wider_buffer():
+    residual = np.random.default_rng(1).standard_normal((1, 48, 14, 14), np.float32)
+    region, arrays = build(
+        SHAPES[1],
+        bias=False,
+        pad=8,
+        epilogue=lambda g, y: g.add("relu", g.add("add", y, extra_input(g, residual))),
+    )
+    check_region(region, arrays, template="winograd", rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("option", ["exact", "small"])
+def test_not_where_it_may_not(option):
+    region, _ = build(SHAPES[0], **{option: True})
+    assert {p.template for p in plans(region)} == {"conv"}
