@@ -16,6 +16,7 @@ import math
 import numpy as np
 
 from ..ir import Value
+from .activations import one_axis
 from .pattern import Match, Pattern, Scalar, Var, call, either, scaled
 from .rewrite import Rule
 
@@ -37,7 +38,12 @@ def _masked(scores: Pattern) -> Pattern:
 
 
 _WEIGHTS = call("softmax", _masked(_CAPPED), name="weights")
-_SAFE = either(_WEIGHTS, call("where", call("isnan", _WEIGHTS), Scalar(0.0), _WEIGHTS))
+_BLIND = call("equal", call("reduce_max", Var("mask"), name="top"), Scalar(-math.inf))
+_SAFE = either(
+    _WEIGHTS,
+    call("where", call("isnan", _WEIGHTS), Scalar(0.0), _WEIGHTS),
+    call("where", _BLIND, Scalar(0.0), _WEIGHTS),
+)
 
 
 def _swap(m: Match, value: Value) -> Value:
@@ -70,7 +76,10 @@ def _attention(m: Match) -> Value:
 def _is_attention(m: Match) -> bool:
     graph, weights = m.graph, m.graph.node(m["weights"])
     rank = weights.types[0].rank
-    if weights.attrs["axis"] % rank != rank - 1 or graph.node(m["kt"]).op not in ("transpose", "const"):
+    free = graph.node(m["kt"]).op in ("transpose", "const") or 1 in m.shape(m["kt"])[-2:]
+    if weights.attrs["axis"] % rank != rank - 1 or not free:
+        return False
+    if "top" in m and one_axis(graph, m["top"]) != len(m.shape(m["mask"])) - 1:
         return False
     if "cap" in m and m.number("cap") <= 0:
         return False
@@ -91,11 +100,11 @@ def _scale_inside(m: Match) -> Value | None:
 def _causal(m: Match) -> Value | None:
     mask = m.array("mask")
     rows, columns = m.shape(m["q"])[-2], m.shape(m["k"])[-2]
-    if rows != columns or not isinstance(rows, int) or rows < 2 or mask.shape[-2:] != (rows, rows):
+    if not (isinstance(rows, int) and isinstance(columns, int)) or mask.shape[-2:] != (rows, columns) or rows < 2:
         return None
     seen = mask if mask.dtype == np.bool_ else mask == 0
     hidden = ~mask if mask.dtype == np.bool_ else mask <= LOW
-    triangle = np.tri(rows, dtype=bool)
+    triangle = np.tri(rows, columns, dtype=bool)
     if not (bool(np.all(seen == triangle)) and bool(np.all(hidden == ~triangle))):
         return None
     return m.add("attention", m["q"], m["k"], m["v"], **{**m.node.attrs, "causal": True})

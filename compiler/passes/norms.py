@@ -26,7 +26,10 @@ def _square(x: Pattern) -> Pattern:
 
 
 def _variance(d: Pattern) -> Pattern:
-    return call("add", call("reduce_mean", _square(d), name="var"), Scalar(name="e"))
+    mean = call("reduce_mean", _square(d), name="var")
+    if d is _D:  # the mean of the squares less the square of the mean
+        mean = either(mean, call("sub", call("reduce_mean", _square(X), name="var"), _square(_MEAN)))
+    return call("add", mean, Scalar(name="e"))
 
 
 def _over_deviation(x: Pattern, d: Pattern) -> Pattern:
@@ -99,18 +102,37 @@ def _absorb(m: Match) -> Value | None:
         return None
     first = 1 if norm.op == "group_norm" else norm.attrs["axis"] % type_.rank
     shape = type_.dims[1:2] if norm.op == "group_norm" else type_.dims[first:]
-    factor = _fitted(m.array("c"), type_.rank, first, shape)
-    old = [None if v is None else graph.constant(v) for v in (scale, bias)]
+    if graph.node(m["c"]).op == "const":
+        found = _merged(m, scale, bias, type_.rank, first, shape)
+    else:
+        found = _parameter(m, scale, bias, shape if first + len(shape) == type_.rank else None)
+    if found is None:
+        return None
+    return m.add(norm.op, x, *found[: 1 if norm.op == "rms_norm" else 2], **norm.attrs)
+
+
+Affine = tuple[Value | None, Value | None]
+
+
+def _parameter(m: Match, scale: Value | None, bias: Value | None, shape: tuple[int, ...] | None) -> Affine | None:
+    """A parameter in the place of a scale or bias that is not there; it cannot be computed with."""
+    if m.shape(m["c"]) != shape or bias is not None or (m.node.op == "mul" and scale is not None):
+        return None
+    return (m["c"], None) if m.node.op == "mul" else (scale, m["c"])
+
+
+def _merged(
+    m: Match, scale: Value | None, bias: Value | None, rank: int, first: int, shape: tuple[int, ...]
+) -> Affine | None:
+    factor = _fitted(m.array("c"), rank, first, shape)
+    old = [None if v is None else m.graph.constant(v) for v in (scale, bias)]
     if factor is None or any(v is not None and a is None for v, a in zip((scale, bias), old, strict=True)):
         return None
     wide = factor.astype(np.float64)
-    if m.node.op == "mul":
-        scale = _updated(m, scale, old[0], wide, np.multiply, shape)
-        bias = bias if bias is None else _updated(m, bias, old[1], wide, np.multiply, shape)
-    else:
-        bias = _updated(m, bias, old[1], wide, np.add, shape)
-    args = [x, scale] if norm.op == "rms_norm" else [x, scale, bias]
-    return m.add(norm.op, *args, **norm.attrs)
+    if m.node.op == "add":
+        return scale, _updated(m, bias, old[1], wide, np.add, shape)
+    scaled = _updated(m, scale, old[0], wide, np.multiply, shape)
+    return scaled, bias if bias is None else _updated(m, bias, old[1], wide, np.multiply, shape)
 
 
 def _updated(
@@ -123,7 +145,7 @@ def _updated(
 def _groups_between_reshapes(m: Match) -> Value | None:
     graph, x, norm = m.graph, m["x"], m.graph.node(m["norm"])
     outer, inner = m.node.types[0], graph.type(m["inner"])
-    if not (outer.static and inner.static) or graph.type(x) != outer or outer.rank < 3:
+    if not (outer.static and inner.static) or graph.type(x).shape[:2] != outer.shape[:2] or outer.rank < 3:
         return None
     batch, channels = outer.dims[:2]
     if norm.op == "layer_norm":
@@ -140,6 +162,8 @@ def _groups_between_reshapes(m: Match) -> Value | None:
         groups = groups if all(plain) else 0
     if groups < 1 or channels % groups:
         return None
+    if graph.type(x) != outer:
+        x = m.add("reshape", x, shape=outer.shape)
     return m.add("group_norm", x, num_groups=groups, epsilon=norm.attrs["epsilon"])
 
 
@@ -163,6 +187,10 @@ _GROUPED = either(
 _NORM = any_call("layer_norm|rms_norm|group_norm", name="norm")
 
 
+def _stored(m: Match) -> bool:
+    return m.graph.node(m["c"]).op in ("const", "param")
+
+
 def _constant(m: Match) -> bool:
     return m.graph.constant(m["c"]) is not None
 
@@ -175,7 +203,7 @@ RULES: tuple[Rule, ...] = (
         _layer_norm_affine,
     ),
     Rule("rms_norm", _over_deviation(X, X), _rms_norm),
-    Rule("norm affine", call("mul|add", _NORM, _C), _absorb, _constant),
+    Rule("norm affine", call("mul|add", _NORM, _C), _absorb, _stored),
     Rule("group_norm", call("reshape", _GROUPED), _groups_between_reshapes),
     Rule("instance_norm", call("mul|add", call("layer_norm", X, name="norm"), _C), _spatial_layer_norm, _constant),
 )

@@ -102,6 +102,18 @@ def layer_norm_forms(axes):
         yield build
 
 
+def moments_norm(b):
+    mean = b.reduce_mean(x(b), axes=(2,), keepdims=True)
+    squares = b.reduce_mean(b.mul(x(b), x(b)), axes=(2,), keepdims=True)
+    v = b.add(b.sub(squares, b.mul(mean, mean)), b.c(1e-3))
+    return b.div(b.sub(x(b), mean), b.sqrt(v))
+
+
+def with_parameters(b):
+    scale, bias = (b.graph.param(np.float32([1, 2, 3, 4]), n) for n in ("scale", "bias"))
+    return b.add(b.mul(next(layer_norm_forms((2,)))(b), scale), bias)
+
+
 def rms(b):
     mean = b.reduce_mean(b.pow(x(b), b.c(2)), axes=(-1,), keepdims=True)
     return b.mul(x(b), b.reciprocal(b.sqrt(b.add(mean, b.c(1e-6)))))
@@ -129,12 +141,12 @@ def group_norm_by_reshape(b):
     return b.add(b.mul(b.reshape(norm, shape=(2, 6, 4)), b.w(6, 1)), b.w(6, 1))
 
 
-def group_norm_by_parts(b, shape=(2, 3, 8)):
+def group_norm_by_parts(b, shape=(2, 3, 8), target=(2, 6, 4)):
     grouped = b.reshape(x(b), shape=shape)
     axes = (len(shape) - 1,)
     d = b.sub(grouped, b.reduce_mean(grouped, axes=axes, keepdims=True))
     var = b.reduce_mean(b.mul(d, d), axes=axes, keepdims=True)
-    return b.reshape(b.div(d, b.sqrt(b.add(var, b.c(1e-5)))), shape=(2, 6, 4))
+    return b.reshape(b.div(d, b.sqrt(b.add(var, b.c(1e-5)))), shape=target)
 
 
 def instance_norm(b):
@@ -196,6 +208,7 @@ FORMS = {
         lambda b: b.clip(b.add(b.mul(x(b), b.c(0.2)), b.c(0.5)), low=0, high=1),
     ],
     "leaky_relu": [*leaky_forms()],
+    "group_norm reshape": [lambda b: group_norm_by_parts(b, target=(2, 6, 2, 2))],
     "less mul where": [*prelu_forms()],
     "softmax": [softmax, lambda b: softmax(b, shift=False), lambda b: softmax(b, axis=-1)],
     "log_softmax": [lambda b, form=form: log_softmax(b, form) for form in range(3)],
@@ -206,6 +219,8 @@ FORMS = {
         affine(next(layer_norm_forms((1, 2))), 6, 4),
         affine(next(layer_norm_forms((2,))), 1, 1, 4),
         keras_norm,
+        moments_norm,
+        with_parameters,
     ],
     "rms_norm": [rms, lambda b: b.mul(rms(b), b.w(4))],
     "group_norm": [
@@ -235,7 +250,7 @@ def test_form_is_recognised(b, kit, left, form):
     assert origins <= {o for k in after for o in after.node(k).origin}
 
 
-def attention(b, scale="after", mask=None, transposed="explicit", cap=0.0, safe=False):
+def attention(b, scale="after", mask=None, transposed="explicit", cap=0.0, safe=""):
     q, v = b.x(1, 2, 5, 4, name="q"), b.x(1, 2, 6, 3, name="v")
     if transposed == "heads":
         k = b.transpose(b.x(1, 6, 2, 4, name="k"), perm=(0, 2, 3, 1))
@@ -253,7 +268,10 @@ def attention(b, scale="after", mask=None, transposed="explicit", cap=0.0, safe=
     if cap:
         s = b.mul(b.tanh(b.div(s, b.c(cap))), b.c(cap))
     if mask == "added":
-        s = b.add(s, b.x(1, 1, 5, 6, name="m"))
+        added = b.x(1, 1, 5, 6, name="m")
+        if safe:
+            added = b.where(b.x(1, 1, 5, 6, name="keep", dtype="bool"), added, b.c(-np.inf))
+        s = b.add(s, added)
     elif mask == "twice":
         s = b.add(b.x(6, name="n"), b.add(s, b.x(1, 1, 5, 6, name="m")))
     elif mask == "kept":
@@ -261,8 +279,11 @@ def attention(b, scale="after", mask=None, transposed="explicit", cap=0.0, safe=
     elif mask == "dropped":
         s = b.where(b.x(5, 6, name="m", dtype="bool"), b.c(-3e38), s)
     p = b.softmax(s, axis=-1)
-    if safe:
+    if safe == "nan":
         p = b.where(b.isnan(p), b.c(0), p)
+    elif safe == "mask":
+        largest = b.reduce_max(added, axes=(-1,), keepdims=True)
+        p = b.where(b.equal(largest, b.c([-np.inf])), b.c([0]), p)
     return b.matmul(p, v)
 
 
@@ -272,7 +293,8 @@ ATTENTION = [
     {"transposed": "heads", "mask": "added", "scale": "both"},
     {"cap": 3.0},
     {"cap": 3.0, "scale": "none", "mask": "added"},
-    {"safe": True, "mask": "kept"},
+    {"safe": "nan", "mask": "kept"},
+    {"safe": "mask", "mask": "added"},
 ]
 
 
@@ -282,17 +304,19 @@ def test_attention_is_recognised(b, kit, settings):
     after = canonicalize(graph, check=True)
     left = kit.operations(after)
     assert left.pop("attention") == 1
-    assert set(left) <= ({"transpose"} if settings.get("transposed") else set()) | {
+    assert set(left) <= ({"transpose", "reshape"} if settings.get("transposed") else set()) | {
         "twice": {"add"},
+        "added": {"where"},
         "kept": {"where"},
         "dropped": {"where"},
     }.get(settings.get("mask"), set())
     kit.assert_same_results(graph, after)
 
 
-def test_a_constant_triangle_is_causal(b, kit):
-    q, k, v = (b.x(1, 2, 5, 4, name=n) for n in "qkv")
-    mask = np.where(np.tri(5, dtype=bool), 0, -np.inf)
+@pytest.mark.parametrize("keys", [5, 8])
+def test_a_constant_triangle_is_causal(b, kit, keys):
+    q, k, v = (b.x(1, 2, n, 4, name=name) for name, n in (("q", 5), ("k", keys), ("v", keys)))
+    mask = np.where(np.tri(5, keys, dtype=bool), 0, -np.inf)
     s = b.add(b.matmul(q, b.transpose(k, perm=(0, 1, 3, 2))), b.c(mask[None, None]))
     graph = kit.finish(b, b.matmul(b.softmax(s, axis=3), v))
     after = canonicalize(graph, check=True)
