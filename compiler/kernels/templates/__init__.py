@@ -9,6 +9,7 @@ from importlib import import_module
 from ..spec import Plan, Region, Template
 
 NAMES = (
+    "attention",
     "concat",
     "conv",
     "conv_transpose",
