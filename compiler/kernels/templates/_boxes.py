@@ -265,6 +265,13 @@ def inside(k: Any, value: Any, size: int) -> Any:
     return k.bind(maximum(minimum(value, like(size - 1, value)), like(0, value)), "index")
 
 
+def expr32(index: Any) -> Any:
+    """A loop index as an expression (that of a loop of extent 1 is a number)."""
+    from ..tir import constant
+
+    return constant(index, "int32") if isinstance(index, int) else index
+
+
 def as_coord(index: Any) -> Any:
     """An int32 expression as a coordinate: scalar, or a vector of indices."""
     from ..tir import lanes_of

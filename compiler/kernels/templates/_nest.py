@@ -40,6 +40,7 @@ def nest(
     scalar: Collection[int] = (),
     work: float = 1.0,
     parallel: bool = True,
+    overlap: bool = True,
 ) -> Data:
     """The nest over ``extents``; ``strides`` holds the element strides of every tensor along these axes, the output's
     first. An innermost axis in ``scalar`` is walked element by element. ``work`` is the cost of an element against a
@@ -66,6 +67,7 @@ def nest(
         "outer": outer,
         "tasks": tasks,
         "chunk": chunk,
+        "overlap": overlap,
     }
 
 
@@ -118,12 +120,12 @@ def _row(k: Any, plan: Data, chosen: list[Any], task: Any, body: Callable[[list[
         with k.loop(count) as i:
             at(start + i * lanes, lanes)
         with k.when(_equal(task, plan["tasks"] - 1)):
-            _rest(full * lanes, size, lanes, at)
+            _rest(full * lanes, plan, at)
         return
     if full:
         with k.loop(full) as i:
             at(i * lanes, lanes)
-    _rest(full * lanes, size, lanes, at)
+    _rest(full * lanes, plan, at)
 
 
 def _least(a: Any, b: int) -> Any:
@@ -138,12 +140,11 @@ def _equal(a: Any, b: int) -> Any:
     return tirx.EQ(a, b)
 
 
-def _rest(start: int, size: int, lanes: int, at: Callable[[Any, int], None]) -> None:
+def _rest(start: int, plan: Data, at: Callable[[Any, int], None]) -> None:
     """The end of a row. Where it is long enough, a last vector overlaps the one before (same task, same values)."""
-    if start == size:
-        return
-    if size >= lanes > 1 and size - start > 1:
+    size, lanes = plan["sizes"][-1], plan["lanes"]
+    if plan["overlap"] and size >= lanes > 1 and size - start > 1:
         at(size - lanes, lanes)
-    else:
-        for offset, width in pieces(size - start, lanes):
-            at(start + offset, width)
+        return
+    for offset, width in pieces(size - start, lanes):
+        at(start + offset, width)

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from harness import cases, channels_last, check_region, extra_input, machines, region_of, sample
+from harness import cases, channels_last, check_region, extra_input, machines, region_of, run_region, sample
 from nervure.compiler.kernels.templates import plans
 
 MOVES = ("concat", "pad", "tile", "gather", "gather_elements", "gather_nd", "one_hot")
 WINDOWS = ("max_pool", "avg_pool", "resize", "conv_transpose")
+
+CHOICES = ("scatter_elements", "scatter_nd", "topk", "nonzero", "nms")
 
 
 def reverse(rank):
@@ -33,7 +35,7 @@ ORDERS = {"dense": (None, 0), "channels_last": (last_channels, 3), "reversed": (
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("op", "case"), cases(*MOVES, *WINDOWS))
+@pytest.mark.parametrize(("op", "case"), cases(*MOVES, *WINDOWS, *CHOICES))
 def test_cases(op, case, order):
     chosen, pad = ORDERS[order]
     region, arrays = region_of(op, sample(case), case.attrs, order=chosen, pad=pad)
@@ -110,4 +112,96 @@ def test_conv_transpose_channel_blocks(channels):
 
     region, arrays = region_of("conv_transpose", [x, w], attrs, order=last_channels, consts=(1,), epilogue=after)
     assert len(plans(region)) == 2
+    check_region(region, arrays)
+
+
+# -- selection -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 2), (65, 65), (100, 70), (1000, 64), (1, 0), (129, 128)])
+@pytest.mark.parametrize("largest", [True, False])
+def test_topk(n, k, largest):
+    """Many ties: the order of equal ones is the order of their indices."""
+    region, arrays = region_of("topk", [draw((3, n))], {"k": k, "largest": largest})
+    check_region(region, arrays)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "float16", "bfloat16", "float64"])
+def test_topk_types(dtype):
+    region, arrays = region_of("topk", [draw((40, 5, 70), dtype)], {"k": 9, "axis": 0})
+    check_region(region, arrays)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool", "uint8", "float16", "bfloat16"])
+@pytest.mark.parametrize("reduction", ["none", "add", "max"])
+def test_scatter_types_with_repeats(dtype, reduction):
+    if dtype == "bool" and reduction != "none":
+        pytest.skip("no sums of truth values")
+    rng = np.random.default_rng(3)
+    x, rows = draw((30, 3, 37), dtype), rng.integers(-30, 30, (50, 1)).astype(np.int32)
+    region, arrays = region_of("scatter_nd", [x, rows, draw((50, 3, 37), dtype, 1)], {"reduction": reduction})
+    check_region(region, arrays)
+    at = rng.integers(-30, 30, (50, 3, 37))
+    attrs = {"axis": 0, "reduction": reduction}
+    for order in (None, reverse):
+        region, arrays = region_of("scatter_elements", [x, at, draw(at.shape, dtype, 2)], attrs, order=order)
+        check_region(region, arrays)
+
+
+def test_nms_of_many_boxes():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 10, (2, 300, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + rng.uniform(0.5, 4, corners.shape).astype(np.float32)], axis=2)
+    scores = rng.uniform(0, 1, (2, 3, 300)).astype(np.float32)
+    attrs = {"max_output": 50, "iou_threshold": 0.4, "score_threshold": 0.3}
+    region, arrays = region_of("nms", [boxes, scores], attrs)
+    check_region(region, arrays)
+
+
+# -- indices out of range, element types, tasks ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_indices_stay_inside(dtype):
+    """In range they are right; out of range nothing outside the tensor is read or written (guards, canaries)."""
+    bounds = np.iinfo(dtype)
+    wild = np.array([bounds.min, bounds.max, 3, 0], dtype)
+    x = draw((5, 20))
+    region, arrays = region_of("gather", [x, wild], {"axis": 0})
+    (y,) = run_region(region, arrays)
+    np.testing.assert_array_equal(y[2:], x[[3, 0]])
+    assert np.isin(y, x).all()
+    region, arrays = region_of("scatter_nd", [x, wild[:, None], draw((4, 20), seed=1)], {"reduction": "none"})
+    run_region(region, arrays)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bool", "int64", "uint8", "float16", "bfloat16"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_moves_of_many_elements(dtype, order):
+    """Large enough for tasks; every element type."""
+    chosen, pad = ORDERS[order]
+    x, y = draw((2, 70, 17, 19), dtype), draw((2, 33, 17, 19), dtype, 1)
+    rows = np.random.default_rng(0).integers(-70, 70, (3, 40))
+    for op, arrays, attrs in [
+        ("concat", [x, y], {"axis": 1}),
+        ("pad", [x], {"pads": (0, 0, 1, 2, 0, 3, 1, 2), "mode": "constant", "value": 1.0}),
+        ("pad", [x], {"pads": (0, 0, 3, 2, 0, 0, 1, 2), "mode": "reflect"}),
+        ("gather", [x, rows], {"axis": 1}),
+        ("tile", [x], {"repeats": (1, 2, 1, 3)}),
+    ]:
+        region, arrays = region_of(op, arrays, attrs, order=chosen, pad=pad)
+        check_region(region, arrays)
+
+
+@pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_pools_with_an_epilogue(op, order):
+    chosen, pad = ORDERS[order]
+    attrs = {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1)}
+    scale = draw((70, 1, 1), seed=1)
+
+    def after(g, y):
+        return g.add("relu", g.add("mul", y, extra_input(g, scale)))
+
+    region, arrays = region_of(op, [draw((2, 70, 33, 31))], attrs, order=chosen, pad=pad, epilogue=after)
     check_region(region, arrays)

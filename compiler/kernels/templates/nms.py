@@ -1,0 +1,129 @@
+"""nms: per class the candidates above the threshold, sorted by score, each kept unless a kept one overlaps it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..expr import plain, serialize
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+from ._boxes import Cursor, expr32, move_cost
+from ._nest import Data
+from ._sort import merge_sort, passes
+from .scatter import put
+
+
+def plan(region: Region) -> list[Plan]:
+    boxes, scores = region.operand(0), region.operand(1)
+    if boxes is None or scores is None or len(region.outputs) != 2 or len(region.body) != 3:
+        return []
+    batch, classes, count = region.inputs[scores].type.dims
+    most = min(count, region.attrs["max_output"])
+    config = {"program": serialize(region), "attrs": plain(dict(region.attrs)), "consts": [], "most": most}
+    args = (*(Arg("in", i) for i in range(len(region.inputs))), Arg("out", 0), Arg("out", 1))
+    draft = Draft(KernelSpec("nms", config), (*args, Arg("worker")))
+    cost = move_cost(region) + batch * classes * count * (2.0 + passes(count) + 0.5 * most)
+    return [Plan("nms", (draft,), cost, worker_bytes=4 * (2 * count + most))]
+
+
+def emit(k: Any, config: Data) -> None:
+    from ..functions import cast
+    from ..tir import constant
+
+    kernel = _Kernel(k, config)
+    batch, classes, count = kernel.cursor.shape(1)
+    if batch * classes * count * config["most"]:
+        with k.loop(batch) as b, k.loop(classes) as c:
+            kernel.of_class(b, c)
+    rows = batch * classes * config["most"]
+    with k.loop(rows - kernel.found.get()) as i:
+        for column in range(3):
+            put(kernel.cursor, 0, [(kernel.found.get() + i, 0), (column, 0)], constant(0, "int64"))
+    put(kernel.cursor, 1, [], cast(kernel.found.get(), "int64"))
+
+
+class _Kernel:
+    def __init__(self, k: Any, config: Data) -> None:
+        from ..tir import constant
+
+        self.k, self.config = k, config
+        self.cursor = Cursor(k, config, lambda cursor, index, lanes: None)
+        self.attrs, self.most = config["attrs"], config["most"]
+        self.count = self.cursor.shape(1)[2]
+        self.scratch = k.arg("order", "int32", 2 * self.count + self.most)  # two halves to sort in, the kept ones
+        self.found = k.register("int32", 1, "found")
+        self.found.set(constant(0, "int32"))
+
+    def of_class(self, b: Any, c: Any) -> None:
+        from tvm import tirx
+
+        from ..functions import cast
+        from ..tir import constant
+
+        k = self.k
+        candidates, kept = k.register("int32", 1, "candidates"), k.register("int32", 1, "kept")
+        candidates.set(constant(0, "int32"))
+        kept.set(constant(0, "int32"))
+
+        def score(i: Any) -> Any:
+            self.cursor.ev.begin()
+            return self.cursor.value(1, [(b, 0), (c, 0), (i, 0)], 1)
+
+        threshold = self.attrs["score_threshold"]
+        with (
+            k.loop(self.count) as i,
+            k.when(True if threshold is None else score(i) > constant(threshold, "float32")),
+        ):
+            k.store(self.scratch, candidates.get(), expr32(i))
+            candidates.set(candidates.get() + 1)
+        total = k.bind(candidates.get(), "total")
+        first = merge_sort(k, self.scratch, 0, self.count, total, score, lambda x, y: x > y)
+        with k.loop(total) as i, k.when(kept.get() < self.most):
+            box = k.bind(k.load(self.scratch, first + i), "box")
+            clear = k.register("int32", 1, "clear")
+            clear.set(constant(1, "int32"))
+            corners = self._corners(b, box)
+            with k.loop(kept.get()) as j:
+                other = k.bind(k.load(self.scratch, 2 * self.count + j), "other")
+                with k.when(self._overlaps(corners, self._corners(b, other))):
+                    clear.set(constant(0, "int32"))
+            with k.when(tirx.EQ(clear.get(), 1)):
+                k.store(self.scratch, 2 * self.count + kept.get(), box)
+                kept.set(kept.get() + 1)
+                for column, value in enumerate((b, c, box)):
+                    put(self.cursor, 0, [(self.found.get(), 0), (column, 0)], cast(expr32(value), "int64"))
+                self.found.set(self.found.get() + 1)
+
+    def _corners(self, b: Any, box: Any) -> list[Any]:
+        """Low and high along both axes; the corners of a box may come in any order."""
+        from ..tir import like, maximum, minimum
+
+        self.cursor.ev.begin()
+        place = [self.cursor.value(0, [(b, 0), (box, 0), (i, 0)], 1) for i in range(4)]
+        first, second = place[:2], place[2:]
+        if self.attrs["center_point_box"]:
+            half = [v / like(2, v) for v in second]
+            corners = [m - h for m, h in zip(first, half, strict=True)]
+            corners += [m + h for m, h in zip(first, half, strict=True)]
+        else:
+            corners = [minimum(a, z) for a, z in zip(first, second, strict=True)]
+            corners += [maximum(a, z) for a, z in zip(first, second, strict=True)]
+        return [self.k.bind(v, "corner") for v in corners]
+
+    def _overlaps(self, a: list[Any], b: list[Any]) -> Any:
+        from tvm import tirx
+
+        from ..tir import constant, like, maximum, minimum
+
+        k = self.k
+        sides = [maximum(minimum(a[2 + i], b[2 + i]) - maximum(a[i], b[i]), like(0, a[i])) for i in (0, 1)]
+        shared = k.bind(sides[0] * sides[1], "shared")
+        one, two = (k.bind((v[2] - v[0]) * (v[3] - v[1]), "area") for v in (a, b))
+        union = k.bind(one + two - shared, "union")
+        zero, limit = like(0, union), constant(self.attrs["iou_threshold"], "float32")
+        valid = tirx.all(one > zero, two > zero, union > zero)
+        if self.attrs["iou_threshold"] < 0:  # then even boxes that do not touch overlap
+            return tirx.any(tirx.Not(valid), shared / union > limit)
+        return tirx.all(valid, shared / union > limit)
+
+
+TEMPLATE = Template("nms", ("nms",), plan, {"nms": emit})

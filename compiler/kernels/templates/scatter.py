@@ -1,0 +1,156 @@
+"""scatter_elements, scatter_nd: x is copied, then one task writes or folds the updates in their order.
+
+An index out of range is clamped. Vectors run along axes on which neighbouring updates go to neighbouring places; no
+element is visited twice, so that sums are right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...types import DTYPES
+from ..expr import plain, serialize
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+from ._boxes import Cursor, along, anchor_args, as_coord, index32, inside, move_cost
+from ._nest import Data, nest, walk
+
+
+def plan(region: Region) -> list[Plan]:
+    if len(region.body) != 4 or any(region.operand(i) is None for i in range(3)):
+        return []
+    out, shape = region.outputs[0], region.anchor_type.dims
+    types = [region.body.type(a) for a in anchor_args(region) if a is not None]
+    lanes = max(1, region.machine.vector_bytes // DTYPES[out.type.dtype][0])
+    x = region.inputs[region.operand(0)]  # type: ignore[index]
+    copied = nest(shape, [out.strides, x.strides], lanes)
+    config = {"program": serialize(region), "attrs": plain(dict(region.attrs)), "consts": []}
+    args = (*(Arg("in", i) for i in range(len(region.inputs))), Arg("out"))
+    phases = []
+    if 0 not in shape:
+        tasks = copied["tasks"] if copied["tasks"] > 1 else None
+        phases.append(Draft(KernelSpec("scatter.copy", {**config, "nest": copied}), args, tasks))
+    updates = types[2].dims
+    if 0 not in updates and 0 not in shape:
+        loops = _loops(region, updates, lanes)
+        phases.append(Draft(KernelSpec("scatter.write", {**config, "nest": loops}), args))
+    cost = move_cost(region) + types[2].size * 1.5
+    return [Plan("scatter", tuple(phases), cost, detail=f"{region.op}, {region.attrs['reduction']}")]
+
+
+def _loops(region: Region, updates: tuple[int, ...], lanes: int) -> Data:
+    out, rank = region.outputs[0], len(updates)
+    if region.op == "scatter_elements":
+        axis = region.attrs["axis"] % rank
+        solo, scalar, order = range(rank), (axis,), list(out.strides)
+    else:  # indexed axes outermost and in order: later updates win
+        lead = region.inputs[region.operand(1)].type.rank - 1  # type: ignore[index]
+        depth = region.anchor_type.rank - (rank - lead)
+        slices = tuple((0, ((lead + a, 1),)) for a in range(rank - lead))
+        order = along(out.strides[depth:], slices, rank)
+        most = max([1, *order]) * max(updates)
+        order = [most * (2 + lead - a) if a < lead else s for a, s in enumerate(order)]
+        solo, scalar = range(rank), tuple(range(lead))
+    return nest(updates, [order], lanes, solo=solo, scalar=scalar, parallel=False, overlap=False)
+
+
+def emit_copy(k: Any, config: Data) -> None:
+    cursor = _Access(k, config)
+    rank = len(cursor.shape(0))
+
+    def body(index: list[Any], lanes: int) -> None:
+        cursor.ev.begin()
+        cursor.put(0, index[:rank], cursor.value(0, index[:rank], lanes))
+
+    if config["nest"]["tasks"] > 1:
+        with k.parallel(config["nest"]["tasks"]) as task:
+            walk(k, config["nest"], task, body)
+    else:
+        walk(k, config["nest"], None, body)
+
+
+def emit_write(k: Any, config: Data) -> None:
+    cursor = _Access(k, config)
+    by_element = "axis" in config["attrs"]
+
+    def body(index: list[Any], lanes: int) -> None:
+        cursor.ev.begin()
+        place = _element(cursor, index, lanes) if by_element else _slice(cursor, index)
+        value = cursor.value(2, index, lanes)
+        reduction = config["attrs"]["reduction"]
+        if reduction != "none":
+            value = _fold(reduction, cursor.taken(0, place, lanes), value)
+        cursor.put(0, place, value)
+
+    walk(k, config["nest"], None, body)
+
+
+def _element(cursor: Cursor, index: list[Any], lanes: int) -> list[Any]:
+    axis = cursor.attrs["axis"] % len(index)
+    at = inside(cursor.k, index32(cursor.k, cursor.value(1, index, lanes)), cursor.shape(0)[axis])
+    return [as_coord(at) if a == axis else c for a, c in enumerate(index)]
+
+
+def _slice(cursor: Cursor, index: list[Any]) -> list[Any]:
+    lead, depth = len(cursor.shape(1)) - 1, cursor.shape(1)[-1]
+    found = []
+    for i in range(depth):
+        at = cursor.value(1, [*index[:lead], (i, 0)], 1)
+        found.append(as_coord(inside(cursor.k, index32(cursor.k, at), cursor.shape(0)[i])))
+    return [*found, *index[lead:]]
+
+
+def _fold(reduction: str, old: Any, new: Any) -> Any:
+    from tvm import tirx
+
+    from ..tir import dtype_of, maximum, minimum
+
+    if dtype_of(old) == "bool":
+        return tirx.Or(old, new) if reduction in ("add", "max") else tirx.And(old, new)
+    table = {"add": lambda: old + new, "mul": lambda: old * new}
+    return table[reduction]() if reduction in table else (maximum if reduction == "max" else minimum)(old, new)
+
+
+class _Access(Cursor):
+    """Reads and writes of the output by its strides."""
+
+    def __init__(self, k: Any, config: Data) -> None:
+        super().__init__(k, config, lambda cursor, index, lanes: None)
+
+    def put(self, number: int, coords: list[Any], value: Any) -> None:
+        put(self, number, coords, value)
+
+    def taken(self, number: int, coords: list[Any], lanes: int) -> Any:
+        """What the output holds there."""
+        from tvm import tirx
+
+        from ..tir import like
+
+        out = self.config["program"]["outputs"][number]
+        base, step = self.ev.address(out["strides"], coords)
+        buffer = self.outputs[number]
+        value = tirx.BufferLoad(buffer, [base]) if step is None else self.k.load(buffer, base, lanes, step)
+        value = self.k.bind(value)
+        return tirx.NE(value, like(0, value)) if out["dtype"] == "bool" else value
+
+
+def put(cursor: Cursor, number: int, coords: list[Any], value: Any) -> None:
+    """Stores to an output by its strides."""
+    from tvm import tirx
+
+    from ..functions import cast
+    from ..tir import dtype_of
+
+    base, step = cursor.ev.address(cursor.config["program"]["outputs"][number]["strides"], coords)
+    value = cast(value, "uint8") if dtype_of(value) == "bool" else value
+    if step is None:
+        cursor.k.emit(tirx.BufferStore(cursor.outputs[number], value, [base]))
+    else:
+        cursor.k.store(cursor.outputs[number], base, value, step)
+
+
+TEMPLATE = Template(
+    "scatter",
+    ("scatter_elements", "scatter_nd"),
+    plan,
+    {"scatter.copy": emit_copy, "scatter.write": emit_write},
+)
