@@ -38,7 +38,11 @@ def plan(region: Region) -> list[Plan]:
     rows = max(1, min(rows, queries))
     dtype = "float64" if q.type.dtype == "float64" else "float32"
     size = 8 if dtype == "float64" else 4
-    padded = -(-length // lanes) * lanes
+    vectors = -(-length // lanes)
+    if attrs["causal"]:  # panels are left out by their number, so all are of one width
+        wide = next(w for w in (3, 2, 1) if vectors % w == 0)
+    padded = vectors * lanes
+    line = padded + (lanes if padded % 256 == 0 else 0)  # rows of scores that do not fall into one set of the cache
     shares = 1 if heads >= _TASKS else max(1, min(-(-_TASKS // max(1, heads)), queries // _SHARE))
     blocks = -(-queries // rows)
     share = -(-blocks // shares) if blocks else 1
@@ -57,6 +61,7 @@ def plan(region: Region) -> list[Plan]:
         "length": length,
         "width": width,
         "padded": padded,
+        "line": line,
         "rows": rows,
         "wide": wide,
         "share": share,
@@ -68,7 +73,7 @@ def plan(region: Region) -> list[Plan]:
         "causal": bool(attrs["causal"]),
         "softcap": float(attrs["softcap"] or 0.0),
     }
-    scratch = [depth * padded * size, rows * padded * size, 0 if dense_values else length * width * size]
+    scratch = [depth * padded * size, rows * line * size, 0 if dense_values else length * width * size]
     offsets = [sum(-(-b // 64) * 64 for b in scratch[:i]) for i in range(len(scratch) + 1)]
     arguments = [*(Arg("in", i) for i in range(len(region.inputs))), Arg("out")]
     arguments += [Arg("worker", 0, o) for o, b in zip(offsets, scratch, strict=False) if b]
@@ -101,7 +106,7 @@ class _Attention:
         self.inputs = [k.arg(f"x{i}", o["dtype"], o["span"]) for i, o in enumerate(program["inputs"])]
         self.out = k.arg("y", program["outputs"][0]["dtype"], program["outputs"][0]["span"])
         self.keys = k.arg("keys", self.dtype, config["depth"] * config["padded"])
-        self.scores = k.arg("scores", self.dtype, config["rows"] * config["padded"])
+        self.scores = k.arg("scores", self.dtype, config["rows"] * config["line"])
         self.values = k.arg("values", self.dtype, config["length"] * config["width"]) if config["pack_values"] else None
         self.anchor = program["anchor"][0]
         self.result: Any = None
@@ -151,7 +156,7 @@ class _Attention:
         return total if isinstance(total, int) else self.k.bind(total)
 
     def _load(self, which: int, row: Any, column: Any, lanes: int = 1, step: int | None = None) -> Any:
-        """Elements of q, k or v of this head, from (row, column) on along the last axis (or ``step`` elements apart)."""
+        """Elements of q, k or v of this head, from (row, column) on, ``step`` apart (default: along the last axis)."""
         from ..functions import cast
 
         operand = self.operands[which]
@@ -162,27 +167,40 @@ class _Attention:
     # -- packing
 
     def _pack_keys(self) -> None:
-        """Keys to columns [E,T], a square of lanes at a time."""
+        """Keys to panels [E, wide lanes] of columns, so that a tile walks memory in order."""
+        c, k, lanes = self.c, self.k, self.k.lanes
+        panels, rest = divmod(c["length"], c["wide"] * lanes)
+        with k.loop(panels, name="panel") as panel, k.loop(c["wide"], name="v") as v:
+            self._pack_square((panel * c["wide"] + v) * lanes, lanes, self._panel(panel) + v * lanes, c["wide"])
+        vectors = -(-rest // lanes)
+        for v in range(vectors):
+            t = (panels * c["wide"] + v) * lanes
+            self._pack_square(t, min(lanes, c["length"] - t), self._panel(panels) + v * lanes, vectors)
+
+    def _panel(self, number: Any) -> Any:
+        return number * (self.c["depth"] * self.c["wide"] * self.k.lanes)
+
+    def _pack_square(self, t: Any, count: int, to: Any, vectors: int) -> None:
+        """``count`` keys from ``t`` on to one vector of each line of a panel of ``vectors``; missing ones are 0."""
+        from ..tir import constant
+
         c, k, lanes = self.c, self.k, self.k.lanes
         stride_t, stride_e = self.operands[1]["strides"][-2:]  # type: ignore[index]
-        squares = c["depth"] // lanes if stride_e == 1 and lanes > 1 else 0
-        full, rest = divmod(c["length"], lanes)
-        with k.loop(full, name="t") as block:
-            if squares:
-                with k.loop(squares, name="e") as e:
-                    vectors = [k.bind(self._load(1, block * lanes + i, e * lanes, lanes)) for i in range(lanes)]
-                    for i, vector in enumerate(transposed(k, vectors)):
-                        k.store(self.keys, (e * lanes + i) * c["padded"] + block * lanes, vector)
-            with k.loop(c["depth"] - squares * lanes, name="e") as e:
-                at = squares * lanes + e
-                k.store(self.keys, at * c["padded"] + block * lanes, self._load(1, block * lanes, at, lanes, stride_t))
-        if rest:
-            from ..tir import constant
-
-            with k.loop(c["depth"], name="e") as e:
-                k.store(self.keys, e * c["padded"] + full * lanes, constant(0, self.dtype, lanes))
-                with k.loop(rest, name="t") as t:
-                    k.store(self.keys, e * c["padded"] + full * lanes + t, self._load(1, full * lanes + t, e))
+        squares = c["depth"] // lanes if stride_e == 1 and lanes > 1 and count == lanes else 0
+        line = vectors * lanes
+        if squares:
+            with k.loop(squares, name="e") as e:
+                held = [k.bind(self._load(1, t + i, e * lanes, lanes)) for i in range(lanes)]
+                for i, vector in enumerate(transposed(k, held)):
+                    k.store(self.keys, to + (e * lanes + i) * line, vector)
+        with k.loop(c["depth"] - squares * lanes, name="e") as rest:
+            e = squares * lanes + rest
+            if count == lanes:
+                k.store(self.keys, to + e * line, self._load(1, t, e, lanes, stride_t))
+                return
+            k.store(self.keys, to + e * line, constant(0, self.dtype, lanes))
+            with k.loop(count, name="t") as i:
+                k.store(self.keys, to + e * line + i, self._load(1, t + i, e))
 
     def _pack_values(self) -> None:
         c, k = self.c, self.k
@@ -213,27 +231,23 @@ class _Attention:
         """q kT of the block; columns that no query of the block may see are left out."""
         c, k, lanes = self.c, self.k, self.k.lanes
 
-        def group(start: Any, vectors: int) -> None:
-            columns = [(start + v * lanes, lanes) for v in range(vectors)]
+        def panel(number: Any, vectors: int) -> None:
+            start = number * (c["wide"] * lanes)
+            base = self._panel(number)
             self._tile(
                 rows,
-                columns,
+                [(v * lanes, lanes) for v in range(vectors)],
                 c["depth"],
                 lambda i, e: self._load(0, first + i, e),
-                lambda e, at, w: k.load(self.keys, e * c["padded"] + at, w),
-                lambda i, at, value: k.store(self.scores, i * c["padded"] + at, value),
+                lambda e, at, w: k.load(self.keys, base + e * (vectors * lanes) + at, w),
+                lambda i, at, value: k.store(self.scores, i * c["line"] + start + at, value),
             )
 
-        vectors, wide = c["padded"] // lanes, c["wide"]
-        if c["causal"]:
-            wide = 2 if vectors % 2 == 0 else 1
-            with k.loop(split_up(limit, wide * lanes), name="j") as j:
-                group(j * wide * lanes, wide)
-            return
-        with k.loop(vectors // wide, name="j") as j:
-            group(j * wide * lanes, wide)
-        if vectors % wide:
-            group(vectors // wide * wide * lanes, vectors % wide)
+        panels, rest = divmod(c["padded"] // lanes, c["wide"])
+        with k.loop(split_up(limit, c["wide"] * lanes) if c["causal"] else panels, name="panel") as j:
+            panel(j, c["wide"])
+        if rest:
+            panel(panels, rest)
 
     def _weigh(self, first: Any, row: Any, inverse: Any) -> None:
         """Softmax of one row of scores but for the division, whose factor goes to ``inverse``."""
@@ -246,7 +260,7 @@ class _Attention:
         length = c["length"]
         small = len(pieces(length, k.lanes)) <= k.machine.get("registers", 16) // 2
         space = {"shape": [length], "origin": [[0, 1]], "kept": [], "reduced": [[0]], "across": True, "lanes": k.lanes}
-        start = k.bind(row * c["padded"]) if not isinstance(row, int) else row * c["padded"]
+        start = k.bind(row * c["line"]) if not isinstance(row, int) else row * c["line"]
 
         def put(spot: Spot, value: Any) -> None:
             k.store(self.scores, start + spot.index, value)
@@ -329,7 +343,7 @@ class _Attention:
         columns = [[((j + v) * k.lanes, k.lanes) for v in range(n)] for j, n in groups]
         columns += [[piece] for piece in pieces(c["width"], k.lanes)[whole:]]
         for group in columns:
-            self._tile(rows, group, limit, lambda i, t: k.load(self.scores, i * c["padded"] + t), value, done)
+            self._tile(rows, group, limit, lambda i, t: k.load(self.scores, i * c["line"] + t), value, done)
 
     def _tile(
         self,
