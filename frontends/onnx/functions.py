@@ -78,6 +78,12 @@ def standard(walker: Walker, call: OnnxNode) -> FunctionProto | None:
     if schema is None or not _usable(schema):
         return None
     body = _plain_body(schema, call) if schema.has_function else _built_body(walker, call)
+    if body is None:
+        return None
+    for name, attribute in sorted(schema.attributes.items()):
+        if attribute.default_value.type:
+            body.attribute_proto.add().CopyFrom(attribute.default_value)
+            body.attribute_proto[-1].name = name
     return body
 
 

@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ...compiler.ir import Value
+from ...compiler.types import TensorType
 from ...errors import NervureError
 from .context import Context, OnnxNode, Unsupported
 from .registry import Lowered, lowers
@@ -111,6 +114,26 @@ def grid_sample(c: Context, n: OnnxNode) -> Lowered:
         padding=n.attr("padding_mode", "zeros"),
         align_corners=bool(n.attr("align_corners", 0)),
     )
+
+
+@lowers("AffineGrid")
+def affine_grid(c: Context, n: OnnxNode) -> Lowered:
+    """Each place of the output grid (x, y[, z], 1) times the affine matrix of its batch row."""
+    theta = n.input(0)
+    batch, _, *space = c.ints(n.input(1), "the size of the grid")
+    c.guard(TensorType("float64", (*space, len(space) + 1)))
+    lines = [_grid_line(size, bool(n.attr("align_corners", 0))) for size in space]
+    places = np.stack([*reversed(np.meshgrid(*lines, indexing="ij")), np.ones(space)], axis=-1)
+    points = c.const(places.reshape(-1, len(space) + 1), c.dtype(theta))
+    grid = c.op("matmul", points, c.transpose(theta, (0, 2, 1)))
+    return c.reshape(grid, (batch, *space, len(space)))
+
+
+def _grid_line(size: int, corners: bool) -> np.ndarray:
+    """Coordinates from -1 to 1: of the outermost elements' centres, or of the outer edges."""
+    if corners:
+        return np.linspace(-1.0, 1.0, size) if size > 1 else np.zeros(1)
+    return (2.0 * np.arange(size) + 1.0) / size - 1.0
 
 
 @lowers("RoiAlign")

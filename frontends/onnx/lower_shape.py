@@ -102,7 +102,8 @@ def tensor_attribute(c: Context, n: OnnxNode, tensor: object) -> np.ndarray:
 
     from .tensors import ExternalData, to_array
 
-    assert isinstance(tensor, TensorProto)
+    if not isinstance(tensor, TensorProto):
+        raise NervureError("an attribute that should be a tensor is none", where=n.path)
     return to_array(tensor, n.path, ExternalData(None))
 
 

@@ -11,6 +11,7 @@ import onnx
 from onnx import AttributeProto
 
 from ...compiler.ir import Graph, Value
+from ...compiler.ops import OpError
 from ...errors import NervureError, printable
 from . import bounded, functions, reader
 from .context import MAX_UNROLLED, Context, OnnxNode, Unsupported
@@ -19,7 +20,7 @@ from .tensors import ExternalData, declared, sparse_to_array, to_array
 
 POISON = Value(-1)  # stands for the result of a node that is not supported
 MAX_DEPTH = 40
-_MISFITS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NotImplementedError)
+_MISFITS = (OpError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NotImplementedError)
 
 
 @dataclass
