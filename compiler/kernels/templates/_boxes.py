@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ....targets.machine import Machine
 from ...ir import Value
 from ...ops import OPS, Kind
 from ...types import DTYPES
@@ -85,8 +86,12 @@ def vector_lanes(region: Region) -> int:
     args = anchor_args(region) if region.anchor is not None else []
     indices = {a.node for a in args[1:] if a is not None}
     nodes = [region.body.node(n) for n in region.body if n not in indices]
-    widest = max((DTYPES[t.dtype][0] for n in nodes for t in n.types), default=4)
-    return max(1, region.machine.vector_bytes // widest)
+    return lanes_for(region.machine, max((DTYPES[t.dtype][0] for n in nodes for t in n.types), default=4))
+
+
+def lanes_for(machine: Machine, itemsize: int) -> int:
+    """Elements of that many bytes in a vector register; 1 on a machine without vectors."""
+    return max(1, machine.vector_bytes // itemsize) if machine.lanes > 1 else 1
 
 
 def move_cost(region: Region, passes: float = 1.0) -> float:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...types import DTYPES
 from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._boxes import Cursor, along, anchor_args, as_coord, index32, inside, move_cost
+from ._boxes import Cursor, along, anchor_args, as_coord, index32, inside, lanes_for, move_cost
 from ._nest import Data, nest, walk
 
 
@@ -20,7 +19,7 @@ def plan(region: Region) -> list[Plan]:
         return []
     out, shape = region.outputs[0], region.anchor_type.dims
     types = [region.body.type(a) for a in anchor_args(region) if a is not None]
-    lanes = max(1, region.machine.vector_bytes // DTYPES[out.type.dtype][0])
+    lanes = lanes_for(region.machine, out.type.itemsize)
     x = region.inputs[region.operand(0)]  # type: ignore[index]
     copied = nest(shape, [out.strides, x.strides], lanes)
     config = {"program": serialize(region), "attrs": plain(dict(region.attrs)), "consts": []}

@@ -12,7 +12,7 @@ from typing import Any
 from ...types import DTYPES
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._boxes import move_cost
+from ._boxes import lanes_for, move_cost
 from ._leaves import Leaf, all_leaves
 from ._nest import Data, merged, nest, walk
 
@@ -38,7 +38,7 @@ def plan(region: Region) -> list[Plan]:
         return []
     sizes = {g[-1]: math.prod(shape[a] for a in g) for g in groups}
     item = [DTYPES[region.inputs[i].type.dtype][0] for i, *_ in crossing]
-    most = min(16 if machine.registers >= 32 else 8, machine.vector_bytes // max(item))
+    most = min(16 if machine.registers >= 32 else 8, lanes_for(machine, max(item)))
     tile = 1 << (min(most, sizes[across], sizes[along[0][-1]]).bit_length() - 1)
     if tile < 4 or tile * tile * sum(item) > _STACK:
         return []

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from harness import cases, channels_last, check_region, extra_input, machines, region_of, run_region, sample
+from nervure import targets
+from nervure.compiler.kernels import worker
+from nervure.compiler.kernels.lower import write_object
 from nervure.compiler.kernels.templates import plans
+from nervure.compiler.ops import OPS
+from nervure.compiler.ops.record import Case
 
-MOVES = ("concat", "pad", "tile", "gather", "gather_elements", "gather_nd", "one_hot")
-WINDOWS = ("max_pool", "avg_pool", "resize", "conv_transpose")
+MOVES = ("concat", "pad", "tile", "gather", "gather_elements", "gather_nd", "one_hot", "reshape")
+WINDOWS = ("max_pool", "avg_pool", "resize", "conv_transpose", "grid_sample", "roi_align")
 
 CHOICES = ("scatter_elements", "scatter_nd", "topk", "nonzero", "nms")
 
@@ -34,8 +40,13 @@ def draw(shape, dtype="float32", seed=0):
 ORDERS = {"dense": (None, 0), "channels_last": (last_channels, 3), "reversed": (reverse, 1)}
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("op", "case"), cases(*MOVES, *WINDOWS, *CHOICES))
+def in_orders(rows, every=4):
+    """Every case dense and channels-last, every fourth one in the other orders too."""
+    chosen = [(row, order) for i, row in enumerate(rows) for order in (ORDERS if i % every == 0 else list(ORDERS)[:2])]
+    return [pytest.param(*row.values, order, id=f"{row.id}-{order}") for row, order in chosen]
+
+
+@pytest.mark.parametrize(("op", "case", "order"), in_orders(cases(*MOVES, *WINDOWS, *CHOICES)))
 def test_cases(op, case, order):
     chosen, pad = ORDERS[order]
     region, arrays = region_of(op, sample(case), case.attrs, order=chosen, pad=pad)
@@ -93,8 +104,7 @@ def test_transposed_slices():
 
 
 @pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("op", "case"), cases("conv_transpose"))
+@pytest.mark.parametrize(("op", "case", "order"), in_orders(cases("conv_transpose"), every=2))
 def test_conv_transpose_with_constant_weights(op, case, order, machine):
     chosen, pad = ORDERS[order]
     region, arrays = region_of(op, sample(case), case.attrs, order=chosen, pad=pad, consts=(1,), machine=machine)
@@ -205,3 +215,39 @@ def test_pools_with_an_epilogue(op, order):
 
     region, arrays = region_of(op, [draw((2, 70, 33, 31))], attrs, order=chosen, pad=pad, epilogue=after)
     check_region(region, arrays)
+
+
+# -- reshape, other machines -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shapes", [((6, 4), (4, 6)), ((5, 12, 7), (60, 7)), ((2, 9, 10), (15, 12)), ((64, 3), (3, 64))]
+)
+def test_reshapes_that_copy(shapes):
+    for order in (None, reverse):
+        region, arrays = region_of("reshape", [draw(shapes[0])], {"shape": shapes[1]}, order=order)
+        check_region(region, arrays)
+
+
+def one_of_each():
+    """A small call of every operator here."""
+    return [(op, next(iter(OPS[op].cases()))) for op in (*MOVES, *WINDOWS, *CHOICES)]
+
+
+@pytest.mark.parametrize("name", ["rpi4", "armv7"])
+def test_kernels_compile_for_arm(name, tmp_path):
+    machine = targets.get(name)
+    for op, case in [*one_of_each(), ("copy", Case((draw((1, 20, 5, 7)),)))]:
+        order = (lambda rank: range(rank)) if op == "copy" else last_channels
+        region, _ = region_of(op, sample(case), case.attrs, order=order, output_order=last_channels, machine=machine)
+        for plan in plans(region):
+            for draft in plan.phases:
+                function, _ = worker.build(*json.loads(draft.spec.canonical), draft.spec.name, machine.record())
+                write_object([function], machine.llvm, tmp_path / "k.o")
+
+
+def test_machines_without_vectors():
+    machine = replace(machines()[0], name="scalar", lanes=1, registers=16)
+    for op, case in one_of_each():
+        region, arrays = region_of(op, sample(case), case.attrs, machine=machine)
+        check_region(region, arrays)
