@@ -23,7 +23,7 @@ import numpy as np
 from ..ir import Graph, Value
 from ..types import is_float
 from .pattern import Const, Match, Pattern, Scalar, Var, call, close, either
-from .rewrite import Rule
+from .rewrite import Rule, near_users
 
 _X, _Y, _C = Var("x"), Var("y"), Const("c")
 _ROUNDING = ("floor", "ceil", "round", "cast", "mod", "fmod", "quantize", "sign")
@@ -115,15 +115,10 @@ def _reciprocal_factor(m: Match) -> Value | None:
     return m.add("mul", m["x"], m.const(inverse, m["c"]))
 
 
-def _rounds_behind(graph: Graph, key: int, depth: int = 3) -> bool:
+def _rounds_behind(graph: Graph, key: int) -> bool:
     """Whether an operation that turns a rounding error into a step lies close behind."""
-    for user in graph.nx.successors(key):
-        op = graph.node(user).op
-        if op in _ROUNDING or op in _COMPARING:
-            return True
-        if depth and _rounds_behind(graph, user, depth - 1):
-            return True
-    return False
+    behind = near_users(graph, graph.nx.successors(key), 3)
+    return any(graph.node(user).op in (*_ROUNDING, *_COMPARING) for user in behind)
 
 
 def _log_softmax(m: Match) -> Value | None:

@@ -87,14 +87,17 @@ class _Folding:
 
     def _freed(self, key: int) -> int:
         """Bytes of the constants that only this node uses, directly or through other folded nodes."""
-        graph, total = self.graph, 0
-        for arg in dict.fromkeys(a for a in graph.args(key) if a is not None):
-            if any(user != key for user in graph.nx.successors(arg.node)) or visible(graph, arg.node):
-                continue
-            if arg.node in self.known:
-                total += self._freed(arg.node)
-            elif graph.node(arg).op == "const":
-                total += graph.type(arg).nbytes
+        graph, total, stack, seen = self.graph, 0, [key], {key}
+        while stack:
+            user = stack.pop()
+            for arg in {a.node for a in graph.args(user) if a is not None} - seen:
+                if any(other != user for other in graph.nx.successors(arg)) or visible(graph, arg):
+                    continue
+                seen.add(arg)
+                if arg in self.known:
+                    stack.append(arg)
+                elif graph.node(arg).op == "const":
+                    total += graph.node(arg).types[0].nbytes
         return total
 
     def store(self, key: int) -> list[int]:

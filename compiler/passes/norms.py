@@ -26,7 +26,7 @@ def _square(x: Pattern) -> Pattern:
 
 
 def _variance(d: Pattern) -> Pattern:
-    mean = call("reduce_mean", _square(d), name="var")
+    mean: Pattern = call("reduce_mean", _square(d), name="var")
     if d is _D:  # the mean of the squares less the square of the mean
         mean = either(mean, call("sub", call("reduce_mean", _square(X), name="var"), _square(_MEAN)))
     return call("add", mean, Scalar(name="e"))

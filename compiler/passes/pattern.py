@@ -22,6 +22,7 @@ from ..types import is_float
 
 EXACT = 1e-6  # relative tolerance of a number that exporters write in full
 ROUNDED = 1e-5  # of one that they may have cut, such as sqrt(2) or 0.044715
+DEEPEST = 6  # levels of a product that are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,26 +299,29 @@ class Product(NamedTuple):
     nodes: frozenset[int]
 
 
-def product(graph: Graph, value: Value, *, whole: bool, top: bool = True) -> Product:
+def product(graph: Graph, value: Value, *, whole: bool, depth: int = 0) -> Product:
     """Reads a tree of mul, neg and division by constants. Not ``whole``: only constant factors are taken apart."""
     node = graph.node(value)
     number = uniform(graph.constant(value))
-    if number is not None and not top:
+    if number is not None and depth:
         return Product(number, (), frozenset())
-    if node.op in ("mul", "div", "neg") and is_float(graph.type(value).dtype) and (top or graph.uses(value) == 1):
+    if node.op in ("mul", "div", "neg") and is_float(node.types[0].dtype) and _inside(graph, value, depth):
         args = [a for a in graph.args(value.node) if a is not None]
         constants = [uniform(graph.constant(a)) for a in args]
         here = frozenset({value.node})
-        if node.op == "neg":
-            inner = product(graph, args[0], whole=whole, top=False)
-            return Product(-inner.coefficient, inner.leaves, inner.nodes | here)
-        if node.op == "div" and constants[1]:
-            inner = product(graph, args[0], whole=whole, top=False)
-            return Product(inner.coefficient / constants[1], inner.leaves, inner.nodes | here)
+        if node.op == "neg" or (node.op == "div" and constants[1]):
+            divisor = -1.0 if node.op == "neg" else constants[1] or 1.0
+            inner = product(graph, args[0], whole=whole, depth=depth + 1)
+            return Product(inner.coefficient / divisor, inner.leaves, inner.nodes | here)
         if node.op == "mul" and (whole or any(c is not None for c in constants)):
-            a, b = (product(graph, arg, whole=whole, top=False) for arg in args)
+            a, b = (product(graph, arg, whole=whole, depth=depth + 1) for arg in args)
             return Product(a.coefficient * b.coefficient, a.leaves + b.leaves, a.nodes | b.nodes | here)
     return Product(1.0, (value,), frozenset())
+
+
+def _inside(graph: Graph, value: Value, depth: int) -> bool:
+    """Whether a factor may be taken apart: the product itself, or one that only the product uses."""
+    return depth == 0 or (depth < DEEPEST and graph.nx.out_degree(value.node) == 1 and not visible(graph, value.node))
 
 
 def _match_scaled(graph: Graph, pattern: Scaled, value: Value, state: State) -> Iterator[State]:

@@ -10,6 +10,8 @@ from ..ir import STORED, Graph, Value, join_origins
 from ..ops import OpError
 from .pattern import Match, Pattern, find, root_ops, visible
 
+FEW = 32  # users of a tensor that a change looks at again
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -86,6 +88,7 @@ def substitute(graph: Graph, old: Value, new: Value, origin: Iterable[str], *, f
     """
     before, after = graph.node(old), graph.node(new)
     shown = visible(graph, old.node)
+    behind = [user for user, _ in graph.users(old)]
     if shown and (after.op in STORED or visible(graph, new.node)):
         if before.op == "identity" and graph.args(old.node) == [new] and not graph.users(old):
             return None
@@ -94,10 +97,7 @@ def substitute(graph: Graph, old: Value, new: Value, origin: Iterable[str], *, f
         if after.op not in STORED:
             graph.set_node(new.node, origin=join_origins([after.origin, tuple(origin)]))
         graph.replace(old, new, keep_name=fresh or shown)
-    touched = sweep(graph, [old.node])
-    touched.update(_near_users(graph, new, 3))
-    touched.add(new.node)
-    return touched
+    return sweep(graph, [old.node]) | near_users(graph, behind, 2) | {new.node}
 
 
 def _become_identity(graph: Graph, old: Value, new: Value) -> None:
@@ -114,7 +114,10 @@ def _become_identity(graph: Graph, old: Value, new: Value) -> None:
 
 
 def sweep(graph: Graph, keys: Iterable[int]) -> set[int]:
-    """Removes those of ``keys`` that nothing needs, and what only they needed; returns the users of what remains."""
+    """Removes those of ``keys`` that nothing needs, and what only they needed; returns the users of what remains.
+
+    A tensor with many users has most of them before and after: those are left to the next round.
+    """
     stack, kept = list(keys), set()
     while stack:
         key = stack.pop()
@@ -126,7 +129,8 @@ def sweep(graph: Graph, keys: Iterable[int]) -> set[int]:
             continue
         stack += list(graph.nx.predecessors(key))
         graph.remove(key)
-    return {user for key in kept if key in graph.nx for user in graph.nx.successors(key)}
+    few = [key for key in kept if key in graph.nx and graph.nx.out_degree(key) <= FEW]
+    return {user for key in few for user in graph.nx.successors(key)}
 
 
 def reclaim_name(graph: Graph, key: int, gone: int, names: tuple[str, ...]) -> None:
@@ -135,12 +139,12 @@ def reclaim_name(graph: Graph, key: int, gone: int, names: tuple[str, ...]) -> N
         graph.set_node(key, names=names)
 
 
-def _near_users(graph: Graph, value: Value, depth: int) -> set[int]:
-    """Operations at most ``depth`` steps behind a tensor: a pattern rooted there may fit now."""
-    found: set[int] = set()
-    edge = {value.node}
+def near_users(graph: Graph, keys: Iterable[int], depth: int) -> set[int]:
+    """These operations, and those at most ``depth`` steps behind: patterns that reach back here are rooted there."""
+    edge = set(keys)
+    found = set(edge)
     for _ in range(depth):
-        edge = {user for key in edge for user in graph.nx.successors(key)} - found
+        edge = {user for key in edge if graph.nx.out_degree(key) <= FEW for user in graph.nx.successors(key)} - found
         found |= edge
     return found
 
@@ -149,8 +153,7 @@ def same(a: Graph, b: Graph) -> bool:
     """Whether two graphs of one lineage are equal node by node (records are immutable, so identity is enough)."""
     if a.outputs != b.outputs or a.bindings != b.bindings or len(a) != len(b):
         return False
-    records = dict(a.nx.nodes(data="node"))
-    if any(records.get(key) is not node for key, node in b.nx.nodes(data="node")):
+    if any(key not in b.nx or b.node(key) is not a.node(key) for key in a.nx):
         return False
     edges = {(u, v, d["out"], d["arg"]) for u, v, d in a.nx.edges(data=True)}
     return edges == {(u, v, d["out"], d["arg"]) for u, v, d in b.nx.edges(data=True)}

@@ -63,7 +63,7 @@ def _pad_avg_pool(m: Match) -> Value | None:
     return m.add("avg_pool", m["x"], **{**attrs, "pads": pads, "count_include_pad": True})
 
 
-def not_negative(graph: Graph, value: Value, depth: int = 6) -> bool:
+def not_negative(graph: Graph, value: Value, depth: int = 3) -> bool:
     """Whether no element can be below 0, as far as the operations before tell."""
     node = graph.node(value)
     if node.op in _NOT_NEGATIVE:

@@ -40,6 +40,34 @@ def test_a_thousand_nodes_take_less_than_two_seconds(b, kit):
     kit.assert_same_results(graph, after, rtol=1e-3, low=-1, high=1)
 
 
+def repeat(b, step, count=500):
+    y = x = b.x(2, 3, 4)
+    for i in range(count):
+        y = step(b, y, i, x)
+    return y
+
+
+LONG = {
+    "additions": (lambda b, y, i, x: b.add(y, b.c(i)), 1),
+    "squares": (lambda b, y, i, x: b.mul(b.sigmoid(y), b.c(2)), 1000),
+    "products of one tensor": (lambda b, y, i, x: b.mul(y, b.exp(x)), 501),
+    "transposes": (lambda b, y, i, x: b.transpose(y, perm=((1, 0, 2), (0, 2, 1))[i % 2]), 1),
+    "concats": (lambda b, y, i, x: b.concat(y, x, axis=2), 1),
+    "a constant that all use": (lambda b, y, i, x: b.tanh(b.pow(y, b.c(2))), 1000),
+    "a tensor that all use": (lambda b, y, i, x: b.add(y, b.neg(b.neg(b.sub(x, b.c(i))))), 1000),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_chains_and_hubs_take_no_time_to_speak_of(b, kit, name):
+    step, left = LONG[name]
+    graph = kit.finish(b, repeat(b, step))
+    start = time.process_time()
+    after = canonicalize(graph)
+    assert time.process_time() - start < 4
+    assert sum(kit.operations(after).values()) == left
+
+
 def test_every_pass_leaves_its_argument_alone_and_ends(b, kit):
     graph = kit.finish(b, chain(b, 60))
     text, records = graph.text(), dict(graph.nx.nodes(data="node"))
