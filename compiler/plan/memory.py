@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -27,17 +28,13 @@ class Span:
 
 def lower_bound(spans: Sequence[Span]) -> int:
     """The largest number of bytes alive at one step."""
-    steps = sorted({s.first for s in spans})
-    return max((sum(s.nbytes for s in spans if s.first <= t <= s.last) for t in steps), default=0)
+    return _most_alive(spans, [s.nbytes for s in spans])
 
 
 def place(spans: Sequence[Span], align: int = ALIGN) -> tuple[list[int], int]:
     """An offset for each span and the size of the arena. Deterministic."""
     sizes = [_round(s.nbytes, align) for s in spans]
-    floor = max(
-        (sum(n for s, n in zip(spans, sizes, strict=True) if s.first <= t <= s.last) for t in {s.first for s in spans}),
-        default=0,
-    )
+    floor, meets = _most_alive(spans, sizes), _meetings(spans)
     indices = range(len(spans))
     orders = [
         sorted(indices, key=lambda i: (-sizes[i], spans[i].first, i)),
@@ -48,7 +45,7 @@ def place(spans: Sequence[Span], align: int = ALIGN) -> tuple[list[int], int]:
     ]
     best: tuple[int, list[int]] | None = None
     for order in orders:
-        offsets, top = _greedy(spans, sizes, order)
+        offsets, top = _greedy(meets, sizes, order)
         if best is None or top < best[0]:
             best = (top, offsets)
     assert best is not None
@@ -58,7 +55,7 @@ def place(spans: Sequence[Span], align: int = ALIGN) -> tuple[list[int], int]:
         trial = list(order)
         i, j = (int(v) for v in random.integers(0, len(trial), 2))
         trial[i], trial[j] = trial[j], trial[i]
-        offsets, top = _greedy(spans, sizes, trial)
+        offsets, top = _greedy(meets, sizes, trial)
         if top <= best[0]:
             best, order = (top, offsets), trial
         if top == floor:
@@ -70,17 +67,30 @@ def _round(nbytes: int, align: int) -> int:
     return (nbytes + align - 1) // align * align
 
 
-def _greedy(spans: Sequence[Span], sizes: Sequence[int], order: Sequence[int]) -> tuple[list[int], int]:
+def _most_alive(spans: Sequence[Span], sizes: Sequence[int]) -> int:
+    """The largest sum of the sizes of spans that are alive at one step."""
+    change: dict[int, int] = {}
+    for span, size in zip(spans, sizes, strict=True):
+        change[span.first] = change.get(span.first, 0) + size
+        change[span.last + 1] = change.get(span.last + 1, 0) - size
+    return max(accumulate(change[t] for t in sorted(change)), default=0)
+
+
+def _meetings(spans: Sequence[Span]) -> list[list[int]]:
+    """For each span the others that are alive with it at some step."""
+    first, last = np.array([s.first for s in spans]), np.array([s.last for s in spans])
+    return [
+        [int(j) for j in np.flatnonzero((first <= span.last) & (last >= span.first)) if j != i]
+        for i, span in enumerate(spans)
+    ]
+
+
+def _greedy(meets: Sequence[Sequence[int]], sizes: Sequence[int], order: Sequence[int]) -> tuple[list[int], int]:
     """Each span, in that order, into the tightest gap that is free during its life."""
-    offsets = [0] * len(spans)
-    placed: list[int] = []
+    offsets = [-1] * len(sizes)
     top = 0
     for i in order:
-        busy = sorted(
-            (offsets[j], offsets[j] + sizes[j])
-            for j in placed
-            if spans[j].first <= spans[i].last and spans[i].first <= spans[j].last
-        )
+        busy = sorted((offsets[j], offsets[j] + sizes[j]) for j in meets[i] if offsets[j] >= 0)
         best_gap, best_at, cursor = None, 0, 0
         for low, high in busy:
             gap = low - cursor
@@ -89,5 +99,4 @@ def _greedy(spans: Sequence[Span], sizes: Sequence[int], order: Sequence[int]) -
             cursor = max(cursor, high)
         offsets[i] = best_at if best_gap is not None else cursor
         top = max(top, offsets[i] + sizes[i])
-        placed.append(i)
     return offsets, top
