@@ -60,6 +60,11 @@ def elementwise_around(region: Region) -> bool:
     return all(o.type.dims == region.anchor_type.dims for o in region.outputs)
 
 
+def alone(region: Region) -> bool:
+    """Whether the body is the anchor and its inputs, nothing else."""
+    return all(key == region.anchor or region.body.node(key).op == "input" for key in region.body)
+
+
 def leaf_strides(region: Region, value: Value, shape: Sequence[int]) -> list[list[int]]:
     """Strides, along the axes of ``shape``, of every region input that elementwise work reads for ``value``."""
     body = region.body
@@ -199,6 +204,11 @@ class Cursor:
         number = self.args[arg]
         assert number is not None
         return self.ev.shape(number)
+
+    def dtype(self, arg: int) -> str:
+        number = self.args[arg]
+        assert number is not None
+        return self.ev.dtype(number)
 
     def fill(self, row: Data, task: Any) -> None:
         self.data = row["data"]

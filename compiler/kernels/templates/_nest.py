@@ -22,9 +22,9 @@ def merged(extents: Sequence[int], strides: Sequence[Sequence[int]], solo: Colle
     for axis in order:
         if extents[axis] == 1:
             continue
-        last = groups[-1][-1] if groups else None
-        alone = last is None or axis in solo or last in solo
-        if not alone and all(s[last] == s[axis] * extents[axis] for s in strides):
+        last = groups[-1][-1] if groups else axis
+        joins = last != axis and axis not in solo and last not in solo
+        if joins and all(s[last] == s[axis] * extents[axis] for s in strides):
             groups[-1].append(axis)
         else:
             groups.append([axis])

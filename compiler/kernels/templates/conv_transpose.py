@@ -277,8 +277,7 @@ def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     from ..functions import cast
     from ..tir import constant
 
-    assert cursor.args[0] is not None
-    dtype = cursor.ev.dtype(cursor.args[0])
+    dtype = cursor.dtype(0)
     wide = accumulator(dtype)
     total = cursor.k.register(wide, lanes, "total")
     total.set(constant(0, wide, lanes))

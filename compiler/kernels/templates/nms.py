@@ -6,7 +6,7 @@ from typing import Any
 
 from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._boxes import Cursor, expr32, move_cost
+from ._boxes import Cursor, alone, expr32, move_cost
 from ._nest import Data
 from ._sort import merge_sort, passes
 from .scatter import put
@@ -14,7 +14,7 @@ from .scatter import put
 
 def plan(region: Region) -> list[Plan]:
     boxes, scores = region.operand(0), region.operand(1)
-    if boxes is None or scores is None or len(region.outputs) != 2 or len(region.body) != 3:
+    if boxes is None or scores is None or len(region.outputs) != 2 or not alone(region):
         return []
     batch, classes, count = region.inputs[scores].type.dims
     most = min(count, region.attrs["max_output"])

@@ -6,14 +6,14 @@ from typing import Any
 
 from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._boxes import Cursor, expr32, move_cost
+from ._boxes import Cursor, alone, expr32, move_cost
 from ._nest import Data
 from .scatter import put
 
 
 def plan(region: Region) -> list[Plan]:
     x = region.operand(0)
-    if x is None or len(region.outputs) != 2 or len(region.body) != 2:
+    if x is None or len(region.outputs) != 2 or not alone(region):
         return []
     config = {"program": serialize(region), "attrs": plain(dict(region.attrs)), "consts": []}
     draft = Draft(KernelSpec("nonzero", config), (Arg("in", x), Arg("out", 0), Arg("out", 1)))

@@ -45,7 +45,7 @@ def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     from ..tir import constant
 
     if not cursor.data["copy"]:
-        return constant(cursor.attrs["value"], cursor.ev.dtype(cursor.args[0]), lanes)
+        return constant(cursor.attrs["value"], cursor.dtype(0), lanes)
     coords = []
     for (at, step), base, size in zip(index, cursor.data["bases"], cursor.shape(0), strict=True):
         coords.append((at, step) if base is None else _reflected(cursor, (at + base, step), size, lanes))

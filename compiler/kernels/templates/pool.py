@@ -147,8 +147,7 @@ class _Average:
     def __init__(self, cursor: Cursor, lanes: int) -> None:
         from ..tir import like
 
-        assert cursor.args[0] is not None
-        self.dtype = cursor.ev.dtype(cursor.args[0])
+        self.dtype = cursor.dtype(0)
         self.total = cursor.k.register(_wide(self.dtype), lanes, "total")
         self.total.set(like(0, self.total.get()))
 
@@ -174,9 +173,8 @@ class _Maximum:
     def __init__(self, cursor: Cursor, lanes: int) -> None:
         from ..tir import constant
 
-        assert cursor.args[0] is not None
         self.cursor, self.lanes = cursor, lanes
-        dtype = cursor.ev.dtype(cursor.args[0])
+        dtype = cursor.dtype(0)
         self.best = cursor.k.register(dtype, lanes, "best")
         self.best.set(constant(lowest(dtype), dtype, lanes))
         self.where = cursor.k.register("int32", lanes, "where") if cursor.attrs["indices"] else None

@@ -27,7 +27,8 @@ def plan(region: Region) -> list[Plan]:
         return []
     wide = compute_type(type.dtype)
     source: list[Affine] = []
-    axes, consts = [], []
+    axes: list[dict[str, Any]] = []
+    consts: list[np.ndarray] = []
     for axis, (size, extent) in enumerate(zip(type.dims, out, strict=True)):
         taps = resize_taps(size, extent, axis, type.rank, attrs) if extent else None
         source.append((0, ((axis, 1),) if taps is None else ()))
@@ -71,8 +72,7 @@ def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
         for row in axes:
             coords[row["axis"]] = as_coord(_entry(cursor, row, "indices", 0, index))
         value = cursor.value(0, coords, lanes)
-    assert cursor.args[0] is not None
-    dtype = cursor.ev.dtype(cursor.args[0])
+    dtype = cursor.dtype(0)
     within: Any = None
     for row in axes:
         if "inside" in row:

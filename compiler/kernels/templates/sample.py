@@ -45,8 +45,7 @@ def _grid_sample(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     k, shape, attrs = cursor.k, cursor.shape(0), cursor.attrs
     rank = len(shape) - 2
     width = lanes if any(step != 0 for a, (_, step) in enumerate(index) if a != 1) else 1
-    assert cursor.args[0] is not None and cursor.args[1] is not None
-    types = [cursor.ev.dtype(cursor.args[i]) for i in (0, 1)]
+    types = [cursor.dtype(i) for i in (0, 1)]
     wide = "float64" if "float64" in types else "float32"
     axes = []
     for a in range(rank):
@@ -153,8 +152,7 @@ def _roi_align(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     from ..tir import constant, like, maximum, select, splat
 
     k, attrs = cursor.k, cursor.attrs
-    assert cursor.args[0] is not None
-    dtype = cursor.ev.dtype(cursor.args[0])
+    dtype = cursor.dtype(0)
     wide = "float64" if dtype == "float64" else "float32"
     axes = [_roi_axis(cursor, index, a) for a in (0, 1)]
     average = attrs["mode"] == "avg"

@@ -10,12 +10,12 @@ from typing import Any
 
 from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._boxes import Cursor, along, anchor_args, as_coord, index32, inside, lanes_for, move_cost
+from ._boxes import Cursor, alone, along, anchor_args, as_coord, index32, inside, lanes_for, move_cost
 from ._nest import Data, nest, walk
 
 
 def plan(region: Region) -> list[Plan]:
-    if len(region.body) != 4 or any(region.operand(i) is None for i in range(3)):
+    if not alone(region):
         return []
     out, shape = region.outputs[0], region.anchor_type.dims
     types = [region.body.type(a) for a in anchor_args(region) if a is not None]
@@ -38,6 +38,7 @@ def plan(region: Region) -> list[Plan]:
 
 def _loops(region: Region, updates: tuple[int, ...], lanes: int) -> Data:
     out, rank = region.outputs[0], len(updates)
+    scalar: tuple[int, ...]
     if region.op == "scatter_elements":
         axis = region.attrs["axis"] % rank
         solo, scalar, order = range(rank), (axis,), list(out.strides)

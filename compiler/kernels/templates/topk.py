@@ -7,7 +7,7 @@ from typing import Any
 
 from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._boxes import Cursor, expr32, move_cost
+from ._boxes import Cursor, alone, expr32, move_cost
 from ._nest import Data, nest, walk
 from ._sort import merge_sort, passes
 from .scatter import put
@@ -17,7 +17,7 @@ _INSERTION = 64
 
 def plan(region: Region) -> list[Plan]:
     x = region.operand(0)
-    if x is None or len(region.outputs) != 2 or len(region.body) != 2:
+    if x is None or len(region.outputs) != 2 or not alone(region):
         return []
     shape, k = region.inputs[x].type.dims, region.attrs["k"]
     axis = region.attrs["axis"] % len(shape)

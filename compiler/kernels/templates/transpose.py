@@ -104,7 +104,8 @@ class _Kernel:
         """Tile number ``at``: it counts the other axes, then tiles along, then tiles across."""
         from ..tir import minimum
 
-        index, rest = [], at[0][0]
+        index: list[Any] = []
+        rest = at[0][0]
         for size in reversed(self.config["extents"]):
             index.insert(0, self.k.bind(rest % size, "at") if size > 1 else 0)
             rest = rest // size if size > 1 else rest
