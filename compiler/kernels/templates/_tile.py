@@ -110,6 +110,7 @@ class Shape:
     epilogue: int = 1
     exact_columns: bool = False
     cold: bool = True  # B comes from memory or the outer caches once a run
+    unrolled: bool = False  # the innermost loop is over few taps and written out
     alone: bool = False  # lines are products of their own: blocks are made of tiles
 
 
@@ -148,11 +149,12 @@ def conflicts(machine: Machine, rows: int, row_step: int) -> bool:
     return rows / max(1, min(distinct, span // machine.line)) > machine.l1_ways - 2
 
 
-def tile_candidates(machine: Machine, rows: int, count: int) -> Iterator[tuple[int, int]]:
-    """Register tiles ``(rows, vectors)`` that fit the register file."""
+def tile_candidates(machine: Machine, shape: Shape, count: int) -> Iterator[tuple[int, int]]:
+    """Register tiles ``(rows, vectors)`` that leave the register file some air: LLVM hoists loads, and larger tiles
+    than these spill sooner than they save loads."""
+    most = machine.registers // 2 if shape.unrolled else machine.registers * 3 // 4
     for nv in range(1, min(count, 12) + 1):
-        most = (machine.registers - 2 - nv) // nv
-        for r in range(1, min(rows, most, 30) + 1):
+        for r in range(1, min(shape.rows, most // nv, (machine.registers - 1 - nv) // nv) + 1):
             yield r, nv
 
 
@@ -165,7 +167,7 @@ def choose(machine: Machine, shape: Shape, itemsize: int = 4) -> Tile:
     if weights > max(machine.l3, machine.l2):
         stream = machine.memory_bandwidth
     best: tuple[float, int, int, Columns] | None = None
-    for rows, nv in tile_candidates(machine, shape.rows, len(widths)):
+    for rows, nv in tile_candidates(machine, shape, len(widths)):
         columns = Columns(shape.columns, lanes, nv, widths, valid)
         total = 0.0
         for group, times in _group_kinds(columns):

@@ -62,6 +62,11 @@ class Geometry:
         self.rank = rank
         self.depthwise = False  # columns are channels of x too
 
+    @property
+    def planes(self) -> bool:
+        """Whether x holds one plane a channel, so that the reduction walks a plane before the next one."""
+        return not self.depthwise and (self.depth == 1 or abs(self.x.strides[1]) > max(1, *map(abs, self.step)))
+
     def border(self, axis: int) -> bool:
         """Whether some tap of that axis falls outside the input for some output point."""
         reach = (self.out[axis] - 1) * self.strides[axis] + (self.kernel[axis] - 1) * self.dilations[axis]
@@ -159,6 +164,7 @@ def plan(region: Region) -> list[Plan]:
         line_bytes=max(span, g.size[2] * g.depth) * g.strides[1] * g.x.type.itemsize,
         epilogue=epilogue_work(region),
         exact_columns=region.small,
+        unrolled=g.planes,
     )
     tile = choose(region.machine, shape, itemsize)
     return [assemble(region, g, tile, dtype, reads)]
@@ -167,7 +173,7 @@ def plan(region: Region) -> list[Plan]:
 def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[int], template: str = "conv") -> Plan:
     """The plan of a convolution with a chosen tile, for the emitter of that name."""
     columns = tile.columns
-    planes = abs(g.x.strides[1]) > max(1, *(abs(s) for s in g.step)) and g.channels > 1 and not g.depthwise
+    planes = g.planes
     depth, total = g.depth, g.depth * math.prod(g.kernel)
     order = "czyx" if planes else "zyxc"
     extents = dict(zip("zyxc", [*g.kernel, depth], strict=True))

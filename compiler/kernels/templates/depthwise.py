@@ -33,7 +33,7 @@ def plan(region: Region) -> list[Plan]:
     lanes = max(1, machine.lanes * 4 // itemsize)
     columns = Columns(g.columns, lanes, 1, *vectors(g.columns, lanes, exact=True))
     line = {r: _line_cycles(region, g, columns, r, itemsize) for r in range(1, _most_rows(region, g) + 1)}
-    rows = min(line, key=lambda r: (line[r] * (1.05 if r > _EASY_ROWS else 1.0), -r))
+    rows = min(line, key=lambda r: (line[r] * (1 + 0.015 * max(0, r - _EASY_ROWS)), -r))
     lines = g.out[1] * g.batch
     traffic = (region.inputs[region.operand(0)].type.nbytes + region.outputs[0].type.nbytes) / machine.l2_bandwidth  # type: ignore[index]
     cycles = max(line[rows] * lines, traffic) + 0.25 * traffic
@@ -55,7 +55,7 @@ def _line_cycles(region: Region, g: Geometry, columns: Columns, rows: int, items
             if r and count:
                 step = step_cycles(machine, r, (width,), itemsize)
                 inputs = min(r * g.kernel[2], (r - 1) * g.strides[2] + g.kernel[2]) * g.kernel[1] / machine.load_ports
-                total += count * (max(taps * step, inputs) + 12 + r * (1.5 + epilogue_work(region)))
+                total += count * (max(taps * step, inputs) + 8 + r * (1.5 + epilogue_work(region)))
     return total
 
 

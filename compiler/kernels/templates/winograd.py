@@ -23,6 +23,7 @@ from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from ._tile import (
     GHZ,
+    WORTH_SHARING,
     Columns,
     Shape,
     choose,
@@ -145,8 +146,10 @@ def _propose(region: Region, g: Geometry, t: Tiling) -> tuple[float, Tiling, Col
     weights = t.points * g.depth * columns.packed * 4
     first, last = _transform_cycles(region, g, t)
     far = machine.l2_bandwidth if weights + scratch < 0.7 * machine.l2 else _outer_bandwidth(machine, weights)
-    again = 0.6 * weights / far * chunks
+    again = (0.1 if weights < machine.l3 / 2 else 0.4) * weights / far * chunks
     cycles = chunks * (product + t.tiles * (first + last)) + again + _cold(machine, weights)
+    if cycles > 2 * WORTH_SHARING and chunks < 8:
+        cycles *= 1.02 + 0.01 * (8 - chunks)  # too few tasks for several cores
     return cycles, t, columns, rows
 
 
@@ -236,7 +239,7 @@ def _split(region: Region, g: Geometry, t: Tiling) -> Plan | None:
         return None
     weights = t.points * g.depth * columns.packed * 4
     first, last = _transform_cycles(region, g, t)
-    cycles = product + t.tiles * (first + last) + 0.3 * columns.groups * v_bytes / machine.l2_bandwidth
+    cycles = product + t.tiles * (first + last) + (1 + 0.3 * columns.groups) * v_bytes / machine.l2_bandwidth
     x = region.operand(0)
     assert x is not None
     phases = (
