@@ -22,6 +22,7 @@ NAMES = (
     "pad",
     "pointwise",
     "pool",
+    "recurrent",
     "reduce",
     "reshape",
     "resize",
