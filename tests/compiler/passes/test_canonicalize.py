@@ -54,7 +54,7 @@ LONG = {
     "transposes": (lambda b, y, i, x: b.transpose(y, perm=((1, 0, 2), (0, 2, 1))[i % 2]), 1),
     "concats": (lambda b, y, i, x: b.concat(y, x, axis=2), 1),
     "a constant that all use": (lambda b, y, i, x: b.tanh(b.pow(y, b.c(2))), 1000),
-    "a tensor that all use": (lambda b, y, i, x: b.add(y, b.neg(b.neg(b.sub(x, b.c(i))))), 1000),
+    "a tensor that all use": (lambda b, y, i, x: b.add(y, b.neg(b.neg(b.sub(x, b.c(i + 1))))), 1000),
 }
 
 
