@@ -24,6 +24,7 @@ VIEWS = ("reshape", "transpose", "slice", "expand")
 LEFT_ALONE = (*VIEWS, "concat", "fused")
 PROLOGUE = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "softmax", "log_softmax", "layer_norm", "rms_norm")
 _OPERANDS = 12  # inputs that one kernel may have: each is a pointer that wants a register
+_MEMBERS = 48  # operations that one kernel may hold: compile time and recursion in TVM grow with the depth
 _SINK = -1
 
 
@@ -96,7 +97,7 @@ def _grow(
         if any(not _may_join(graph, k, shape, owner) for k in between):
             return
         joined = [*members, *between, end]
-        if _operand_count(graph, joined) > _OPERANDS:
+        if len(joined) > _MEMBERS or _operand_count(graph, joined) > _OPERANDS:
             return
         for key in (*between, end):
             owner[key] = leader
@@ -149,7 +150,9 @@ def _take_prologue(graph: Graph, anchor: int, members: list[int], owner: dict[in
         inside = set(members)
         users = {u for u in graph.nx.successors(key)}
         leaves = Value(key) in graph.outputs or Value(key) in graph.bindings.values()
-        if leaves or not users <= inside or _operand_count(graph, [key, *members]) > _OPERANDS:
+        if leaves or not users <= inside or len(members) >= _MEMBERS:
+            continue
+        if _operand_count(graph, [key, *members]) > _OPERANDS:
             continue
         if not is_float(graph.node(key).types[0].dtype) or graph.node(key).op == "cast":
             continue
