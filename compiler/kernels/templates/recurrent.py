@@ -2,8 +2,8 @@
 
 A task takes a few time steps at once: what x gives the gates is one matrix product for all of them (each weight is
 read once), then the steps follow one another with the gates of a block of hidden units in registers and the cell's
-update fused. Weights are packed ``[block][input][gate][unit]``, so that the gates of neighbouring units lie side by side;
-those that are not constants are packed by a phase of their own.
+update fused. Weights are packed ``[block][input][gate][unit]``, so that the gates of neighbouring units lie side by
+side; those that are not constants are packed by a phase of their own.
 """
 
 from __future__ import annotations
