@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from .frontends.dsl.names import PUBLIC as _DSL
+
 __version__ = "0.1.0"
 
 # public name -> module that defines it
@@ -22,6 +24,7 @@ _NAMES = {
     "load_onnx": "frontends.onnx",
     "save_onnx": "frontends.onnx",
     "Graph": "compiler.ir",
+    **_DSL,
 }
 
 __all__ = sorted(["__version__", *_NAMES])

@@ -78,8 +78,9 @@ def floor_divide(a: Any, b: Any) -> Tensor:
 @public
 def power(a: Any, b: Any) -> Tensor:
     """a to the power b."""
-    x, y = same_type(a, b)
-    return emit("mul", x, x) if isinstance(b, int | float) and b == 2 else emit("pow", x, y)
+    if isinstance(b, int | float) and b == 2:
+        return square(as_tensor(a, result_dtype(a, b)))
+    return emit("pow", *same_type(a, b))
 
 
 def _logical(name: str, doc: str) -> Callable[[Any, Any], Tensor]:

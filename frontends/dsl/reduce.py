@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...compiler.types import is_float
 from .elementwise import divide, emit, emit_all, exp, log, sqrt, square, subtract, truth
 from .promote import as_float, as_tensor
 from .tensor import Tensor
@@ -32,7 +33,15 @@ def _number(x: Any) -> Tensor:
     return as_tensor(tensor, "int64") if tensor.dtype == "bool" else tensor
 
 
-def _reduction(name: str, doc: str, prepare: Callable[[Any], Tensor] = _number) -> Callable[..., Tensor]:
+def _total(x: Any) -> Tensor:
+    """Integers are summed in 64 bits, as in numpy."""
+    tensor = as_tensor(x)
+    if is_float(tensor.dtype):
+        return tensor
+    return as_tensor(tensor, "uint64" if tensor.dtype.startswith("uint") else "int64")
+
+
+def _reduction(name: str, doc: str, prepare: Callable[[Any], Tensor]) -> Callable[..., Tensor]:
     def function(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return _reduce(f"reduce_{name}", prepare(x), axis, keepdims)
 
@@ -40,11 +49,11 @@ def _reduction(name: str, doc: str, prepare: Callable[[Any], Tensor] = _number) 
     return public(function)
 
 
-sum = _reduction("sum", "The sum over axes.")
+sum = _reduction("sum", "The sum over axes; of integers in 64 bits.", _total)
 mean = _reduction("mean", "The mean over axes; of integers as float32.", as_float)
-max = _reduction("max", "The largest element over axes.")
-min = _reduction("min", "The smallest element over axes.")
-prod = _reduction("prod", "The product over axes.")
+max = _reduction("max", "The largest element over axes.", as_tensor)
+min = _reduction("min", "The smallest element over axes.", as_tensor)
+prod = _reduction("prod", "The product over axes; of integers in 64 bits.", _total)
 
 
 @public
@@ -69,13 +78,13 @@ def std(x: Any, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Ten
 @public
 def all(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Whether every element is true."""
-    return as_tensor(_reduce("reduce_min", as_tensor(truth(x), "int32"), axis, keepdims), "bool")
+    return _reduce("reduce_min", truth(x), axis, keepdims)
 
 
 @public
 def any(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Whether some element is true."""
-    return as_tensor(_reduce("reduce_max", as_tensor(truth(x), "int32"), axis, keepdims), "bool")
+    return _reduce("reduce_max", truth(x), axis, keepdims)
 
 
 @public
@@ -110,7 +119,7 @@ argmin = _arg("argmin", "The int64 index of the first smallest element along an 
 
 def _running(name: str, doc: str) -> Callable[..., Tensor]:
     def function(x: Any, axis: int | None = None) -> Tensor:
-        tensor = _number(x)
+        tensor = _total(x)
         if axis is None:
             tensor, axis = emit("reshape", tensor, shape=(-1,)), 0
         return emit(name, tensor, axis=axes_of(axis, tensor.ndim)[0])

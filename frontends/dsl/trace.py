@@ -7,11 +7,12 @@ and found.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,10 +24,8 @@ from ...errors import NervureError
 from .place import user_place
 from .tensor import Tensor, Weight
 
-if TYPE_CHECKING:
-    from .layers.base import Layer
-
 F = TypeVar("F", bound=Callable[..., Any])
+_numbers = itertools.count(1)
 
 
 @dataclass
@@ -37,8 +36,17 @@ class Frame:
     name: str
     kind: str
     is_network: bool = False
-    names: dict[int, str] = field(default_factory=dict)  # id of a layer made inside this call -> its name
-    kept: list[Layer] = field(default_factory=list)  # keeps those ids valid
+    names: dict[int, str] = field(default_factory=dict)  # id of a block called from here -> its name
+    kept: list[Any] = field(default_factory=list)  # keeps those ids valid
+
+
+class Root:
+    """Owner of layers that are called outside of any network."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seed = 0
+        self.children: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,12 @@ class Row:
 class Trace:
     """A recording. ``with trace.active():`` makes it the one that operations go to."""
 
-    def __init__(self, name: str, seed: int = 0) -> None:
+    def __init__(self, name: str, owner: Any = None) -> None:
         self.graph = Graph(name)
-        self.seed = seed
-        self.frames: list[Frame] = []
+        self.number = next(_numbers)
+        self.frames = [Frame(owner if owner is not None else Root(name), name, "Network", is_network=True)]
         self.rows: list[Row] = []
+        self.result: Any = None  # what the traced function returned
         self._weights: dict[int, tuple[Weight, Value]] = {}
 
     @contextmanager
@@ -125,7 +134,11 @@ class Trace:
         name = f"{self.path}.{op}" if self.path else op
         try:
             first = self.graph.add(
-                op, *(a and a.value for a in args), names=[self.graph.unique(name)], origin=self.origin(), **attrs
+                op,
+                *(None if a is None else a.value for a in args),
+                names=[self.graph.unique(name)],
+                origin=self.origin(),
+                **attrs,
             )
         except OpError as error:
             given = ", ".join(str(a.type) for a in args if a is not None)
@@ -196,9 +209,9 @@ def rebuild(value: Any, new: Callable[[Any], Any]) -> Any:
     return new(value)
 
 
-def eager(name: str, function: Callable[[], Any], seed: int = 0) -> Any:
+def eager(name: str, function: Callable[[], Any]) -> Any:
     """``function`` traced and run at once: its tensors come back as arrays."""
-    with Trace(name, seed).active() as trace:
+    with Trace(name).active() as trace:
         result = function()
         tensors = [t for t in leaves(result) if isinstance(t, Tensor)]
         arrays = iter(trace.run(tensors))

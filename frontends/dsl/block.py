@@ -1,0 +1,173 @@
+"""What layers and networks have in common: names, children, weights, state dictionaries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...errors import NervureError
+from .place import NOWHERE, Place, user_place
+from .tensor import Weight
+from .trace import Frame, Trace, fail
+
+
+def snake(name: str) -> str:
+    """``BatchNorm2d`` -> ``batch_norm2d``, ``LSTM`` -> ``lstm``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+class Block:
+    """A callable part of a network. ``children`` holds the parts that it calls, by name.
+
+    Those made outside of a trace are found again by identity; those made while a function is traced (``Dense(8)(x)`` in
+    its body) take over the weights of the one that had their name in the trace before.
+    """
+
+    name: str | None
+    named = False  # whether the user chose the name
+    place: Place = NOWHERE  # where it was made
+    born = 0  # number of the trace in which it was made; 0 outside of traces
+    children: dict[str, Any]
+    own: dict[str, Weight]
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    def named_weights(self) -> Iterator[tuple[str, Weight]]:
+        """Every weight once, under its dotted name: own ones first, then the children's."""
+        seen: set[int] = set()
+        for name, weight in self._walk(""):
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                yield name, weight
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Weight]]:
+        for name, weight in self.own.items():
+            yield prefix + name, weight
+        for name, child in self.children.items():
+            yield from child._walk(f"{prefix}{name}.")
+
+    def ready(self) -> None:
+        """Makes sure that the weights exist (networks trace themselves)."""
+
+    @property
+    def weights(self) -> list[Weight]:
+        """All weights, in the order of their creation."""
+        self.ready()
+        return [weight for _, weight in self.named_weights()]
+
+    def count_params(self) -> int:
+        """Number of weight elements."""
+        return sum(weight.size for weight in self.weights)
+
+    def get_weights(self) -> list[np.ndarray]:
+        """All weights as arrays (Keras)."""
+        return [weight.array.copy() for weight in self.weights]
+
+    def set_weights(self, arrays: Any) -> None:
+        """Replaces all weights, in the order of ``weights`` (Keras)."""
+        weights, given = self.weights, list(arrays)
+        if len(given) != len(weights):
+            raise NervureError(
+                f"{self.name or self.kind}: expected {len(weights)} arrays, got {len(given)}", where=user_place().full
+            )
+        _assign(dict(self.named_weights()), dict(zip((n for n, _ in self.named_weights()), given, strict=True)))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """All weights as arrays by dotted name (PyTorch): ``{"dense.weight": ..., "dense.bias": ...}``."""
+        self.ready()
+        return {name: weight.array.copy() for name, weight in self.named_weights()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Replaces weights by name. Nothing is changed when one does not fit.
+
+        Raises ``NervureError`` for a wrong shape and, with ``strict``, for missing and unknown names.
+        """
+        self.ready()
+        weights = dict(self.named_weights())
+        missing, unknown = sorted(set(weights) - set(state)), sorted(set(state) - set(weights))
+        if strict and (missing or unknown):
+            raise NervureError(
+                f"the state does not fit {self.name or self.kind!r}",
+                where=user_place().full,
+                why="; ".join(
+                    f"{what}: {', '.join(names[:8])}" + (", ..." if len(names) > 8 else "")
+                    for what, names in (("missing", missing), ("unknown", unknown))
+                    if names
+                ),
+                hint="strict=False loads what fits by name",
+            )
+        _assign(weights, {name: state[name] for name in weights if name in state})
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def enter(self, trace: Trace) -> str:
+        """The block's name in the block that calls it; registers it there."""
+        frame = trace.frames[-1]
+        if id(self) not in frame.names:
+            frame.names[id(self)] = self._join(frame, trace.number)
+            frame.kept.append(self)
+        return frame.names[id(self)]
+
+    def _join(self, frame: Frame, trace: int) -> str:
+        children: dict[str, Block] = frame.owner.children
+        for name, child in children.items():
+            if child is self:
+                return name
+        transient = self.born == trace
+        taken = set(frame.names.values())
+        taken |= {name for name, child in children.items() if not transient or not child.born}
+        base = self.name or snake(self.kind)
+        if self.named and base in taken:
+            raise fail(f"two layers are named {base!r}", hint="give each its own name=")
+        name = unique(base, taken)
+        if transient and name in children:
+            self.adopt(children[name], name)
+        else:
+            children[name] = self
+        return name
+
+    def adopt(self, other: Any, name: str) -> None:
+        """Takes over the weights of the block that had this one's place in an earlier trace."""
+        if type(other) is not type(self):
+            raise fail(
+                f"layer {name!r} was a {other.kind} in an earlier trace and is a {self.kind} now",
+                why="a network must call the same layers whenever it is traced",
+                hint="make layers outside of the function, or give them names",
+            )
+        self.own = other.own
+        for key, child in other.children.items():
+            if key in self.children:
+                self.children[key].adopt(child, key)
+            else:
+                self.children[key] = child
+
+
+def unique(base: str, taken: Any) -> str:
+    """``base``, ``base_1``, ``base_2``, ...: the first that is free."""
+    name, i = base, 0
+    while name in taken:
+        i += 1
+        name = f"{base}_{i}"
+    return name
+
+
+def _assign(weights: Mapping[str, Weight], state: Mapping[str, Any]) -> None:
+    arrays = {name: np.asarray(values) for name, values in state.items()}
+    wrong = [
+        f"{name!r}: expected {list(weights[name].shape)}, got {list(array.shape)}"
+        for name, array in arrays.items()
+        if array.shape != weights[name].shape
+    ]
+    if wrong:
+        raise NervureError(
+            f"{len(wrong)} of the given weights have another shape", where=user_place().full, why="; ".join(wrong[:8])
+        )
+    for name, array in arrays.items():
+        weights[name].assign(array)

@@ -1,0 +1,296 @@
+"""The base of all layers, built-in and users' own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ....compiler.types import is_float
+from ....errors import NervureError
+from .. import nn
+from ..block import Block, snake
+from ..initializers import generator, initial
+from ..place import user_place
+from ..promote import as_array, as_tensor
+from ..tensor import Tensor, Weight
+from ..trace import Frame, Row, Trace, current, eager, fail, leaves, rebuild, tracing
+
+# What every layer takes, whether or not its own __init__ says so.
+COMMON = ("name", "input_shape", "input_dim", "batch_input_shape", "weights", "seed", "trainable", "dtype")
+
+
+class _LayerType(type):
+    """Takes the common arguments and other frameworks' names of arguments before ``__init__`` sees the call."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+        layer = cls.__new__(cls)
+        aliases: Mapping[str, str] = getattr(cls, "ALIASES", {})
+        given: dict[str, Any] = {}
+        for key, value in kwargs.items():
+            name = aliases.get(key, key) if key not in parameters else key
+            if name in given:
+                raise NervureError(f"{cls.__name__}: {key} is given twice", where=user_place().full)
+            given[name] = value
+        layer._setup({k: given.pop(k) for k in COMMON if k in given and k not in parameters})
+        try:
+            inspect.signature(cls.__init__).bind(layer, *args, **given)  # type: ignore[misc]
+        except TypeError as error:
+            takes = list(parameters.values())[1:]
+            raise NervureError(
+                f"{cls.__name__}: {error}",
+                where=user_place().full,
+                hint=_usage(cls.__name__, takes),
+            ) from None
+        try:
+            layer.__init__(*args, **given)
+        except NervureError as error:
+            what = f"{cls.__name__}: {error.what}"
+            raise NervureError(what, where=error.where, why=error.why, hint=error.hint) from None
+        return layer
+
+
+class Layer(Block, metaclass=_LayerType):
+    """A layer: weights that are made when the input's shape is known, and a function over symbolic tensors.
+
+    A layer of your own has ``call(self, x)`` and, if it has weights, ``build(self, shape)``, which makes them::
+
+        class Scale(nv.layers.Layer):
+            def build(self, shape):
+                self.factor = self.add_weight("factor", (shape[-1],), "ones")
+
+            def call(self, x):
+                return x * self.factor
+
+    Layers that it keeps in attributes (or in lists in attributes) are its children; ``__init__`` need not call the
+    base's. Every layer takes, by name: ``name``; ``input_shape`` (of one sample) or ``input_dim`` (a single axis) on
+    the first layer of a ``Sequential``; ``weights``, a list in the order of creation or a dictionary by name;
+    ``seed``, instead of the network's; ``trainable``; ``dtype`` of the weights, that of the input unless given.
+
+    Called on arrays, a layer computes at once.
+    """
+
+    ALIASES: ClassVar[Mapping[str, str]] = {}  # argument names of other frameworks
+    input_dtype: ClassVar[str] = "float32"  # of the input of a Sequential that starts with this layer
+
+    def __init__(self, **common: Any) -> None:
+        unknown = sorted(set(common) - set(COMMON))
+        if unknown:
+            raise NervureError(
+                f"{self.kind} has no argument {', '.join(unknown)}",
+                where=user_place().full,
+                hint=f"every layer takes {', '.join(COMMON)}",
+            )
+        if common:
+            self._configure(common)
+
+    def _setup(self, common: dict[str, Any]) -> None:
+        """The state that every layer has before its ``__init__`` runs."""
+        values: dict[str, Any] = {"children": {}, "own": {}, "built": False, "place": user_place(), "given": None}
+        values |= {"name": None, "seed": None, "trainable": True, "dtype": None, "input_spec": None}
+        trace = tracing()
+        values["born"] = trace.number if trace is not None else 0
+        self.__dict__.update(values)
+        self._configure(common)
+
+    def _configure(self, common: dict[str, Any]) -> None:
+        values = dict(common)
+        self.named = self.named or values.get("name") is not None
+        self.given = values.pop("weights", self.given)
+        self.input_spec = self._spec(values) or self.input_spec
+        for key in ("name", "seed", "trainable", "dtype"):
+            if values.get(key) is not None:
+                setattr(self, key, values[key])
+
+    def _spec(self, values: dict[str, Any]) -> Any:
+        from ..spec import Input
+
+        shape, whole = values.get("input_shape"), values.get("batch_input_shape")
+        if values.get("input_dim") is not None:
+            shape = (values["input_dim"],)
+        if shape is None and whole is None:
+            return None
+        shape = shape if whole is None else None
+        return Input(shape, self.input_dtype, batch_shape=whole)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        object.__setattr__(self, key, value)
+        if key in ("children", "own", "place"):
+            return
+        parts = {f"{key}.{i}": v for i, v in enumerate(value)} if isinstance(value, list | tuple) else {key: value}
+        for name, part in parts.items():
+            if isinstance(part, Block):
+                self.children[name] = part
+                if isinstance(part, Layer) and isinstance(self.given, Mapping):
+                    part.given = {k[len(name) + 1 :]: v for k, v in self.given.items() if k.startswith(name + ".")}
+
+    # -- what a layer of one's own defines ----------------------------------------------------------------------------
+
+    def build(self, shape: Any) -> None:
+        """Makes the weights. ``shape``: that of the first argument (a list of them for a list of tensors)."""
+
+    def call(self, *inputs: Any, **options: Any) -> Any:
+        """The outputs, computed from symbolic tensors."""
+        raise NotImplementedError(f"{self.kind} has no call(self, x)")
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def add_weight(
+        self,
+        name: str,
+        shape: Sequence[int],
+        initializer: Any = "glorot_uniform",
+        *,
+        trainable: bool = True,
+        dtype: str | None = None,
+    ) -> Weight:
+        """A new weight, or the one that an earlier trace made.
+
+        ``initializer``: a Keras name (``"he_normal"``), a number, an array, or ``function(shape, rng)``. The random
+        numbers depend on the seed and on the names of network, layers and weight alone.
+        """
+        if not isinstance(name, str):  # Keras 3 has the shape first
+            name, shape = f"weight_{len(self.own)}", name
+        extents = self._extents(name, shape)
+        held = self.own.get(name)
+        if held is None:
+            values = self._given(name)
+            if values is None:
+                values = initial(initializer, extents, self._generator(name))
+            elif values.shape != extents:
+                raise fail(f"weights: {name!r}: expected shape {list(extents)}, got {list(values.shape)}")
+            dtype = dtype or self.dtype or "float32"
+            held = Weight(name, np.asarray(values).astype(dtype), trainable and self.trainable)
+            self.own[name] = held
+        elif held.shape != extents:
+            raise fail(f"weight {name!r} has shape {list(held.shape)}, this input needs {list(extents)}")
+        return held
+
+    def _extents(self, name: str, shape: Sequence[Any]) -> tuple[int, ...]:
+        for size in shape:
+            if isinstance(size, str):
+                raise fail(f"weight {name!r}: dimension {str(size)!r} has no number yet and cannot size a weight")
+        return tuple(int(size) for size in shape)
+
+    def _given(self, name: str) -> np.ndarray | None:
+        """The values of ``weights=``, if there are any for this one."""
+        if self.given is None:
+            return None
+        if isinstance(self.given, Mapping):
+            return np.asarray(self.given[name]) if name in self.given else None
+        place = len(self.own)
+        if place >= len(self.given):
+            raise fail(f"weights: expected an array for {name!r} too, got {len(self.given)}")
+        return np.asarray(self.given[place])
+
+    def _check_given(self) -> None:
+        if isinstance(self.given, Mapping):
+            unknown = sorted(k for k in self.given if k not in self.own and k.split(".")[0] not in self._heads())
+            if unknown:
+                raise fail(f"weights: no weight is named {unknown[0]!r}", why=f"there are {', '.join(self.own)}")
+        elif self.given is not None and len(self.given) != len(self.own) and not self.children:
+            raise fail(f"weights: expected {len(self.own)} arrays, got {len(self.given)}")
+
+    def _heads(self) -> set[str]:
+        return {name.split(".")[0] for name in self.children}
+
+    def _generator(self, name: str) -> np.random.Generator:
+        frames = current().frames
+        start = max(i for i, frame in enumerate(frames) if frame.is_network)
+        owner = frames[start].owner
+        seed = self.seed if self.seed is not None else owner.seed
+        return generator(int(seed or 0), owner.name, *(f.name for f in frames[start + 1 :]), name)
+
+    # -- calling ------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        trace = tracing()
+        if trace is None:
+            if any(isinstance(leaf, Tensor) for leaf in leaves([inputs, options])):
+                current()
+            return eager(self.name or snake(self.kind), lambda: self(*inputs, **options))
+        name = self.enter(trace)
+        with trace.frame(Frame(self, name, self.kind)):
+            result = self._invoke(trace, inputs, options)
+        if len(trace.frames) == 1:
+            shapes = tuple(leaf.shape for leaf in leaves(result) if isinstance(leaf, Tensor))
+            trace.rows.append(Row(name, self.kind, shapes, self))
+        return result
+
+    def _invoke(self, trace: Trace, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        args = rebuild(inputs, lambda v: as_tensor(v) if isinstance(v, np.ndarray | Weight) else v)
+        if args and isinstance(args[0], int | float):
+            args = (as_tensor(as_array(args[0])), *args[1:])
+        for leaf in leaves(args[:1]):
+            if not isinstance(leaf, Tensor):
+                raise fail(
+                    f"expected a tensor or an array, got {type(leaf).__name__}",
+                    hint="nv.Input describes a parameter of an @nv.network function" if _is_spec(leaf) else None,
+                )
+            as_tensor(leaf)  # refuses tensors of other traces
+        if not self.built:
+            first = next((leaf for leaf in leaves(args) if isinstance(leaf, Tensor)), None)
+            if self.dtype is None and first is not None and is_float(first.dtype):
+                object.__setattr__(self, "dtype", first.dtype)
+            self.build(rebuild(args[0], lambda t: t.shape) if args else None)
+            self.built = True
+            self._check_given()
+        try:
+            inspect.signature(self.call).bind(*args, **options)
+        except TypeError as error:
+            raise fail(str(error)) from None
+        return self.call(*args, **options)
+
+
+def _usage(name: str, parameters: Sequence[inspect.Parameter]) -> str:
+    """What a layer takes: by position, by name, and as every layer."""
+    by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    by_place = ", ".join(
+        p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+        for p in parameters
+        if p.kind is p.POSITIONAL_OR_KEYWORD
+    )
+    return f"{name}({by_place})" + (f", by name {', '.join(by_name)}" if by_name else "")
+
+
+def _is_spec(value: Any) -> bool:
+    from ..spec import Input
+
+    return isinstance(value, Input)
+
+
+def activated(function: Callable[[Any], Any] | None, x: Tensor) -> Tensor:
+    """``x`` after an ``activation=``."""
+    return x if function is None else function(x)
+
+
+def activation(given: Any) -> Callable[[Any], Any] | None:
+    """The function of an ``activation=`` argument."""
+    return nn.activation(given)
+
+
+def whole(value: Any, what: str, minimum: int = 1) -> int:
+    """A whole number of at least ``minimum``; ``NervureError`` otherwise."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < minimum:
+        raise fail(f"{what}: expected a whole number of at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def each(value: Any, rank: int, what: str, minimum: int = 1) -> tuple[int, ...]:
+    """One number for each of ``rank`` axes, given as one number or a sequence."""
+    given = list(value) if isinstance(value, list | tuple) else [value] * rank
+    if len(given) != rank:
+        raise fail(f"{what}: expected one number or {rank}, got {value!r}")
+    return tuple(whole(v, what, minimum) for v in given)
+
+
+def expect_rank(x: Tensor, rank: int, axes: str) -> None:
+    """Refuses an input with another number of axes."""
+    if x.ndim != rank:
+        hint = None
+        if x.ndim == rank + 1:
+            hint = "nv.Input(shape) leaves out the batch axis; nv.Input(batch_shape=...) holds it"
+        raise fail(f"expected an input [{axes}] with {rank} axes, got {list(x.shape)}", hint=hint)

@@ -1,0 +1,67 @@
+"""What convolutions and pools share: padding by name, data formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..elementwise import emit
+from ..tensor import Tensor
+from ..trace import fail
+from .base import each, expect_rank, whole
+
+AXES = {1: "length", 2: "height, width", 3: "depth, height, width"}
+
+
+def resolve_padding(given: Any, rank: int) -> Any:
+    """``"same"``, ``"valid"`` as 0, or numbers: one, one an axis, or begins and ends, as (begins..., ends...)."""
+    if isinstance(given, str):
+        name = given.lower()
+        if name not in ("same", "valid"):
+            raise fail(f'padding: expected "valid", "same" or numbers, got {given!r}')
+        return name if name == "same" else (0,) * (2 * rank)
+    if isinstance(given, list | tuple) and given and all(isinstance(p, list | tuple) and len(p) == 2 for p in given):
+        pairs = [each(tuple(p), 2, "padding", 0) for p in given]  # Keras: ((top, bottom), (left, right))
+        if len(pairs) != rank:
+            raise fail(f"padding: expected {rank} pairs, got {given!r}")
+        return (*(p[0] for p in pairs), *(p[1] for p in pairs))
+    if isinstance(given, list | tuple) and len(given) == 2 * rank and rank > 1:
+        return each(given, 2 * rank, "padding", 0)
+    return each(given, rank, "padding", 0) * 2
+
+
+def pads_for(x: Tensor, padding: Any, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Any:
+    """The numbers behind ``"same"``: the output has ceil(size / stride) elements, an odd one is padded at the end
+    (TensorFlow's rule, which for stride 1 is PyTorch's too)."""
+    if padding != "same":
+        return padding
+    begins, ends = [], []
+    for size, k, step, d in zip(x.shape[2:], kernel, strides, dilations, strict=True):
+        if isinstance(size, str):
+            raise fail(f'padding "same": dimension {str(size)!r} has no number yet')
+        total = max((-(-size // step) - 1) * step + (k - 1) * d + 1 - size, 0)
+        begins.append(total // 2)
+        ends.append(total - total // 2)
+    return (*begins, *ends)
+
+
+def check_format(given: str) -> bool:
+    """Whether data come with the channels last."""
+    if given not in ("channels_first", "channels_last"):
+        raise fail(f'data_format: expected "channels_first" or "channels_last", got {given!r}')
+    return given == "channels_last"
+
+
+def enter(x: Tensor, rank: int, channels_last: bool) -> Tensor:
+    """The input with its channels on axis 1."""
+    axes = f"batch, {AXES[rank]}, channels" if channels_last else f"batch, channels, {AXES[rank]}"
+    expect_rank(x, rank + 2, axes)
+    return emit("transpose", x, perm=(0, rank + 1, *range(1, rank + 1))) if channels_last else x
+
+
+def leave(y: Tensor, rank: int, channels_last: bool) -> Tensor:
+    """The output with its channels where the user has them."""
+    return emit("transpose", y, perm=(0, *range(2, rank + 2), 1)) if channels_last else y
+
+
+__all__ = ["AXES", "check_format", "each", "enter", "leave", "pads_for", "resolve_padding", "whole"]
