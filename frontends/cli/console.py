@@ -21,7 +21,7 @@ from rich.text import Text
 from ...errors import printable
 
 Stages = Callable[[str, int, int], None]
-PIPED_WIDTH = 160  # a pipe has no width: wide enough that figures are not cut
+PIPED_WIDTH = 400  # a pipe has no width: wide enough that nothing is cut or folded
 
 
 def out() -> Console:
@@ -50,7 +50,7 @@ def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
         pad_edge=False,
     )
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", no_wrap=name in right, overflow="ellipsis")
+        made.add_column(name, justify="right" if name in right else "left", no_wrap=name in right, overflow="fold")
     return made
 
 

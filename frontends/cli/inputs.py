@@ -66,7 +66,8 @@ def _npy(path: Path) -> np.ndarray:
     except OSError as error:
         raise NervureError("cannot read the input", where=str(path), why=error.strerror or str(error)) from error
     except (ValueError, EOFError, MemoryError) as error:
-        raise NervureError("this is no .npy array", where=str(path), why=str(error)) from error
+        why = "it is damaged, or holds objects instead of an array"
+        raise NervureError("this is no .npy array", where=str(path), why=why) from error
 
 
 def _npz(path: Path, name: str | None, ports: Sequence[Port]) -> dict[str, np.ndarray]:
@@ -76,7 +77,8 @@ def _npz(path: Path, name: str | None, ports: Sequence[Port]) -> dict[str, np.nd
     except OSError as error:
         raise NervureError("cannot read the input", where=str(path), why=error.strerror or str(error)) from error
     except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise NervureError("this is no .npz file", where=str(path), why=str(error)) from error
+        why = "it is damaged, or holds objects instead of arrays"
+        raise NervureError("this is no .npz file", where=str(path), why=why) from error
     if len(arrays) == 1 and (name or len(ports) == 1):
         return {name or ports[0].name: next(iter(arrays.values()))}
     if name:

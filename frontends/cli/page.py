@@ -194,7 +194,7 @@ def _plan(facts: dict[str, Any]) -> dict[str, Any]:
                 "y": PLAN_HEIGHT - (b["offset"] + b["nbytes"]) * scale,
                 "w": max(1.0, (min(b["last"], count_ - 1) - b["first"] + 1) * unit),
                 "h": max(0.5, b["nbytes"] * scale),
-                "label": shorten(b["name"], int((b["last"] - b["first"] + 1) * unit / 6.2)),
+                "label": _label(b["name"], (b["last"] - b["first"] + 1) * unit),
                 "end": _end(b, facts),
             }
             for b in own
@@ -216,8 +216,12 @@ def _plan(facts: dict[str, Any]) -> dict[str, Any]:
         "arena_y": STRIP - facts["arena_bytes"] / highest * STRIP,
         "strips": [_strip(facts["steps"], k, unit) for k in ("cycles", "weight_bytes")],
         "ticks": _ticks(count_, unit),
-        "labelled": unit * 1.0,
     }
+
+
+def _label(name: str, width: float) -> str:
+    room = int(width / 6.6)
+    return shorten(name, room) if room >= min(8, len(name)) else ""
 
 
 def _end(buffer: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -275,4 +279,7 @@ def _data(facts: dict[str, Any], graph: dict[str, Any] | None) -> dict[str, Any]
         for s in facts["steps"]
     ]
     edges = [[e["from"], e["to"]] for e in graph["edges"]] if graph else []
-    return {"boxes": boxes, "steps": steps, "edges": edges}
+    total = sum(s["cycles"] for s in facts["steps"]) or 1
+    dear = sorted(facts["steps"], key=lambda s: (-s["cycles"], s["step"]))[:12]
+    dearest = [[s["step"], f"{s['cycles'] / total:.1%}"] for s in dear if s["cycles"]]
+    return {"boxes": boxes, "steps": steps, "edges": edges, "dearest": dearest}
