@@ -71,6 +71,7 @@ class Context:
         self.reserved = reserved  # names that belong to tensors of the file
         self.origin: tuple[str, ...] = ()
         self.hint = "tensor"
+        self.shared: set[Value] = set()  # constants that several nodes of the file use
         self.stored_as: dict[Value, str] = {}  # constants of a type that was widened -> ONNX's name of it
         self._scalars: dict[tuple[str, bytes], Value] = {}
 
@@ -189,10 +190,14 @@ class Context:
         types, filled = infer(name, [None if a is None else self.type(a) for a in args], attrs, arrays)
         self.guard(*types)
         size = sum(t.nbytes for t in types)
-        if size > FOLD_BYTES and size > sum(a.nbytes for a in arrays if a is not None):
+        if size > FOLD_BYTES and size > self._released(args):
             return None
         node = Node(name, filled, tuple(types), ("",) * len(types), self.origin)
         return [self.const(result) for result in evaluate(node, arrays)]
+
+    def _released(self, args: Sequence[Value | None]) -> int:
+        """Bytes of constants that folding makes superfluous: those that other nodes use too stay."""
+        return sum(self.type(a).nbytes for a in set(args) if a is not None and a not in self.shared)
 
     # -- everyday forms (each is nothing where there is nothing to do) ---------------------------------------------
 

@@ -18,10 +18,10 @@ EXACT = 1 << 24  # integers up to here are float32 values
 NARROW = {"INT4": (-8, 7), "UINT4": (0, 15), "INT2": (-2, 1), "UINT2": (0, 3)}
 
 
-def _parameter(c: Context, n: OnnxNode, x: Value, v: Value | None) -> Value | None:
+def _spread(c: Context, n: OnnxNode, x: Value, v: Value) -> Value:
     """A scale or zero point shaped to broadcast over ``x``: one, one along an axis, or one a block."""
-    if v is None or (math.prod(c.shape(v)) == 1 and c.rank(v) <= 1):
-        return None if v is None else c.reshape(v, ())
+    if math.prod(c.shape(v)) == 1 and c.rank(v) <= 1:
+        return c.reshape(v, ())
     axis = c.axis(n.attr("axis", 1), c.rank(x))
     if c.rank(v) == 1 and not n.attr("block_size", 0):
         return c.per_axis(v, c.rank(x), axis)
@@ -47,7 +47,7 @@ def quantize_linear(c: Context, n: OnnxNode) -> Lowered:
         to = c.dtype(zero)
     else:
         to = element_type(code, "quantization") if code else "uint8"
-    scale, zero = _parameter(c, n, x, scale), _parameter(c, n, x, zero)
+    scale, zero = _spread(c, n, x, scale), None if zero is None else _spread(c, n, x, zero)
     if not (c.is_float(x) or c.dtype(x) == "int32"):
         raise Unsupported(f"quantization of {c.dtype(x)}")
     y = c.op("quantize", x, scale, zero, to=to)
@@ -63,8 +63,7 @@ def dequantize_linear(c: Context, n: OnnxNode) -> Lowered:
     x, scale, zero = n.input(0), n.input(1), n.optional(2)
     code = n.attr("output_dtype", 0)
     to = element_type(code, "dequantization") if code else c.dtype(scale)
-    scale, zero = _parameter(c, n, x, scale), _parameter(c, n, x, zero)
-    assert scale is not None
+    scale, zero = _spread(c, n, x, scale), None if zero is None else _spread(c, n, x, zero)
     if c.is_float(x):  # float8 that was widened; its zero point is 0
         return c.cast(c.op("mul", c.cast(x, "float32"), c.cast(scale, "float32")), to)
     return c.op("dequantize", x, scale, zero, to=to)

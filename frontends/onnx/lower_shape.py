@@ -135,18 +135,16 @@ def range_(c: Context, n: OnnxNode) -> Lowered:
     start, limit, delta = (c.need(n.input(i), "a bound of Range").reshape(-1)[0] for i in range(3))
     if delta == 0:
         raise NervureError("Range with a step of 0", where=n.path)
-    dtype = start.dtype.name
-    wide = (lambda v: int(v)) if start.dtype.kind in "iu" else (lambda v: float(v))
-    first, step = wide(start), wide(delta)
-    span = wide(limit) - first
-    count = max(-(-span // step) if isinstance(step, int) else math.ceil(span / step), 0)
+    dtype, whole = start.dtype.name, start.dtype.kind in "iu"
+    first, step, last = (int(v) if whole else float(v) for v in (start, delta, limit))
+    count = max(-(-(last - first) // step) if whole else math.ceil((last - first) / step), 0)
     if count * start.dtype.itemsize > MAX_BYTES:
-        raise NervureError(f"Range of {count} elements", where=n.path, why=f"more than {MAX_BYTES} bytes")
+        raise NervureError(f"Range of {count:.3g} elements", where=n.path, why=f"more than {MAX_BYTES} bytes")
     if count * start.dtype.itemsize <= FOLD_BYTES:
-        steps = np.arange(count, dtype=np.int64 if isinstance(step, int) else np.float64)
-        return c.const(first + steps * step, dtype)
-    steps_at_run = c.op("iota", shape=(count,), axis=0, dtype=dtype)
-    return c.op("add", c.op("mul", steps_at_run, c.scalar(step, dtype)), c.scalar(first, dtype))
+        places = np.arange(int(count), dtype=np.int64 if whole else np.float64)
+        return c.const(places * np.asarray(step) + np.asarray(first), dtype)
+    line = c.op("iota", shape=(int(count),), axis=0, dtype=dtype)
+    return c.op("add", c.op("mul", line, c.scalar(step, dtype)), c.scalar(first, dtype))
 
 
 @lowers("EyeLike")

@@ -11,16 +11,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
 from ...errors import NervureError, printable
 
 OLDEST_OPSET = 7
+MAX_FILE = 1 << 31  # bytes; protobuf's own bound
 _DAMAGED = "the file is damaged or no ONNX model: export or copy it again"
 
-Source = str | os.PathLike[str] | bytes | onnx.ModelProto
+Source: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
 def read(source: Source) -> tuple[onnx.ModelProto, Path | None]:
@@ -31,6 +33,10 @@ def read(source: Source) -> tuple[onnx.ModelProto, Path | None]:
         return _parse(bytes(source), "the given bytes"), None
     path = Path(source)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
+        if path.stat().st_size > MAX_FILE:
+            raise OSError("it is larger than 2 GiB: an ONNX file keeps larger weights as external data beside it")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         raise NervureError("the model file cannot be read", where=str(path), why=str(error)) from None
@@ -106,7 +112,7 @@ def in_order(nodes: Sequence[onnx.NodeProto], known: Callable[[str], bool], wher
 def _sorted(waiting: Sequence[set[int]], nodes: Sequence[onnx.NodeProto], where: str) -> list[int]:
     import networkx as nx
 
-    order: nx.DiGraph = nx.DiGraph()
+    order: nx.DiGraph[int] = nx.DiGraph()
     order.add_nodes_from(range(len(waiting)))
     order.add_edges_from((before, i) for i, befores in enumerate(waiting) for before in sorted(befores))
     try:

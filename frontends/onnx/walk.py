@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,7 @@ class Walker:
         self.functions = {(f.domain, f.name, f.overload): f for f in model.functions}
         self.problems: dict[tuple[str, str, str | None], list[str]] = {}  # (operator, why, hint) -> places
         self.extents = bounded.Extents(context)
+        self.uses = _count_uses(model.graph)
         self.spent = 0  # nodes made by unrolling and by expanding functions
         self._named: set[Value] = set()
 
@@ -103,7 +105,12 @@ class Walker:
         if scope.keep_names:
             graph.set_node(value.node, names=(name,))
             self._named.add(value)
+        self._note_uses(name, value)
         return value
+
+    def _note_uses(self, name: str, value: Value) -> None:
+        if self.uses[name] > 1:
+            self.context.shared.add(value)
 
     def spend(self, nodes: int, where: str) -> None:
         """Counts nodes that unrolling makes, before it makes them."""
@@ -177,6 +184,7 @@ class Walker:
             if not name:
                 continue
             scope.env[name] = value
+            self._note_uses(name, value)
             if value.node < before or value in self._named or value == POISON:
                 continue
             given = list(graph.node(value).names)
@@ -230,6 +238,17 @@ class Walker:
                 counts[index] = (len(graph.outputs) - 1, axis)
         if counts:
             graph.meta["counts"] = counts
+
+
+def _count_uses(graph: onnx.GraphProto) -> Counter[str]:
+    """How often each name is used, in bodies too."""
+    uses = Counter(name for node in graph.node for name in node.input)
+    uses.update(output.name for output in graph.output)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                uses.update(_count_uses(attribute.g))
+    return uses
 
 
 def _nearest(call: OnnxNode) -> str | None:

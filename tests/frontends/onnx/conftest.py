@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
-
-onnx = pytest.importorskip("onnx")
-ort = pytest.importorskip("onnxruntime")
-
-from nervure.compiler.interpret import interpret  # noqa: E402
-from nervure.frontends.onnx import load  # noqa: E402
-from onnx import helper, numpy_helper  # noqa: E402
+from nervure.compiler.interpret import interpret
+from nervure.frontends.onnx import load
+from onnx import helper, numpy_helper
 
 ort.set_default_logger_severity(4)
 
@@ -89,7 +87,3 @@ def onnx_kit() -> SimpleNamespace:
         node=helper.make_node,
         helper=helper,
     )
-
-
-Kit = SimpleNamespace
-Builder = Callable[..., Any]

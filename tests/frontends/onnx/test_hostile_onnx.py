@@ -77,6 +77,13 @@ def test_missing_file(tmp_path: Path) -> None:
         load(tmp_path / "nothing.onnx")
     with pytest.raises(NervureError, match="cannot be read"):
         load(tmp_path)
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(NervureError, match="no regular file"):
+        load(tmp_path / "pipe.onnx")
+    with (tmp_path / "holes.onnx").open("wb") as file:
+        file.truncate(3 << 30)
+    with pytest.raises(NervureError, match="larger than 2 GiB"):
+        load(tmp_path / "holes.onnx")
 
 
 # -- structure ---------------------------------------------------------------------------------------------------------
@@ -222,6 +229,17 @@ def test_a_constant_is_not_grown_beyond_a_megabyte(onnx_kit: SimpleNamespace) ->
     graph = load(onnx_kit.build(nodes, {"x": np.zeros((1, 1), np.float32)}, consts=consts))
     assert len(graph.find("expand")) == 1
     assert all(graph.node(k).array.nbytes <= 1 << 20 for k in graph if graph.node(k).op == "const")
+
+
+def test_a_large_constant_that_two_nodes_share_is_not_doubled(onnx_kit: SimpleNamespace) -> None:
+    """A table that embeds and, transposed, projects: one copy in the graph."""
+    consts = {"table": np.zeros((3000, 128), np.float32), "axis": np.array([0])}
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("Gemm", ["e", "table"], ["y"], transB=1),
+    ]
+    graph = load(onnx_kit.build(nodes, {"ids": np.array([5, 7])}, consts=consts))
+    assert sum(graph.node(k).array.nbytes for k in graph if graph.node(k).op == "const") < 1.1 * consts["table"].nbytes
 
 
 def test_a_larger_constant_may_be_rearranged(onnx_kit: SimpleNamespace) -> None:
