@@ -82,7 +82,7 @@ class Machine:
 
     name: str
     family: str
-    llvm: Mapping[str, Any]
+    llvm: Mapping[str, Any] = field(hash=False)
     zig_target: str
     zig_cpu: str
     zig_baseline: str
@@ -103,8 +103,8 @@ class Machine:
     l3_bandwidth: float = 16.0
     memory_bandwidth: float = 6.0
     memory_bandwidth_all: float = 12.0
-    features: tuple[Feature, ...] = ()
-    instructions: tuple[Instruction, ...] = ()
+    features: tuple[Feature, ...] = field(default=(), hash=False)
+    instructions: tuple[Instruction, ...] = field(default=(), hash=False)
     regions: tuple[str, ...] = ("arena",)
     emulator: tuple[str, ...] | None = None
     emulator_packages: str = "qemu-user"

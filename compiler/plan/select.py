@@ -135,19 +135,23 @@ def _within_budget(
     unpacked = _left_unpacked(graph, proposals)
     total = unpacked + sum(_packed(p) for p in chosen.values())
     limit = max(choices.budget * original, original + 4096)
+    swaps = {at: _best_swap(proposals[at[0]][at[1]][1], plan) for at, plan in chosen.items()}
     while total > limit:
-        swaps = []
-        for (key, i), now in chosen.items():
-            for rank, other in enumerate(proposals[key][i][1]):
-                saved = _packed(now) - _packed(other)
-                if saved > 0:
-                    swaps.append(((other.cost - now.cost) / saved, key, i, rank))
-        if not swaps:
+        found_swaps = [(swap[0], at, swap[1]) for at, swap in swaps.items() if swap is not None]
+        if not found_swaps:
             break
-        _, key, i, rank = min(swaps)
-        total -= _packed(chosen[key, i]) - _packed(proposals[key][i][1][rank])
-        chosen[key, i] = proposals[key][i][1][rank]
+        _, at, rank = min(found_swaps)
+        other = proposals[at[0]][at[1]][1][rank]
+        total -= _packed(chosen[at]) - _packed(other)
+        chosen[at] = other
+        swaps[at] = _best_swap(proposals[at[0]][at[1]][1], other)
     return chosen
+
+
+def _best_swap(options: Sequence[Plan], now: Plan) -> tuple[float, int] | None:
+    """Time lost for each byte that the best smaller plan saves, and that plan's number."""
+    saved = [(rank, other.cost, _packed(now) - _packed(other)) for rank, other in enumerate(options)]
+    return min((((cost - now.cost) / less, rank) for rank, cost, less in saved if less > 0), default=None)
 
 
 def _left_unpacked(graph: Graph, proposals: Mapping[int, list[tuple[Job, list[Plan]]]]) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,7 @@ def tile_candidates(machine: Machine, shape: Shape, count: int) -> Iterator[tupl
             yield r, nv
 
 
+@lru_cache(4096)
 def choose(machine: Machine, shape: Shape, itemsize: int = 4) -> Tile:
     """The cheapest tile and blocking; deterministic."""
     lanes = max(1, machine.lanes * 4 // itemsize)
