@@ -188,3 +188,10 @@ def test_the_same_graph_gives_the_same_bytes() -> None:
     assert to_model(_relu()).SerializeToString(deterministic=True) == to_model(_relu()).SerializeToString(
         deterministic=True
     )
+
+
+def test_names_at_the_face_of_the_package(tmp_path: Path) -> None:
+    import nervure as nv
+
+    nv.save_onnx(_relu(), tmp_path / "a.onnx")
+    assert nv.load_onnx(tmp_path / "a.onnx").output_names == ["y"]
