@@ -13,7 +13,8 @@ from ...errors import NervureError
 from .commands import bench, compile, doctor, inspect, profile, run, targets, verify
 from .guard import guarded
 
-_CLICK_ERROR = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+# typer has no public name for the base of its usage errors
+_USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 class Commands(TyperGroup):
@@ -27,8 +28,8 @@ class Commands(TyperGroup):
         def call() -> Any:
             try:
                 return invoke(given, *rest, **options)
-            except _CLICK_ERROR as error:
-                raise NervureError(error.format_message(), hint="nervure --help lists what there is") from error  # type: ignore[attr-defined]
+            except _USAGE_ERROR as error:
+                raise NervureError(error.format_message(), hint="nervure --help lists what there is") from error
             except typer.Abort:
                 raise KeyboardInterrupt from None
 
@@ -45,18 +46,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_COMMANDS = (
-    ("compile", compile.compile_command),
-    ("run", run.run_command),
-    ("verify", verify.verify_command),
-    ("bench", bench.bench_command),
-    ("profile", profile.profile_command),
-    ("inspect", inspect.inspect_command),
-    ("targets", targets.targets_command),
-    ("doctor", doctor.doctor_command),
-)
-for _name, _function in _COMMANDS:
-    app.command(_name, epilog=f"Example:  {_function.example}")(_function)
+_MODULES = (compile, run, verify, bench, profile, inspect, targets, doctor)
+for _module in _MODULES:
+    _name = _module.__name__.rpartition(".")[2]
+    app.command(_name, epilog=f"Example:  {_module.EXAMPLE}")(getattr(_module, f"{_name}_command"))
 
 
 @app.callback()

@@ -123,7 +123,7 @@ def _order(layers: _Layers) -> None:
         near = layers.up if down else layers.down
         for row in layers.rows if down else reversed(layers.rows):
             wish = {n: sum(place[m] for m in near[n]) / len(near[n]) if near[n] else place[n] for n in row}
-            row.sort(key=lambda n, w=wish: (w[n], place[n]))
+            row[:] = [n for _, _, n in sorted((wish[n], place[n], n) for n in row)]
             number(row)
         found = _crossings(layers, place)
         if found < fewest:

@@ -172,11 +172,11 @@ def _normalised(pixels: np.ndarray, port: Port, how: Preprocess) -> np.ndarray:
     low, high = how.range or (0.0, 1.0)
     scale = (high - low) / 255 if how.scale is None else how.scale
     values = pixels.astype(np.float32) * np.float32(scale) + np.float32(low if how.scale is None else 0)
-    mean, std = np.float32(how.mean), np.float32(how.std)
+    mean, std = np.asarray(how.mean, np.float32), np.asarray(how.std, np.float32)
     if values.shape[-1] == 1:
         mean, std = mean.mean(), std.mean()
     values = (values - mean) / std
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
     return values.astype(dtype)

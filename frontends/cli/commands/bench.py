@@ -17,6 +17,9 @@ class Against(enum.StrEnum):
     onnxruntime = "onnxruntime"
 
 
+EXAMPLE = "nervure bench model.onnx --against onnxruntime --threads 1,2"
+
+
 def bench_command(
     model: o.ModelOrLibrary,
     against: Annotated[
@@ -64,9 +67,6 @@ def bench_command(
     if as_json:
         return print_json(result)
     _show(result)
-
-
-bench_command.example = "nervure bench model.onnx --against onnxruntime --threads 1,2"  # type: ignore[attr-defined]
 
 
 def measure(

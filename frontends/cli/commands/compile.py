@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..network import Network
 
 
+EXAMPLE = "nervure compile model.onnx -o build -t host -t rpi4 --shape x=1,3,224,224"
+
+
 def compile_command(
     model: o.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file that ends in .so.")] = Path(
@@ -77,9 +80,6 @@ def compile_command(
     if as_json:
         return print_json(rows[0] | {"artifacts": rows})
     _show(rows, built)
-
-
-compile_command.example = "nervure compile model.onnx -o build -t host -t rpi4 --shape x=1,3,224,224"  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ _USES = {
 }
 
 
+EXAMPLE = "nervure doctor --json"
+
+
 def doctor_command(as_json: Json = False) -> None:
     """Say what is installed, what is missing and how to get it; the CPU, the caches, the emulators."""
     from ..console import print_json, progress
@@ -28,9 +31,6 @@ def doctor_command(as_json: Json = False) -> None:
     if as_json:
         return print_json(facts)
     _show(facts)
-
-
-doctor_command.example = "nervure doctor --json"  # type: ignore[attr-defined]
 
 
 def examine() -> dict[str, Any]:

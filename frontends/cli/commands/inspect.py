@@ -17,6 +17,9 @@ class Stage(enum.StrEnum):
     fused = "fused"
 
 
+EXAMPLE = "nervure inspect model.onnx --html model.html"
+
+
 def inspect_command(
     model: o.ModelOrLibrary,
     html: Annotated[Path | None, typer.Option("--html", help="Write one self-contained page to this file.")] = None,
@@ -57,9 +60,6 @@ def inspect_command(
     if as_json:
         return print_json(view.facts | {"file": str(html) if html else view.facts.get("file")})
     _show(view.facts, html)
-
-
-inspect_command.example = "nervure inspect model.onnx --html model.html"  # type: ignore[attr-defined]
 
 
 def _write(path: Path, view: Any) -> None:
@@ -104,7 +104,7 @@ def _show(facts: dict[str, Any], html: Path | None) -> None:
         ratio = facts["arena_bytes"] / (bound or 1)
         words = f"arena {size(facts['arena_bytes'])} ({ratio:.2f}x the bound of {size(bound)})"
         words += (
-            f", weights {size(facts['weights_bytes'])}, {count(facts['flops'])}FLOP a run, {len(facts['steps'])} steps"
+            f", weights {size(facts['weights_bytes'])}, {count(facts['flops'])} FLOP a run, {len(facts['steps'])} steps"
         )
         screen.print(cell(words))
     if html is not None:

@@ -9,6 +9,8 @@ import typer
 
 from .. import options as o
 
+EXAMPLE = "nervure profile build/model.so --threads 2 --top 10"
+
 
 def profile_command(
     model: o.ModelOrLibrary,
@@ -39,9 +41,6 @@ def profile_command(
     if as_json:
         return print_json(result)
     _show(result, top)
-
-
-profile_command.example = "nervure profile build/model.so --threads 2 --top 10"  # type: ignore[attr-defined]
 
 
 def summary(name: str, steps: list[dict[str, Any]], runs: int, threads: int) -> dict[str, Any]:

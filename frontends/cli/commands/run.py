@@ -10,6 +10,8 @@ import typer
 
 from .. import options as o
 
+EXAMPLE = "nervure run model.onnx -i x=cat.png --preprocess imagenet --top 5 --labels labels.txt"
+
 
 def run_command(
     model: o.ModelOrLibrary,
@@ -45,6 +47,3 @@ def run_command(
         return print_json(result)
     for line in lines(result):
         out().print(cell(line))
-
-
-run_command.example = "nervure run model.onnx -i x=cat.png --preprocess imagenet --top 5 --labels labels.txt"  # type: ignore[attr-defined]

@@ -7,6 +7,8 @@ from typing import Any
 from ....errors import NervureError
 from ..options import Json
 
+EXAMPLE = "nervure targets"
+
 
 def targets_command(as_json: Json = False) -> None:
     """List the machines that models can be compiled for."""
@@ -21,9 +23,6 @@ def targets_command(as_json: Json = False) -> None:
         features = ", ".join(t["features"][:6]) + (" ..." if len(t["features"]) > 6 else "")
         row(made, t["name"], t["cpu"], f"{t['vector_bits']} bit", t["registers"], features or "baseline", runs)
     out().print(made)
-
-
-targets_command.example = "nervure targets"  # type: ignore[attr-defined]
 
 
 def _names() -> list[str]:

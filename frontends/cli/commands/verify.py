@@ -9,6 +9,8 @@ import typer
 
 from .. import options as o
 
+EXAMPLE = "nervure verify model.onnx --target rpi4 --seeds 3"
+
 
 def verify_command(
     model: o.Model,
@@ -57,9 +59,6 @@ def verify_command(
         _show(facts, verdict)
     if not verdict.ok:
         raise typer.Exit(1)
-
-
-verify_command.example = "nervure verify model.onnx --target rpi4 --seeds 3"  # type: ignore[attr-defined]
 
 
 def _show(facts: dict[str, Any], verdict: Any) -> None:
