@@ -134,5 +134,9 @@ def test_compiled_for_arm(items: list[Item], target: str, tmp_path: Path) -> Non
 
 
 def test_every_operator_has_cases() -> None:
-    bare = [op.name for op in OPS.values() if op.kind is not Kind.STORED and op.name not in NOT_COMPILED and op.cases is None]
+    bare = [
+        op.name
+        for op in OPS.values()
+        if op.kind is not Kind.STORED and op.name not in NOT_COMPILED and op.cases is None
+    ]
     assert not bare

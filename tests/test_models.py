@@ -1,0 +1,75 @@
+"""Whole models against ONNX Runtime: on this machine by default and exactly, and under the ARM emulators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import models
+import nervure as nv
+import numpy as np
+import pytest
+from nervure.frontends import verify
+from nervure.frontends.model import Model
+
+SEEDS = (1, 2, 3)
+# Arena over the lower bound, and packed weights over the initializers, in the build that the latency is measured on.
+ARENA_LIMIT, WEIGHT_LIMIT = 1.4, 1.5
+
+
+def _sets(model: Model, real: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    return {"real": real} | {f"seed {s}": verify.random_inputs(model.get_inputs(), s) for s in SEEDS}
+
+
+def _worst(model: Model, path: Path, sets: dict[str, dict[str, np.ndarray]]) -> float:
+    return max(check.worst for check in verify.verify(model.artifact, path, sets))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
+def test_agrees_with_onnxruntime(name: str, tmp_path: Path) -> None:
+    path, real = models.model(name)
+    model = nv.compile(path, out=tmp_path / "model.so")
+    assert _worst(model, path, _sets(model, real)) <= verify.TOLERANCE["default"]
+    report = model.report
+    assert report.arena_bytes <= ARENA_LIMIT * report.arena_lower_bound_bytes
+    assert report.weights_bytes <= WEIGHT_LIMIT * report.source_weight_bytes + 4096
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
+def test_agrees_exactly_when_asked(name: str, tmp_path: Path) -> None:
+    path, real = models.model(name)
+    model = nv.compile(path, precision="exact", out=tmp_path / "model.so")
+    assert _worst(model, path, _sets(model, real)) <= verify.TOLERANCE["exact"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
+def test_small_weights_when_asked(name: str, tmp_path: Path) -> None:
+    path, real = models.model(name)
+    model = nv.compile(path, optimize="size", out=tmp_path / "model.so")
+    assert model.report.weights_bytes <= 1.02 * model.report.source_weight_bytes + 4096
+    assert _worst(model, path, {"real": real}) <= verify.TOLERANCE["default"]
+
+
+@pytest.mark.slow
+@pytest.mark.emulator
+@pytest.mark.parametrize("target", ["aarch64", "armv7"])
+@pytest.mark.parametrize("name", models.names())
+def test_agrees_under_the_arm_emulator(name: str, target: str, tmp_path: Path) -> None:
+    path, real = models.model(name)
+    model = nv.compile(path, target=target, out=tmp_path / "model.so")
+    try:
+        assert _worst(model, path, {"real": real}) <= verify.TOLERANCE["default"]
+    except nv.NervureError as error:
+        if "not installed" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def test_the_shipped_model_sees_a_cat(tmp_path: Path) -> None:
+    path, real = models.model("shipped")
+    model = nv.compile(path, out=tmp_path / "model.so")
+    labels = (path.parent / "labels.txt").read_text().splitlines()
+    best = np.argsort(-model(real["input"])[0])[:3]
+    assert {labels[i] for i in best} <= {"Egyptian cat", "tabby", "tiger cat", "lynx"}
