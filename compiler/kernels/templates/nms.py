@@ -8,8 +8,10 @@ from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from ._boxes import Cursor, alone, expr32, move_cost
 from ._nest import Data
-from ._sort import merge_sort, passes
+from ._sort import packed, sort, unpacked
 from .scatter import put
+
+_FACTS = 5  # of a kept box: its corners and its area
 
 
 def plan(region: Region) -> list[Plan]:
@@ -20,9 +22,11 @@ def plan(region: Region) -> list[Plan]:
     most = min(count, region.attrs["max_output"])
     config = {"program": serialize(region), "attrs": plain(dict(region.attrs)), "consts": [], "most": most}
     args = (*(Arg("in", i) for i in range(len(region.inputs))), Arg("out", 0), Arg("out", 1))
-    draft = Draft(KernelSpec("nms", config), (*args, Arg("worker")))
-    cost = move_cost(region) + batch * classes * count * (2.0 + passes(count) + 0.5 * most)
-    return [Plan("nms", (draft,), cost, worker_bytes=4 * (2 * count + most))]
+    scratch = (Arg("worker"), Arg("worker", offset=16 * count))
+    draft = Draft(KernelSpec("nms", config), (*args, *scratch))
+    cost = move_cost(region) + batch * classes * count * (15.0 + 0.1 * most)
+    worker = 16 * count + 4 * _FACTS * (most + region.machine.lanes)
+    return [Plan("nms", (draft,), cost, worker_bytes=worker, detail="nms")]
 
 
 def emit(k: Any, config: Data) -> None:
@@ -49,7 +53,9 @@ class _Kernel:
         self.cursor = Cursor(k, config, lambda cursor, index, lanes: None)
         self.attrs, self.most = config["attrs"], config["most"]
         self.count = self.cursor.shape(1)[2]
-        self.scratch = k.arg("order", "int32", 2 * self.count + self.most)  # two halves to sort in, the kept ones
+        self.scratch = k.arg("entries", "int64", 2 * self.count)
+        self.room = self.most + k.lanes  # the last vector of kept boxes may reach beyond them
+        self.kept = k.arg("kept", "float32", _FACTS * self.room)
         self.found = k.register("int32", 1, "found")
         self.found.set(constant(0, "int32"))
 
@@ -73,28 +79,40 @@ class _Kernel:
             k.loop(self.count) as i,
             k.when(True if threshold is None else score(i) > constant(threshold, "float32")),
         ):
-            k.store(self.scratch, candidates.get(), expr32(i))
+            k.store(self.scratch, candidates.get(), packed(k, score(i), expr32(i), True))
             candidates.set(candidates.get() + 1)
         total = k.bind(candidates.get(), "total")
-        first = merge_sort(k, self.scratch, 0, self.count, total, score, lambda x, y: x > y)
+        first = sort(k, self.scratch, self.count, total)
         with k.loop(total) as i, k.when(kept.get() < self.most):
-            box = k.bind(k.load(self.scratch, first + i), "box")
-            clear = k.register("int32", 1, "clear")
-            clear.set(constant(1, "int32"))
-            corners = self._corners(b, box)
-            with k.loop(kept.get()) as j:
-                other = k.bind(k.load(self.scratch, 2 * self.count + j), "other")
-                with k.when(self._overlaps(corners, self._corners(b, other))):
-                    clear.set(constant(0, "int32"))
-            with k.when(tirx.EQ(clear.get(), 1)):
-                k.store(self.scratch, 2 * self.count + kept.get(), box)
+            box = k.bind(unpacked(k.load(self.scratch, first + i)), "box")
+            facts = self._facts(b, box)
+            with k.when(tirx.Not(self._overlapped(facts, kept.get()))):
+                for row, fact in enumerate(facts):
+                    k.store(self.kept, row * self.room + kept.get(), fact)
                 kept.set(kept.get() + 1)
                 for column, value in enumerate((b, c, box)):
                     put(self.cursor, 0, [(self.found.get(), 0), (column, 0)], cast(expr32(value), "int64"))
                 self.found.set(self.found.get() + 1)
 
-    def _corners(self, b: Any, box: Any) -> list[Any]:
-        """Low and high along both axes; the corners of a box may come in any order."""
+    def _overlapped(self, facts: list[Any], kept: Any) -> Any:
+        """Whether one of the kept boxes overlaps this one, a vector of them at a time."""
+        from tvm import tirx
+
+        from ..tir import constant, select, splat
+
+        k, lanes = self.k, self.k.lanes
+        hits = k.register("int32", lanes, "hits")
+        zero, one = constant(0, "int32", lanes), constant(1, "int32", lanes)
+        hits.set(zero)
+        with k.loop(tirx.floordiv(kept + lanes - 1, lanes)) as i:
+            others = [k.bind(k.load(self.kept, row * self.room + i * lanes, lanes), "other") for row in range(_FACTS)]
+            numbers = tirx.Ramp(i * lanes, 1, lanes) if lanes > 1 else i
+            hit = tirx.And(numbers < splat(kept, lanes), self._overlaps([splat(f, lanes) for f in facts], others))
+            hits.set(hits.get() + select(hit, one, zero))
+        return k.bind(k.across(hits.get(), lambda x, y: x + y) > 0, "overlapped")
+
+    def _facts(self, b: Any, box: Any) -> list[Any]:
+        """Low and high along both axes (the corners of a box may come in any order), and the area."""
         from ..tir import like, maximum, minimum
 
         self.cursor.ev.begin()
@@ -107,23 +125,24 @@ class _Kernel:
         else:
             corners = [minimum(a, z) for a, z in zip(first, second, strict=True)]
             corners += [maximum(a, z) for a, z in zip(first, second, strict=True)]
-        return [self.k.bind(v, "corner") for v in corners]
+        corners = [self.k.bind(v, "corner") for v in corners]
+        return [*corners, self.k.bind((corners[2] - corners[0]) * (corners[3] - corners[1]), "area")]
 
     def _overlaps(self, a: list[Any], b: list[Any]) -> Any:
         from tvm import tirx
 
-        from ..tir import constant, like, maximum, minimum
+        from ..tir import like, maximum, minimum
 
         k = self.k
         sides = [maximum(minimum(a[2 + i], b[2 + i]) - maximum(a[i], b[i]), like(0, a[i])) for i in (0, 1)]
         shared = k.bind(sides[0] * sides[1], "shared")
-        one, two = (k.bind((v[2] - v[0]) * (v[3] - v[1]), "area") for v in (a, b))
+        one, two = a[4], b[4]
         union = k.bind(one + two - shared, "union")
-        zero, limit = like(0, union), constant(self.attrs["iou_threshold"], "float32")
-        valid = tirx.all(one > zero, two > zero, union > zero)
+        zero, limit = like(0, union), like(self.attrs["iou_threshold"], union)
+        valid = tirx.And(tirx.And(one > zero, two > zero), union > zero)
         if self.attrs["iou_threshold"] < 0:  # then even boxes that do not touch overlap
-            return tirx.any(tirx.Not(valid), shared / union > limit)
-        return tirx.all(valid, shared / union > limit)
+            return tirx.Or(tirx.Not(valid), shared / union > limit)
+        return tirx.And(valid, shared / union > limit)
 
 
 TEMPLATE = Template("nms", ("nms",), plan, {"nms": emit})

@@ -136,10 +136,23 @@ def test_topk(n, k, largest):
     check_region(region, arrays)
 
 
-@pytest.mark.parametrize("dtype", ["int64", "uint8", "float16", "bfloat16", "float64"])
-def test_topk_types(dtype):
-    region, arrays = region_of("topk", [draw((40, 5, 70), dtype)], {"k": 9, "axis": 0})
-    check_region(region, arrays)
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "uint32", "int32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("k", [9, 35])
+def test_topk_types(dtype, k):
+    x = draw((100, 5, 13), dtype)
+    x[3, 1:3] = np.iinfo(dtype).max if x.dtype.kind in "iu" else -np.inf
+    x[40, 2:4] = np.iinfo(dtype).min if x.dtype.kind in "iu" else np.inf
+    for largest in (True, False):
+        region, arrays = region_of("topk", [x], {"k": k, "axis": 0, "largest": largest})
+        check_region(region, arrays)
+
+
+def test_topk_of_signed_zeros_and_sorted_rows():
+    zeros = np.where(np.arange(200) % 3 == 0, -0.0, 0.0).astype(np.float32)
+    rows = np.stack([zeros, np.arange(200, dtype=np.float32), -np.arange(200, dtype=np.float32)])
+    for largest in (True, False):
+        region, arrays = region_of("topk", [rows], {"k": 50, "largest": largest})
+        check_region(region, arrays)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "bool", "uint8", "float16", "bfloat16"])
