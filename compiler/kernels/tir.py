@@ -88,7 +88,12 @@ class Register:
         self._builder.emit(BufferStore(self.buffer, value, [Ramp(0, 1, self.lanes) if self.lanes > 1 else 0]))
 
     def add_product(self, a: Expr, b: Expr) -> None:
-        """``self += a * b``, which LLVM contracts into an FMA."""
+        """``self += a * b``, an FMA where the machine has one: LLVM contracts the sum, except for 32-bit ARM."""
+        k = self._builder
+        if "vfpv4" in k.machine.get("features", ()) and self.dtype == "float32":
+            suffix = f"v{self.lanes}f32" if self.lanes > 1 else "f32"
+            self.set(k.call(f"llvm.fma.{suffix}", as_dtype(self.dtype, self.lanes), a, b, self.get()))
+            return
         self.set(a * b + self.get())
 
 

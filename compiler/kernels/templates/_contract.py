@@ -77,7 +77,7 @@ class Contraction:
                 with k.when(g < columns["full"] if columns["rests"] else True):
                     self._lines(chosen, self._full(g))
             for j, rest in enumerate(columns["rests"]):
-                with k.when(_equal(g, columns["full"] + j) if dims[-1] > 1 else True):
+                with k.when(equal(g, columns["full"] + j) if dims[-1] > 1 else True):
                     self._lines(chosen, tuple(rest))
 
     def _full(self, g: Any) -> tuple[Any, Any, list[int], list[int]]:
@@ -93,7 +93,7 @@ class Contraction:
         first = line_block * block
         count: Any = min(block, extent)
         if extent % block and extent > block:
-            count = _least(block, extent - first)
+            count = least(block, extent - first)
         with k.loop(count) as i:
             self._points(outer, first + i, point_block, group)
 
@@ -106,11 +106,11 @@ class Contraction:
         for i, s in enumerate(segments):
             if i == inner and blocks > 1:
                 size = self.point["block"]
-                count = size if s["repeat"] % size == 0 else _least(size, s["repeat"] - block * size)
+                count = size if s["repeat"] % size == 0 else least(size, s["repeat"] - block * size)
                 with k.loop(count) as t:
                     self._tile(outer, y, s["start"] + (block * size + t) * s["count"], s, group)
                 continue
-            mine = True if blocks == 1 else _equal(block, 0 if i < inner else blocks - 1)
+            mine = True if blocks == 1 else equal(block, 0 if i < inner else blocks - 1)
             with k.when(mine), k.loop(s["repeat"]) as t:
                 self._tile(outer, y, s["start"] + t * s["count"], s, group)
 
@@ -164,7 +164,7 @@ class Contraction:
                         here[axes["point"]] = (x + p, 0)
                     if axes["column"] is not None:
                         here[axes["column"]] = (first, 1 if lanes > 1 else 0)
-                    part = _part(row[v].get(), at, lanes)
+                    part = part(row[v].get(), at, lanes)
                     if self.config["runtime_bias"] is not None:
                         part = part + cast(
                             self.ev.read(self.config["runtime_bias"], [here[axes["column"]]], lanes), self.dtype
@@ -223,13 +223,13 @@ class Reduction:
                 self._step(*self._at(name, a, b, first + u), rows)
 
     def _unroll(self, count: int, rows: int) -> int:
-        """Up to four steps; more of them, with many accumulators, make LLVM hoist loads and spill."""
-        if count <= 4:
+        """Steps written out. With many of them, or few registers, LLVM hoists loads and spills accumulators."""
+        limit = 2 if self.k.machine["registers"] < 32 and self.k.machine["in_order"] else 4
+        if count <= limit:
             return max(1, count)
-        work = rows * len(self.b)
-        if count < 8:
-            return count if work * count <= 40 else 3 if count == 6 else 1
-        return 4
+        if count < 8 and rows * len(self.b) * count <= 40 and limit == 4:
+            return count
+        return next(u for u in range(limit, 0, -1) if count >= 8 or count % u == 0)
 
     def _range(self, name: str) -> tuple[Any, Any]:
         """First tap and number of taps inside the input."""
@@ -239,10 +239,10 @@ class Reduction:
             return 0, taps
         at = self.at[name]
         start, dilation = at * axis["stride"] - axis["pad"], axis["dilation"]
-        low = _most(0, (axis["pad"] - at * axis["stride"] + (dilation - 1)) // dilation)
-        high = _least(taps, (axis["size"] - 1 - start) // dilation + 1)
+        low = most(0, (axis["pad"] - at * axis["stride"] + (dilation - 1)) // dilation)
+        high = least(taps, (axis["size"] - 1 - start) // dilation + 1)
         low = self.k.bind(low, "first")
-        return low, _most(0, high - low)
+        return low, most(0, high - low)
 
     def _step(self, a: Any, b: Any, rows: range) -> None:
         from ..functions import cast
@@ -258,25 +258,25 @@ class Reduction:
                 acc.add_product(splat(value, r.lanes), r.get())
 
 
-def _equal(a: Any, b: int) -> Any:
+def equal(a: Any, b: int) -> Any:
     from tvm import tirx
 
     return a == b if isinstance(a, int) else tirx.EQ(a, b)
 
 
-def _least(a: Any, b: Any) -> Any:
+def least(a: Any, b: Any) -> Any:
     from ..tir import minimum
 
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else minimum(a, b)
 
 
-def _most(a: Any, b: Any) -> Any:
+def most(a: Any, b: Any) -> Any:
     from ..tir import maximum
 
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else maximum(a, b)
 
 
-def _part(vector: Any, first: int, lanes: int) -> Any:
+def part(vector: Any, first: int, lanes: int) -> Any:
     """``lanes`` lanes of a vector from ``first`` on."""
     from tvm import tirx
 
@@ -308,7 +308,7 @@ def emit_pack(k: Any, config: dict[str, Any]) -> None:
             with k.when(g < columns["full"] if columns["rests"] else True):
                 _pack_group(k, config, source, packed, a, base, (at, at, [lanes] * nv, [lanes] * nv))
         for j, group in enumerate(columns["rests"]):
-            with k.when(_equal(g, columns["full"] + j)):
+            with k.when(equal(g, columns["full"] + j)):
                 _pack_group(k, config, source, packed, a, base, group)
 
     if count * groups > 1:

@@ -49,13 +49,13 @@ class Geometry:
         rank = self.x.type.rank - 2
         lead = [1] * (3 - rank)
         self.batch, self.channels, *size = self.x.type.dims
-        self.size = [*lead, *size]
-        self.out = [*lead, *region.anchor_type.dims[2:]]
-        self.kernel = [*lead, *self.w.type.dims[2:]]
-        self.step = [0] * (3 - rank) + list(self.x.strides[2:])
-        self.strides = [*lead, *attrs["strides"]]
-        self.dilations = [*lead, *attrs["dilations"]]
-        self.pads = [0] * (3 - rank) + list(attrs["pads"][:rank])
+        self.size: list[int] = [*lead, *size]
+        self.out: list[int] = [*lead, *region.anchor_type.dims[2:]]
+        self.kernel: list[int] = [*lead, *self.w.type.dims[2:]]
+        self.step: list[int] = [0] * (3 - rank) + list(self.x.strides[2:])
+        self.strides: list[int] = [*lead, *attrs["strides"]]
+        self.dilations: list[int] = [*lead, *attrs["dilations"]]
+        self.pads: list[int] = [0] * (3 - rank) + list(attrs["pads"][:rank])
         self.group = attrs["group"]
         self.columns = self.w.type.dims[0] // self.group
         self.depth = self.w.type.dims[1]
@@ -69,11 +69,11 @@ class Geometry:
 
     def border(self, axis: int) -> bool:
         """Whether some tap of that axis falls outside the input for some output point."""
-        reach = (self.out[axis] - 1) * self.strides[axis] + (self.kernel[axis] - 1) * self.dilations[axis]
+        reach: int = (self.out[axis] - 1) * self.strides[axis] + (self.kernel[axis] - 1) * self.dilations[axis]
         return self.pads[axis] > 0 or reach - self.pads[axis] >= self.size[axis]
 
     def inside(self, axis: int, point: int, tap: int) -> bool:
-        at = point * self.strides[axis] - self.pads[axis] + tap * self.dilations[axis]
+        at: int = point * self.strides[axis] - self.pads[axis] + tap * self.dilations[axis]
         return 0 <= at < self.size[axis]
 
     def flat(self, region: Region, reads: list[int]) -> bool:
@@ -206,6 +206,7 @@ def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[in
     kept = sorted({*reads, *([runtime_bias] if runtime_bias is not None else [])})
     base = -sum(g.pads[i] * g.step[i] for i in range(3))
     dims = [*(o["extent"] for o in outer), *blocks]
+    shared_dims = split(dims, tile.cycles)
     config = {
         "program": program,
         "dtype": dtype,
@@ -224,7 +225,7 @@ def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[in
         "depth": total,
         "columns": columns.data(),
         "blocks": blocks,
-        "split": split(dims, tile.cycles),
+        "split": shared_dims,
         "axes": {
             "rank": rank,
             "line": rank - 2 if g.out[1] > 1 else None,
@@ -248,7 +249,7 @@ def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[in
         args.append(Arg("const", len(consts)))
         consts.append(pack_vector(bias_const.astype(dtype).reshape(g.group, -1), columns))
     args += [Arg("in", i) for i in kept] + [Arg("out", j) for j in range(len(region.outputs))]
-    tasks = math.prod(dims[: config["split"]]) if config["split"] else None
+    tasks = math.prod(dims[:shared_dims]) if shared_dims else None
     phases.append(Draft(KernelSpec(template, config), tuple(args), tasks))
     return Plan(
         template,

@@ -150,6 +150,7 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
     block = min(tile.row_block or tiles, max(1, tiles))
     blocks = [1, -(-max(1, tiles) // block), columns.groups]
     dims = [*(o.extent for o in p.outer), *blocks]
+    shared_dims = split(dims, tile.cycles)
     total = panel * math.prod(o.extent for o in b_axes)
     config = {
         "program": serialize(region),
@@ -174,7 +175,7 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
         "depth": p.depth,
         "columns": columns.data(),
         "blocks": blocks,
-        "split": split(dims, tile.cycles),
+        "split": shared_dims,
         "axes": {"rank": region.anchor_type.rank, "line": None, "point": p.rows.out, "column": p.column},
     }
     ia, ib = region.operand(0), region.operand(1)
@@ -196,7 +197,7 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
         source = Arg("shared", 0)
     args = [Arg("in", ia), source, *(Arg("in", i) for i in reads)]
     args += [Arg("out", j) for j in range(len(region.outputs))]
-    tasks = math.prod(dims[: config["split"]]) if config["split"] else None
+    tasks = math.prod(dims[:shared_dims]) if shared_dims else None
     phases.append(Draft(KernelSpec("matmul", config), tuple(args), tasks))
     return Plan(
         "matmul",
