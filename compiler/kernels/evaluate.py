@@ -135,10 +135,12 @@ class Evaluator:
         return FUNCTIONS[op](self.k, node, *[None if a is None else splat(a, width) for a in args])
 
     def shape(self, at: int) -> list[int]:
-        return self.inputs[at]["shape"] if at < len(self.inputs) else self.nodes[at - len(self.inputs)]["shape"]
+        found: list[int] = (self.inputs[at] if at < len(self.inputs) else self.nodes[at - len(self.inputs)])["shape"]
+        return found
 
     def dtype(self, at: int) -> str:
-        return self.inputs[at]["dtype"] if at < len(self.inputs) else self.nodes[at - len(self.inputs)]["dtype"]
+        found: str = (self.inputs[at] if at < len(self.inputs) else self.nodes[at - len(self.inputs)])["dtype"]
+        return found
 
     def broadcast(self, at: int, node: dict[str, Any], coords: list[Coord]) -> list[Coord]:
         """The coordinates of an argument that is broadcast to ``node``'s shape."""

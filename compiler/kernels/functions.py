@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from . import vecmath
-from .tir import Builder, Expr, as_dtype, constant, dtype_of, lanes_of, like, maximum, minimum, select
+from .tir import Builder, Expr, as_dtype, constant, dtype_of, lanes_of, like, maximum, minimum, select, splat
 
 Function = Callable[..., Expr]
 Node = dict[str, Any]
@@ -301,7 +301,7 @@ def _trilu(ev: Any, node: Node, coords: list[Any], lanes: int) -> Expr:
     k = like(int(node["attrs"]["k"]), offset)
     kept = offset >= k if node["attrs"]["upper"] else offset <= k
     x = ev.value(node["args"][0], coords, lanes)
-    x = x if lanes_of(x) == lanes else tirx.Broadcast(x, lanes)
+    x = splat(x, lanes)
     return select(kept, x, like(0, x) if dtype_of(x) != "bool" else constant(False, "bool", lanes))
 
 

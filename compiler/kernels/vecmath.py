@@ -494,7 +494,10 @@ def _pow_float(k: Builder, a: Expr, b: Expr) -> Expr:
 
 def _power_of_positive(k: Builder, a: Expr, b: Expr) -> Expr:
     lanes = lanes_of(a)
-    long = lambda value: constant(value, "int64", lanes)  # noqa: E731
+
+    def long(value: int) -> Expr:
+        return constant(value, "int64", lanes)
+
     wide = k.bind(tirx.Cast(as_dtype("float64", lanes), a))
     i = k.bind(reinterpret(as_dtype("int64", lanes), wide) - long(0x3FE6A09E667F3BCD))  # sqrt(1/2)
     mantissa = k.bind(tirx.bitwise_and(i, long((1 << 52) - 1)) + long(0x3FE6A09E667F3BCD))

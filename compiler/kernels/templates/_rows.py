@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ir import Value
-from ...ops import OPS
 from ..spec import Region
 
 Coord = tuple[Any, int | None]
@@ -170,18 +169,18 @@ def _nearer(a: int, b: int) -> bool:
     return a != 0 and (b == 0 or abs(a) <= abs(b))
 
 
+_EXPONENTIAL = ("exp", "log", "log1p", "expm1", "sinh", "cosh", "tanh", "erf", "pow", "sigmoid", "gelu", "silu", "elu")
+_DEAR = frozenset((*_EXPONENTIAL, "softplus", "sin", "cos", "tan", "div"))
+
+
+def effort(op: str) -> float:
+    """Vector operations that an elementwise operator takes, about."""
+    return 20.0 if op in _DEAR else 0.0 if op in ("input", "const", "anchor") else 2.0
+
+
 def operations(region: Region) -> float:
-    """Operations of the region's elementwise nodes for one element."""
-    body = region.body
-    rules = [
-        (OPS[body.node(n).op], n) for n in body if body.node(n).op not in ("input", "const") and n != region.anchor
-    ]
-    return float(sum(10 if rule.name in _DEAR else 1 for rule, _ in rules))
-
-
-_DEAR = frozenset(
-    ["exp", "log", "tanh", "erf", "sigmoid", "gelu", "silu", "softplus", "elu", "pow", "sin", "cos", "expm1", "log1p"]
-)
+    """Vector operations of the region's elementwise nodes."""
+    return sum(effort(region.body.node(n).op) for n in region.body if n != region.anchor)
 
 
 def source(region: Region) -> Value:

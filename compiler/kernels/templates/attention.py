@@ -13,7 +13,7 @@ from typing import Any
 
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._rows import Passes, Spot, Unit, Walk, operations, pieces, split_index
+from ._rows import Coords, Passes, Spot, Unit, Walk, operations, pieces, split_index
 
 _TASKS = 8  # tasks that a large region should have at least
 _SHARE = 64  # queries for which packing the keys again pays
@@ -111,7 +111,7 @@ class _Attention:
         self.anchor = program["anchor"][0]
         self.result: Any = None
         self.ev = Evaluator(k, program, self.inputs, anchor=lambda number, coords: self.result)
-        self.operands = [None if n is None else program["inputs"][n] for n in config["numbers"]]
+        self.operands: list[Any] = [None if n is None else program["inputs"][n] for n in config["numbers"]]
         self.buffers = [None if n is None else self.inputs[n] for n in config["numbers"]]
 
     def task(self, task: Any) -> None:
@@ -185,7 +185,7 @@ class _Attention:
         from ..tir import constant
 
         c, k, lanes = self.c, self.k, self.k.lanes
-        stride_t, stride_e = self.operands[1]["strides"][-2:]  # type: ignore[index]
+        stride_t, stride_e = self.operands[1]["strides"][-2:]
         squares = c["depth"] // lanes if stride_e == 1 and lanes > 1 and count == lanes else 0
         line = vectors * lanes
         if squares:
@@ -333,7 +333,7 @@ class _Attention:
             width = 1 if not hasattr(total, "ty") else _lanes(total)
             divided = total * splat(k.load(inverse, i), width)
             self.result = k.bind(cast(divided, self.ev.dtype(self.anchor)))
-            coords = [*((x, 0) for x in self.lead), (first + i, 0), (at, 1 if width > 1 else 0)]
+            coords: Coords = [*((x, 0) for x in self.lead), (first + i, 0), (at, 1 if width > 1 else 0)]
             self.ev.begin()
             self.ev.store(0, self.out, coords, width)
 

@@ -1,7 +1,7 @@
 """Elementwise and injective regions: one loop nest over the output, axes in the order of its memory.
 
-Axes that are contiguous in every tensor are merged; the innermost is taken a vector at a time, its remainder one
-element at a time; outer iterations are the tasks.
+Axes that are contiguous in every tensor are merged; the innermost is taken a vector at a time, its remainder by
+narrower ones; outer iterations, or ranges of the only axis, are the tasks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from ...ops import OPS, Kind
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from ._leaves import all_leaves
+from ._rows import effort, pieces
 
-_TASK_ELEMENTS = 16384  # elements that a task should have, so that handing it out costs little
-_UNROLL = 4
+_TASKS = 64  # at most
+_TASK_WORK = 1024.0  # vector operations that a task should have, so that handing it out costs little
 
 
 def merge_axes(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -54,24 +55,18 @@ def plan(region: Region) -> list[Plan]:
     if not moves and not coordinate:
         groups = merge_axes(shape, every)
     extents = [math.prod(shape[a] for a in g) for g in groups]
-    outer, tasks = 0, 1
-    if len(groups) == 1 and extents[0] >= 2 * _TASK_ELEMENTS:
-        split = next(
-            (
-                d
-                for d in range(extents[0] // _TASK_ELEMENTS, 1, -1)
-                if extents[0] % d == 0 and (extents[0] // d) % machine.lanes == 0
-            ),
-            1,
-        )
-        tasks = split
-    elif len(groups) > 1:
-        while outer < len(groups) - 1 and tasks * 1 < 64 and math.prod(extents[outer:]) > _TASK_ELEMENTS // 4:
+    ops = sum(effort(n["op"]) for n in program["nodes"])
+    outer, tasks, chunk = 0, 1, 0
+    enough = _TASK_WORK * machine.lanes / max(1.0, ops)  # elements
+    if len(groups) == 1 and extents[0] >= 2 * enough:
+        chunk = math.ceil(extents[0] / min(_TASKS, int(extents[0] / enough)) / machine.lanes) * machine.lanes
+        tasks = math.ceil(extents[0] / chunk)
+    elif len(groups) > 1 and math.prod(extents) >= 2 * enough:
+        while outer < len(groups) - 1 and tasks < _TASKS and math.prod(extents[outer:]) >= 2 * enough:
             tasks *= extents[outer]
             outer += 1
-    config = {"program": program, "shape": shape, "groups": groups, "outer": outer, "tasks": tasks}
+    config = {"program": program, "shape": shape, "groups": groups, "outer": outer, "tasks": tasks, "chunk": chunk}
     args = (*(Arg("in", i) for i in range(len(region.inputs))), *(Arg("out", i) for i in range(len(region.outputs))))
-    ops = sum(OPS[n["op"]].kind is Kind.ELEMENTWISE for n in program["nodes"] if n["op"] in OPS)
     traffic = sum(o.type.nbytes for o in (*region.inputs, *region.outputs))
     cost = max(out.type.size * max(1, ops) / machine.lanes, traffic / 8) / 2.5
     if groups:  # loads that step over memory fill a vector element by element
@@ -113,7 +108,8 @@ class _Nest:
 
     def __init__(self, k: Any, config: dict[str, Any], ev: Any, outputs: list[Any]) -> None:
         self.k, self.ev, self.outputs = k, ev, outputs
-        self.shape, self.groups, self.outer, self.tasks = (config[n] for n in ("shape", "groups", "outer", "tasks"))
+        self.shape, self.groups, self.outer = config["shape"], config["groups"], config["outer"]
+        self.tasks, self.chunk = config["tasks"], config["chunk"]
         self.extents = [math.prod(self.shape[a] for a in g) for g in self.groups]
 
     def run(self, task: Any) -> None:
@@ -136,21 +132,27 @@ class _Nest:
             self._innermost(chosen, task)
 
     def _innermost(self, chosen: list[Any], task: Any) -> None:
-        k, extent, start = self.k, self.extents[-1], 0
-        if task is not None and not self.outer:
-            extent //= self.tasks
-            start = task * extent
-        lanes = k.lanes
+        """Whole vectors, then narrower ones. They never overlap, for an output may lie where an input does."""
+        k, lanes, extent = self.k, self.k.lanes, self.extents[-1]
+        full = extent // lanes
         # a group of several logical axes has no single coordinate: only its flat index is known, which is enough
         # when no operator of the body looks at coordinates (see plan)
-        full = extent // lanes
-        if full:
-            with k.loop(full) as i:
-                self._store([*chosen, (start + i * lanes, 1)], lanes)
-        rest = extent - full * lanes
-        if rest:
-            with k.loop(rest) as i:
-                self._store([*chosen, (start + full * lanes + i, 0)], 1)
+        if self.chunk:
+            from ..tir import minimum
+
+            count = minimum(self.chunk // lanes, full - task * (self.chunk // lanes))
+            with k.loop(count) as i:
+                self._store([*chosen, (task * self.chunk + i * lanes, 1)], lanes)
+            with k.when(_last(task, self.tasks)):
+                self._rest(chosen, full * lanes, extent)
+            return
+        with k.loop(full) as i:
+            self._store([*chosen, (i * lanes, 1)], lanes)
+        self._rest(chosen, full * lanes, extent)
+
+    def _rest(self, chosen: list[Any], start: int, extent: int) -> None:
+        for at, width in pieces(extent - start, self.k.lanes):
+            self._store([*chosen, (start + at, 1 if width > 1 else 0)], width)
 
     def _store(self, chosen: list[Any], lanes: int) -> None:
         coords: list[Any] = [(0, 0)] * len(self.shape)
@@ -160,6 +162,12 @@ class _Nest:
         self.ev.begin()
         for j, buffer in enumerate(self.outputs):
             self.ev.store(j, buffer, coords, lanes)
+
+
+def _last(task: Any, tasks: int) -> Any:
+    from tvm import tirx
+
+    return tirx.EQ(task, tasks - 1)
 
 
 TEMPLATE = Template("pointwise", ("pointwise",), plan, {"pointwise": emit})

@@ -248,15 +248,12 @@ class _Layer:
     def _start(self) -> None:
         """Initial states."""
         k = self.k
-        states = [("h0", lambda b, u: self.h(0, b, u))]
-        if self.c["op"] == "lstm":
-            states.append(("c0", lambda b, u: self.extra(0, b, u)))
-        for name, place in states:
+        for name in ("h0", "c0") if self.c["op"] == "lstm" else ("h0",):
             with k.loop(self.rows) as b, k.loop(self.hidden) as u:
                 value: Any = _zero(self.dtype)
                 if name in self.given:
                     value = self._read(name, self.at(name, self.d, self.first + b, u), 1, 1)
-                k.store(self.state, place(b, u), value)
+                k.store(self.state, self.h(0, b, u) if name == "h0" else self.extra(0, b, u), value)
 
     def _finish(self) -> None:
         """Final states, and the outputs that carry them."""

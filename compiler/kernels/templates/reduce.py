@@ -28,10 +28,11 @@ _SPLIT_FROM = 1 << 16  # elements that are worth folding in parts
 def plan(region: Region) -> list[Plan]:
     body, attrs = region.body, region.attrs
     x = body.type(source(region))
-    axes = normalise_axes((attrs["axis"],) if region.op in POSITIONS else attrs["axes"], x.rank)
+    named: tuple[int, ...] = (attrs["axis"],) if region.op in POSITIONS else attrs["axes"]
+    axes = normalise_axes(named, x.rank)
     kept = list(range(x.rank)) if attrs["keepdims"] else [a for a in range(x.rank) if a not in axes]
     every = axis_strides(region, kept)
-    config = {
+    config: dict[str, Any] = {
         "program": serialize(region),
         "op": region.op,
         "dtype": accumulator(region.op, x.dtype),
@@ -148,6 +149,8 @@ class _Fold:
         self.ev = Evaluator(k, self.program, inputs, anchor=lambda number, coords: self.result)
         self.walk = Walk(k, config["walk"])
         self.joins, self.result, self.scratch = joins, None, None
+        self.combine: Any
+        self.unit: Any
         self.combine, self.unit = _combiner(config["op"], config["dtype"]) if config["op"] in FOLDS else (None, None)
 
     def outputs(self) -> None:
