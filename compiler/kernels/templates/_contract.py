@@ -164,12 +164,12 @@ class Contraction:
                         here[axes["point"]] = (x + p, 0)
                     if axes["column"] is not None:
                         here[axes["column"]] = (first, 1 if lanes > 1 else 0)
-                    part = part(row[v].get(), at, lanes)
+                    value = part(row[v].get(), at, lanes)
                     if self.config["runtime_bias"] is not None:
-                        part = part + cast(
+                        value = value + cast(
                             self.ev.read(self.config["runtime_bias"], [here[axes["column"]]], lanes), self.dtype
                         )
-                    self.part = cast(part, self.config["type"])
+                    self.part = cast(value, self.config["type"])
                     for j, buffer in enumerate(self.outputs):
                         self.ev.store(j, buffer, here, lanes)
 
