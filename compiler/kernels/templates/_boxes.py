@@ -224,6 +224,38 @@ class Cursor:
         walk(self.k, row["nest"], task, body)
 
 
+def put(self, number: int, coords: list[Any], value: Any) -> None:
+        put(self, number, coords, value)
+
+    def taken(self, number: int, coords: list[Any], lanes: int) -> Any:
+        """What the output holds there."""
+        from tvm import tirx
+
+        from ..tir import like
+
+        out = self.config["program"]["outputs"][number]
+        base, step = self.ev.address(out["strides"], coords)
+        buffer = self.outputs[number]
+        value = tirx.BufferLoad(buffer, [base]) if step is None else self.k.load(buffer, base, lanes, step)
+        value = self.k.bind(value)
+        return tirx.NE(value, like(0, value)) if out["dtype"] == "bool" else value
+
+
+def put(cursor: Cursor, number: int, coords: list[Any], value: Any) -> None:
+    """Stores to an output by its strides."""
+    from tvm import tirx
+
+    from ..functions import cast
+    from ..tir import dtype_of
+
+    base, step = cursor.ev.address(cursor.config["program"]["outputs"][number]["strides"], coords)
+    value = cast(value, "uint8") if dtype_of(value) == "bool" else value
+    if step is None:
+        cursor.k.emit(tirx.BufferStore(cursor.outputs[number], value, [base]))
+    else:
+        cursor.k.store(cursor.outputs[number], base, value, step)
+
+
 def affine(place: Any, index: Sequence[Any]) -> Any:
     """The coordinate (base, step) that ``place`` gives for a box's indices."""
     base, terms = place

@@ -6,10 +6,9 @@ from typing import Any
 
 from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._boxes import Cursor, alone, expr32, move_cost
+from ._boxes import Cursor, alone, expr32, move_cost, put
 from ._nest import Data
 from ._sort import packed, sort, unpacked
-from .scatter import put
 
 _FACTS = 5  # of a kept box: its corners and its area
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._boxes import Cursor, alone, expr32, move_cost
+from ._boxes import Cursor, alone, expr32, move_cost, put
 from ._nest import Data
-from .scatter import put
 
 
 def plan(region: Region) -> list[Plan]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._boxes import Cursor, alone, along, anchor_args, as_coord, index32, inside, lanes_for, move_cost
+from ._boxes import Cursor, alone, along, anchor_args, as_coord, index32, inside, lanes_for, move_cost, put
 from ._nest import Data, nest, walk
 
 
@@ -59,7 +59,7 @@ def emit_copy(k: Any, config: Data) -> None:
 
     def body(index: list[Any], lanes: int) -> None:
         cursor.ev.begin()
-        cursor.put(0, index[:rank], cursor.value(0, index[:rank], lanes))
+        put(cursor, 0, index[:rank], cursor.value(0, index[:rank], lanes))
 
     if config["nest"]["tasks"] > 1:
         with k.parallel(config["nest"]["tasks"]) as task:
@@ -79,7 +79,7 @@ def emit_write(k: Any, config: Data) -> None:
         reduction = config["attrs"]["reduction"]
         if reduction != "none":
             value = _fold(reduction, cursor.taken(0, place, lanes), value)
-        cursor.put(0, place, value)
+        put(cursor, 0, place, value)
 
     walk(k, config["nest"], None, body)
 
@@ -116,41 +116,9 @@ class _Access(Cursor):
     def __init__(self, k: Any, config: Data) -> None:
         super().__init__(k, config, lambda cursor, index, lanes: None)
 
-    def put(self, number: int, coords: list[Any], value: Any) -> None:
-        put(self, number, coords, value)
-
-    def taken(self, number: int, coords: list[Any], lanes: int) -> Any:
-        """What the output holds there."""
-        from tvm import tirx
-
-        from ..tir import like
-
-        out = self.config["program"]["outputs"][number]
-        base, step = self.ev.address(out["strides"], coords)
-        buffer = self.outputs[number]
-        value = tirx.BufferLoad(buffer, [base]) if step is None else self.k.load(buffer, base, lanes, step)
-        value = self.k.bind(value)
-        return tirx.NE(value, like(0, value)) if out["dtype"] == "bool" else value
-
-
-def put(cursor: Cursor, number: int, coords: list[Any], value: Any) -> None:
-    """Stores to an output by its strides."""
-    from tvm import tirx
-
-    from ..functions import cast
-    from ..tir import dtype_of
-
-    base, step = cursor.ev.address(cursor.config["program"]["outputs"][number]["strides"], coords)
-    value = cast(value, "uint8") if dtype_of(value) == "bool" else value
-    if step is None:
-        cursor.k.emit(tirx.BufferStore(cursor.outputs[number], value, [base]))
-    else:
-        cursor.k.store(cursor.outputs[number], base, value, step)
-
-
-TEMPLATE = Template(
-    "scatter",
-    ("scatter_elements", "scatter_nd"),
-    plan,
-    {"scatter.copy": emit_copy, "scatter.write": emit_write},
-)
+    TEMPLATE = Template(
+        "scatter",
+        ("scatter_elements", "scatter_nd"),
+        plan,
+        {"scatter.copy": emit_copy, "scatter.write": emit_write},
+    )

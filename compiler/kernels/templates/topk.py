@@ -8,10 +8,9 @@ from typing import Any
 
 from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._boxes import Cursor, alone, expr32, move_cost
+from ._boxes import Cursor, alone, expr32, move_cost, put
 from ._nest import Data, nest, walk
 from ._sort import merge_sort, packed, sort, unpacked
-from .scatter import put
 
 _INSERTION = 32
 
