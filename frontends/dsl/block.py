@@ -32,6 +32,7 @@ class Block:
     born = 0  # number of the trace in which it was made; 0 outside of traces
     children: dict[str, Any]
     own: dict[str, Weight]
+    inherited: dict[str, Any]  # adopted children whose successors ``build`` has not made yet
 
     @property
     def kind(self) -> str:
@@ -146,7 +147,7 @@ class Block:
             if key in self.children:
                 self.children[key].adopt(child, key)
             else:
-                self.children[key] = child
+                self.children[key] = self.inherited[key] = child
 
 
 def unique(base: str, taken: Any) -> str:

@@ -30,7 +30,7 @@ class Network(Block):
         self.inputs: dict[str, Input | None] = dict(inputs)  # parameter -> what it is, None until it is called
         self.options: set[str] = set()  # parameters that are settings, not tensors
         self.place = user_place()
-        self.children, self.own = {}, {}
+        self.children, self.own, self.inherited = {}, {}, {}
         trace = tracing()
         self.born = trace.number if trace is not None else 0
         self._ready = False

@@ -89,7 +89,14 @@ class Layer(Block, metaclass=_LayerType):
 
     def _setup(self, common: dict[str, Any]) -> None:
         """The state that every layer has before its ``__init__`` runs."""
-        values: dict[str, Any] = {"children": {}, "own": {}, "built": False, "place": user_place(), "given": None}
+        values: dict[str, Any] = {
+            "children": {},
+            "own": {},
+            "inherited": {},
+            "built": False,
+            "place": user_place(),
+            "given": None,
+        }
         values |= {"name": None, "seed": None, "trainable": True, "dtype": None, "input_spec": None}
         trace = tracing()
         values["born"] = trace.number if trace is not None else 0
@@ -118,11 +125,13 @@ class Layer(Block, metaclass=_LayerType):
 
     def __setattr__(self, key: str, value: Any) -> None:
         object.__setattr__(self, key, value)
-        if key in ("children", "own", "place"):
+        if key in ("children", "own", "inherited", "place"):
             return
         parts = {f"{key}.{i}": v for i, v in enumerate(value)} if isinstance(value, list | tuple) else {key: value}
         for name, part in parts.items():
             if isinstance(part, Block):
+                if name in self.inherited:
+                    part.adopt(self.inherited.pop(name), name)
                 self.children[name] = part
                 if isinstance(part, Layer) and isinstance(self.given, Mapping):
                     part.given = {k[len(name) + 1 :]: v for k, v in self.given.items() if k.startswith(name + ".")}

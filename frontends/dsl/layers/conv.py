@@ -1,10 +1,10 @@
 """Convolutions.
 
-Data are channels-first like PyTorch's, [batch, channels, height, width], unless ``data_format="channels_last"``.
-Argument names, their order and defaults are Keras's (``filters, kernel_size``; PyTorch's ``stride``, ``dilation`` and
-``bias`` are understood too), what follows ``kernel_size`` goes by name. ``padding``: "valid", "same", one number, one
-for each axis, or begins and ends. Weights are laid out as PyTorch's, [filters, channels / groups, kernel...], start
-Glorot-uniform, biases at 0 (Keras).
+Data are channels-first like PyTorch's, [batch, channels, height, width], unless ``data_format="channels_last"``, or
+``set_image_data_format``, says otherwise. Argument names, their order and defaults are Keras's (``filters,
+kernel_size``; PyTorch's ``stride``, ``dilation`` and ``bias`` are understood too); what follows ``kernel_size`` goes by
+name. ``padding``: "valid", "same", one number, one for each axis, or begins and ends. Weights are laid out as
+PyTorch's, [filters, channels / groups, kernel...], and start Glorot-uniform, biases at 0 (Keras).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ..elementwise import emit
 from ..promote import as_tensor
 from ..tensor import Tensor
 from ..trace import fail
-from .base import Layer, activated
-from .windows import check_format, each, enter, leave, pads_for, resolve_padding, whole
+from .base import Layer, activated, each, whole
+from .windows import AXES, check_format, enter, leave, pads_for, resolve_padding
 
 _NAMES = {"stride": "strides", "dilation": "dilation_rate", "bias": "use_bias", "out_channels": "filters"}
 
@@ -41,7 +41,7 @@ class Conv(Layer):
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
-        data_format: str = "channels_first",
+        data_format: str | None = None,
     ) -> None:
         self.filters = whole(filters, "filters")
         self.kernel_size = each(kernel_size, self.rank, "kernel_size")
@@ -94,8 +94,6 @@ class Conv(Layer):
 
 def enter_rank(shape: Any, rank: int, channels_last: bool) -> None:
     """Refuses an input with another number of axes before weights are made for it."""
-    from .windows import AXES
-
     if len(shape) != rank + 2:
         axes = f"batch, {AXES[rank]}, channels" if channels_last else f"batch, channels, {AXES[rank]}"
         hint = "nv.Input(shape) leaves out the batch axis; nv.Input(batch_shape=...) holds it"
@@ -139,7 +137,7 @@ class DepthwiseConv2d(Conv):
         use_bias: bool = True,
         depthwise_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
-        data_format: str = "channels_first",
+        data_format: str | None = None,
     ) -> None:
         super().__init__(
             1,
@@ -185,7 +183,7 @@ class SeparableConv2d(Layer):
         depth_multiplier: int = 1,
         activation: Any = None,
         use_bias: bool = True,
-        data_format: str = "channels_first",
+        data_format: str | None = None,
     ) -> None:
         one = self.rank == 1
         self.depthwise: Layer = (DepthwiseConv1d if one else DepthwiseConv2d)(
@@ -232,7 +230,7 @@ class ConvTranspose(Conv):
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
-        data_format: str = "channels_first",
+        data_format: str | None = None,
     ) -> None:
         super().__init__(
             filters,

@@ -8,7 +8,7 @@ from typing import Any
 from ..elementwise import emit
 from ..tensor import Tensor
 from ..trace import fail
-from .base import each, expect_rank, whole
+from .base import each, expect_rank
 
 AXES = {1: "length", 2: "height, width", 3: "depth, height, width"}
 
@@ -45,11 +45,35 @@ def pads_for(x: Tensor, padding: Any, kernel: Sequence[int], strides: Sequence[i
     return (*begins, *ends)
 
 
-def check_format(given: str) -> bool:
+_FORMATS = ("channels_first", "channels_last")
+_default = {"data_format": "channels_first"}
+
+
+def set_image_data_format(data_format: str) -> None:
+    """What ``data_format=None`` means from here on: "channels_first" (at the start) or "channels_last" (Keras)."""
+    check_format(data_format)
+    _default["data_format"] = data_format
+
+
+def image_data_format() -> str:
+    """What ``data_format=None`` means now."""
+    return _default["data_format"]
+
+
+def check_format(given: str | None) -> bool:
     """Whether data come with the channels last."""
-    if given not in ("channels_first", "channels_last"):
+    name = image_data_format() if given is None else given
+    if name not in _FORMATS:
         raise fail(f'data_format: expected "channels_first" or "channels_last", got {given!r}')
-    return given == "channels_last"
+    return name == "channels_last"
+
+
+def channel_axis(axis: int | None, rank: int) -> int:
+    """The channels' axis of a tensor, for layers that take ``axis=None``."""
+    found = axis if axis is not None else (rank - 1 if check_format(None) else 1)
+    if not -rank <= found < rank or rank < 2:
+        raise fail(f"axis: expected an axis of the input, got {found} for {rank} axes")
+    return found % rank
 
 
 def enter(x: Tensor, rank: int, channels_last: bool) -> Tensor:
@@ -62,6 +86,3 @@ def enter(x: Tensor, rank: int, channels_last: bool) -> Tensor:
 def leave(y: Tensor, rank: int, channels_last: bool) -> Tensor:
     """The output with its channels where the user has them."""
     return emit("transpose", y, perm=(0, *range(2, rank + 2), 1)) if channels_last else y
-
-
-__all__ = ["AXES", "check_format", "each", "enter", "leave", "pads_for", "resolve_padding", "whole"]

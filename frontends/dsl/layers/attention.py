@@ -1,0 +1,176 @@
+"""Attention and what transformers are built of. ``MultiHeadAttention`` is Keras's, ``TransformerEncoderLayer``
+PyTorch's. A bool mask is True where a position may be looked at; a float mask is added to the scores."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import nn
+from .. import shaping as s
+from ..elementwise import emit
+from ..promote import as_float, as_tensor
+from ..tensor import Tensor
+from ..trace import fail
+from .base import Layer, expect_rank, whole
+from .core import Dense, Dropout
+from .norm import LayerNorm
+
+
+class MultiHeadAttention(Layer):
+    """Attention in ``num_heads`` heads of ``key_dim`` (Vaswani et al. 2017), called on (query, value, key) as Keras's:
+    the value is the query and the key the value unless given. Inputs: [batch, time, features].
+
+    ``key_dim`` is the query's features over ``num_heads`` unless given. The children ``query``, ``key``, ``value`` and
+    ``output`` are dense layers.
+    """
+
+    ALIASES: ClassVar = {"bias": "use_bias"}
+
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        key_dim: int | None = None,
+        value_dim: int | None = None,
+        output_shape: int | None = None,
+        dropout: float = 0.0,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+    ) -> None:
+        self.num_heads = whole(num_heads, "num_heads")
+        self.key_dim = None if key_dim is None else whole(key_dim, "key_dim")
+        self.value_dim = None if value_dim is None else whole(value_dim, "value_dim")
+        self.output_shape, self.use_bias, self.dropout = output_shape, use_bias, dropout
+        self.kernel_initializer = kernel_initializer
+
+    def build(self, shape: Any) -> None:
+        if len(shape) != 3:
+            raise fail(f"expected a query [batch, time, features], got {list(shape)}")
+        features = shape[-1]
+        if self.key_dim is None and features % self.num_heads:
+            raise fail(f"num_heads: expected a divisor of {features} features, got {self.num_heads}")
+        key_dim = self.key_dim or features // self.num_heads
+        value_dim = self.value_dim or key_dim
+        self.query = self._dense(self.num_heads * key_dim)
+        self.key = self._dense(self.num_heads * key_dim)
+        self.value = self._dense(self.num_heads * value_dim)
+        self.output = self._dense(self.output_shape or features)
+
+    def _dense(self, units: int) -> Dense:
+        return Dense(units, use_bias=self.use_bias, kernel_initializer=self.kernel_initializer)  # type: ignore[no-any-return]
+
+    def call(
+        self,
+        query: Tensor,
+        value: Any = None,
+        key: Any = None,
+        attention_mask: Any = None,
+        use_causal_mask: bool = False,
+    ) -> Tensor:
+        value = query if value is None else as_tensor(value)
+        key = value if key is None else as_tensor(key)
+        for tensor in (query, value, key):
+            expect_rank(tensor, 3, "batch, time, features")
+        heads = [self._heads(p) for p in (self.query(query), self.key(key), self.value(value))]
+        mask = None if attention_mask is None else as_tensor(attention_mask)
+        if mask is not None and mask.ndim == 3:
+            mask = s.expand_dims(mask, 1)
+        y = emit("transpose", nn.attention(*heads, mask, causal=use_causal_mask), perm=(0, 2, 1, 3))
+        batch, steps, count, size = y.shape
+        return self.output(emit("reshape", y, shape=s.sizes((batch, steps, count * size))))  # type: ignore[no-any-return]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[batch, time, heads * size] as [batch, heads, time, size]."""
+        batch, steps, features = x.shape
+        wide = emit("reshape", x, shape=s.sizes((batch, steps, self.num_heads, features // self.num_heads)))
+        return emit("transpose", wide, perm=(0, 2, 1, 3))
+
+
+class TransformerEncoderLayer(Layer):
+    """Self-attention and a feed-forward part, each with a residual and a layer norm (Vaswani et al. 2017; PyTorch's
+    arguments, defaults and children's names). The input is [batch, time, d_model].
+
+    Called on (src, mask): the mask is True where a position may be looked at.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Any = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = True,
+        norm_first: bool = False,
+        bias: bool = True,
+    ) -> None:
+        if whole(d_model, "d_model") % whole(nhead, "nhead"):
+            raise fail(f"nhead: expected a divisor of d_model {d_model}, got {nhead}")
+        if not batch_first:
+            raise fail("batch_first=False is not supported", hint="give inputs as [batch, time, features]")
+        self.d_model, self.norm_first = d_model, norm_first
+        self.self_attn = MultiHeadAttention(nhead, key_dim=d_model // nhead, dropout=dropout, use_bias=bias)
+        self.linear1 = Dense(dim_feedforward, use_bias=bias)
+        self.linear2 = Dense(d_model, use_bias=bias)
+        self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias)
+        self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias)
+        self.dropout = Dropout(dropout)
+        self.activation = nn.activation(activation)
+
+    def call(self, src: Tensor, mask: Any = None, is_causal: bool = False) -> Tensor:
+        expect_rank(src, 3, "batch, time, features")
+        if src.shape[-1] != self.d_model:
+            raise fail(f"expected {self.d_model} features on the last axis, got {list(src.shape)}")
+        if self.norm_first:
+            x = src + self._attend(self.norm1(src), mask, is_causal)
+            return x + self._feed(self.norm2(x))
+        x = self.norm1(src + self._attend(src, mask, is_causal))
+        return self.norm2(x + self._feed(x))  # type: ignore[no-any-return]
+
+    def _attend(self, x: Tensor, mask: Any, causal: bool) -> Tensor:
+        y = self.self_attn(x, attention_mask=mask, use_causal_mask=causal)
+        return self.dropout(y)  # type: ignore[no-any-return]
+
+    def _feed(self, x: Tensor) -> Tensor:
+        hidden = self.linear1(x)
+        hidden = hidden if self.activation is None else self.activation(hidden)
+        return self.dropout(self.linear2(self.dropout(hidden)))  # type: ignore[no-any-return]
+
+
+class PositionalEncoding(Layer):
+    """The input [batch, time, features] plus sines and cosines of the position (Vaswani et al. 2017)."""
+
+    def call(self, x: Tensor) -> Tensor:
+        expect_rank(x, 3, "batch, time, features")
+        steps, features = x.shape[1:]
+        if isinstance(steps, str):
+            raise fail(f"dimension {str(steps)!r} has no number yet")
+        rates = 10000.0 ** (-(np.arange(features) // 2 * 2) / features)
+        angles = np.arange(steps)[:, None] * rates
+        table = np.where(np.arange(features) % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
+        return as_float(x) + table
+
+
+class PositionEmbedding(Layer):
+    """The input [batch, time, features] plus a learned row for each position; ``weight`` [length, features]."""
+
+    ALIASES: ClassVar = {"sequence_length": "length"}
+
+    def __init__(self, length: int, initializer: Any = "glorot_uniform") -> None:
+        self.length, self.initializer = whole(length, "length"), initializer
+
+    def build(self, shape: Any) -> None:
+        self.weight = self.add_weight("weight", (self.length, shape[-1]), self.initializer)
+
+    def call(self, x: Tensor) -> Tensor:
+        expect_rank(x, 3, "batch, time, features")
+        steps = x.shape[1]
+        if isinstance(steps, str) or steps > self.length:
+            raise fail(f"expected at most {self.length} steps, got {list(x.shape)}")
+        return x + as_tensor(self.weight, x.dtype)[:steps]
+
+
+__all__ = ["MultiHeadAttention", "PositionEmbedding", "PositionalEncoding", "TransformerEncoderLayer"]
