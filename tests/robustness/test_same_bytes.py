@@ -24,7 +24,7 @@ for path in sys.argv[1:]:
 
 
 def _digests(folder: Path, models: list[Path], seed: int) -> dict[str, str]:
-    """Compiles in a process and a folder of its own, kernels included: its cache is empty but for the linker's stubs."""
+    """Compiles in a process and a folder of its own; its cache is empty but for the linker's stubs."""
     stubs = Path(os.environ["NERVURE_CACHE_DIR"]) / "zig"
     stubs.mkdir(parents=True, exist_ok=True)
     (folder / "cache").mkdir(parents=True)
