@@ -224,23 +224,6 @@ class Cursor:
         walk(self.k, row["nest"], task, body)
 
 
-def put(self, number: int, coords: list[Any], value: Any) -> None:
-        put(self, number, coords, value)
-
-    def taken(self, number: int, coords: list[Any], lanes: int) -> Any:
-        """What the output holds there."""
-        from tvm import tirx
-
-        from ..tir import like
-
-        out = self.config["program"]["outputs"][number]
-        base, step = self.ev.address(out["strides"], coords)
-        buffer = self.outputs[number]
-        value = tirx.BufferLoad(buffer, [base]) if step is None else self.k.load(buffer, base, lanes, step)
-        value = self.k.bind(value)
-        return tirx.NE(value, like(0, value)) if out["dtype"] == "bool" else value
-
-
 def put(cursor: Cursor, number: int, coords: list[Any], value: Any) -> None:
     """Stores to an output by its strides."""
     from tvm import tirx

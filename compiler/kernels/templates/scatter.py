@@ -116,9 +116,23 @@ class _Access(Cursor):
     def __init__(self, k: Any, config: Data) -> None:
         super().__init__(k, config, lambda cursor, index, lanes: None)
 
-    TEMPLATE = Template(
-        "scatter",
-        ("scatter_elements", "scatter_nd"),
-        plan,
-        {"scatter.copy": emit_copy, "scatter.write": emit_write},
-    )
+    def taken(self, number: int, coords: list[Any], lanes: int) -> Any:
+        """What the output holds there."""
+        from tvm import tirx
+
+        from ..tir import like
+
+        out = self.config["program"]["outputs"][number]
+        base, step = self.ev.address(out["strides"], coords)
+        buffer = self.outputs[number]
+        value = tirx.BufferLoad(buffer, [base]) if step is None else self.k.load(buffer, base, lanes, step)
+        value = self.k.bind(value)
+        return tirx.NE(value, like(0, value)) if out["dtype"] == "bool" else value
+
+
+TEMPLATE = Template(
+    "scatter",
+    ("scatter_elements", "scatter_nd"),
+    plan,
+    {"scatter.copy": emit_copy, "scatter.write": emit_write},
+)
