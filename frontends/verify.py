@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingTool, NervureError
+from ..compiler.library import run_elsewhere
+from ..errors import MissingTool, NervureError, printable
 from ..runtime.artifact import Artifact, Port
 from ..runtime.session import load
-from ..targets import emulator, get
+from ..targets import get
 
 TOLERANCE = {"default": 1e-3, "exact": 2e-5}
 
@@ -116,12 +117,20 @@ def _runs_here(artifact: Artifact) -> bool:
 
 
 def emulate(artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int = 1) -> list[np.ndarray]:
-    """Runs the library's first entry in its machine's emulator; outputs in order."""
-    entry = artifact.entries[0]
-    given = [np.ascontiguousarray(inputs[p.name], dtype=p.dtype).tobytes() for p in entry.inputs]
-    sizes = [int(np.prod(p.shape, dtype=np.int64)) * np.dtype(p.dtype).itemsize for p in entry.outputs]
+    """Runs a library in its machine's emulator, the plan that fits the inputs' shapes; outputs in order, those with a
+    count cut to their valid rows."""
+    shapes = {n: a.shape for n, a in inputs.items()}
+    fits = [e for e in artifact.entries if all(shapes.get(p.name) == p.shape for p in e.inputs)]
+    if not fits:
+        raise NervureError(
+            "no plan of the library takes inputs of these shapes",
+            where=str(artifact.path),
+            why=", ".join(f"{printable(n)}: {list(s)}" for n, s in shapes.items()),
+            hint="compile it with --shape for them",
+        )
     machine = get(artifact.block["machine"]["name"])
-    outputs = emulator.run(
-        artifact.path, machine, prefix=artifact.prefix, entry=0, inputs=given, output_bytes=sizes, threads=threads
-    )
-    return [np.frombuffer(data, dtype=p.dtype).reshape(p.shape) for data, p in zip(outputs, entry.outputs, strict=True)]
+    outputs = run_elsewhere(artifact, machine, inputs, entry=fits[0].name, threads=threads)
+    for i, port in enumerate(fits[0].outputs):
+        if port.count is not None:
+            outputs[i] = np.take(outputs[i], range(int(outputs[port.count])), axis=port.count_axis)
+    return outputs

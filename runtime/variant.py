@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import NervureError
+from ..errors import NervureError, printable
 from .arrays import check_array, host_dtype
 from .artifact import Artifact, Entry, Port
 
@@ -114,4 +114,4 @@ def by_name(arrays: Mapping[str, Any] | Sequence[Any] | None, ports: Sequence[Po
 
 def port_list(ports: Sequence[Port]) -> str:
     """Ports in words, for messages."""
-    return ", ".join(f"{p.name} {p.dtype}{list(p.shape)}" for p in ports) or "none"
+    return ", ".join(f"{printable(p.name)} {p.dtype}{list(p.shape)}" for p in ports) or "none"

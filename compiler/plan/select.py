@@ -176,5 +176,5 @@ def no_kernel(graph: Graph, nodes: Sequence[int], machine: Machine) -> NervureEr
         f"no kernel for {len(nodes)} operation(s) on {machine.name}: {'; '.join(lines[:5])}",
         where=where,
         why="no template accepts these element types or shapes",
-        hint="cast to float32 before the operation, or report the model",
+        hint="report the model; nervure inspect shows the operation, and another form of it may have a kernel",
     )
