@@ -27,24 +27,19 @@ from ..cache import cache_dir, pins, read_entry, write_entry
 from .spec import Draft, machine_key
 
 WORKERS = 2
-_HERE = Path(__file__).parent
-_COMMON = ("expr.py", "functions.py", "lower.py", "tir.py", "worker.py")
 
 
 @cache
-def _source_digest(template: str) -> str:
-    files = [*(_HERE / n for n in _COMMON), *(p for p in sorted((_HERE / "templates").glob("*.py")))]
-    own = template.split(".")[0]
+def _source_digest() -> str:
+    """A digest of everything that writes kernels: templates share code freely, so an edit to one renews them all."""
     held = hashlib.sha256()
-    for path in files:
-        shared = path.parent == _HERE or path.stem.startswith("_") or path.stem == own
-        if shared and path.exists():
-            held.update(path.read_bytes())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        held.update(path.read_bytes())
     return held.hexdigest()
 
 
 def _key(draft: Draft, machine: str) -> str:
-    text = "\n".join([_source_digest(draft.spec.template), draft.spec.canonical, machine, *pins()])
+    text = "\n".join([_source_digest(), draft.spec.canonical, machine, *pins()])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

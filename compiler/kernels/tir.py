@@ -77,7 +77,7 @@ class Register:
 
     def __init__(self, builder: Builder, dtype: str, lanes: int, name: str) -> None:
         self.lanes, self.dtype = lanes, dtype
-        self.buffer = tirx.decl_buffer((lanes,), dtype, name=name, scope="local", data_alignment=64)
+        self.buffer = tirx.decl_buffer((lanes,), dtype, name=name, data_alignment=64)
         self._builder = builder
         builder.emit(AllocBuffer(self.buffer, _ON_STACK))
 
@@ -118,7 +118,7 @@ class Builder:
 
     def array(self, dtype: str, size: int, name: str = "t") -> Any:
         """A small array on the stack (at most 16 KB); larger scratch is asked for as a ``worker`` argument."""
-        buffer = tirx.decl_buffer((size,), dtype, name=self._fresh(name), scope="local", data_alignment=64)
+        buffer = tirx.decl_buffer((size,), dtype, name=self._fresh(name), data_alignment=64)
         self.emit(AllocBuffer(buffer, _ON_STACK))
         return buffer
 

@@ -339,6 +339,7 @@ class _Planner:
             steps,
             worker_bytes=self.worker_bytes,
             bindings=bindings,
+            updates_params=any(graph.node(n).op == "param" for n in graph.bindings),
             region_bytes=self.region_bytes,
             lower_bound=self.lower_bound,
             buffers=self.buffers,
