@@ -1,0 +1,40 @@
+"""Every Python, console and C block of the README and of docs/ runs, in the order of the page, in a folder of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pages
+import pytest
+
+RUN = ("python", "console", "c")
+
+
+def _snippets(page: Path) -> list[pages.Block]:
+    return [b for b in pages.blocks(page) if b.kind in RUN and not b.note]
+
+
+@pytest.mark.parametrize("page", [p for p in pages.PAGES if _snippets(p)], ids=lambda p: p.name)
+def test_snippets(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(pages.ROOT / "examples")
+    (tmp_path / "build").mkdir()
+    for block in _snippets(page):
+        pages.run(block, tmp_path, pages.environment())
+
+
+@pytest.mark.parametrize("page", [*pages.PAGES, pages.ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    missing = [t for t in targets if not (page.parent / t).exists()]
+    assert not missing, f"{page.name} links to {missing}"
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    """The second is found by continuous integration through the comment above it."""
+    sh = [b for b in pages.blocks(pages.ROOT / "README.md") if b.kind == "sh"]
+    assert [b.note for b in sh] == ["", "test command"]
+    first, second = (b.text for b in sh)
+    assert first.count("\n") == second.count("\n") == 1
+    assert "examples/quickstart.py" in first and (pages.ROOT / "examples/quickstart.py").exists()
+    assert "-m pytest" in second
