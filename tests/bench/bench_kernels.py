@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compiler" / "kernels"))
-from harness import channels_last, load, region_of  # noqa: E402
-from nervure.compiler.kernels.spec import Plan, Region  # noqa: E402
-from nervure.compiler.kernels.templates import plans  # noqa: E402
+from harness import channels_last, load, region_of
+from nervure.compiler.kernels.spec import Plan, Region
+from nervure.compiler.kernels.templates import plans
 
 
 def conv(name: str, ic: int, size: int, oc: int, kernel: int, stride: int = 1, group: int = 1) -> tuple[Any, ...]:
@@ -33,6 +33,14 @@ def conv(name: str, ic: int, size: int, oc: int, kernel: int, stride: int = 1, g
     attrs = {"strides": (stride,) * 2, "pads": (pad,) * 4, "dilations": (1, 1), "group": group}
     return (f"{name} {kernel}x{kernel} {ic}@{size}->{oc} s{stride}" + (" dw" if group > 1 else ""), "conv",
             [(1, ic, size, size), (oc, ic // group, kernel, kernel), (oc,)], attrs)  # fmt: skip
+
+
+def line(name: str, ic: int, height: int, width: int, oc: int, kernel: tuple[int, int]) -> tuple[Any, ...]:
+    """A 1x3 or 3x1 convolution, padded along its width only."""
+    pad = kernel[1] // 2
+    attrs = {"strides": (1, 1), "pads": (0, pad, 0, pad), "dilations": (1, 1), "group": 1}
+    label = f"{name} {kernel[0]}x{kernel[1]} {ic}@{height},{width}->{oc}"
+    return label, "conv", [(1, ic, height, width), (oc, ic, *kernel), (oc,)], attrs
 
 
 def gemm(name: str, m: int, k: int, n: int) -> tuple[Any, ...]:
@@ -85,6 +93,11 @@ LAYERS = [
     conv("tiny", 128, 8, 128, 3, 1, 128),
     conv("tiny", 24, 30, 24, 3),
     conv("tiny", 256, 4, 12, 3),
+    line("speech", 24, 74, 32, 24, (1, 3)),
+    line("speech", 24, 74, 32, 24, (3, 1)),
+    line("speech", 48, 34, 16, 48, (1, 3)),
+    line("speech", 72, 32, 8, 72, (3, 1)),
+    line("speech", 96, 12, 4, 96, (1, 3)),
     gemm("bert", 128, 256, 256),
     gemm("bert", 128, 256, 1024),
     gemm("bert", 128, 1024, 256),

@@ -10,6 +10,8 @@ from ._tile import pieces
 
 def _transform_input(m: int, d: list[Any]) -> list[Any]:
     """``B^T d``."""
+    if m == 1:
+        return d
     if m == 2:
         return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
     even, odd = d[4] - 4 * d[2], d[3] - 4 * d[1]
@@ -19,6 +21,8 @@ def _transform_input(m: int, d: list[Any]) -> list[Any]:
 
 def _transform_output(m: int, d: list[Any]) -> list[Any]:
     """``A^T d``."""
+    if m == 1:
+        return d
     if m == 2:
         return [d[0] + d[1] + d[2], d[1] - d[2] - d[3]]
     s, u, t, v = d[1] + d[2], d[1] - d[2], d[3] + d[4], d[3] - d[4]
@@ -47,8 +51,9 @@ class _Winograd:
     """The three parts of the kernels. ``first`` is the first row of tiles of the chunk at hand."""
 
     def __init__(self, k: Any, config: dict[str, Any]) -> None:
-        self.k, self.config, self.m = k, config, config["m"]
-        self.size, self.points = self.m + 2, (self.m + 2) ** 2
+        self.k, self.config = k, config
+        (self.my, self.mx), (self.lines, self.wide) = config["m"], config["patch"]
+        self.points = self.lines * self.wide
         self.across, self.depth = config["across"], config["x"]["channels"]
         self.part: Any = None  # the lanes that are being stored
 
@@ -58,12 +63,12 @@ class _Winograd:
         """Transforms row ``row`` of tiles, which is row ``at`` of V."""
         k, c = self.k, self.config
         (_, wide), (top, left), (down, right) = c["size"], c["pads"], c["x"]["step"]
-        y = row * self.m - top
+        y = row * self.my - top
         for start, count in self._runs(left, wide):
             with k.loop(count) as j:
                 tile = start + j
-                column = tile * self.m - left
-                seen = (0, self.size) if count > 1 else (max(0, -column), max(0, min(self.size, wide - column)))
+                column = tile * self.mx - left
+                seen = (0, self.wide) if count > 1 else (max(0, -column), max(0, min(self.wide, wide - column)))
                 base = batch * c["x"]["batch"] + y * down + column * right
                 to = (at * self.across + tile) * self.depth
                 lanes = k.lanes
@@ -76,7 +81,7 @@ class _Winograd:
 
     def _runs(self, left: int, wide: int) -> Iterator[tuple[int, int]]:
         """Tiles of a row as ``(first, count)``: those at a border one by one."""
-        inside = [t for t in range(self.across) if t * self.m >= left and t * self.m - left + self.size <= wide]
+        inside = [t for t in range(self.across) if t * self.mx >= left and t * self.mx - left + self.wide <= wide]
         first, end = (inside[0], inside[-1] + 1) if inside else (self.across, self.across)
         yield from ((t, 1) for t in range(first))
         if inside:
@@ -90,9 +95,9 @@ class _Winograd:
 
         k, c = self.k, self.config
         down, right = c["x"]["step"]
-        border = c["pads"][0] > 0 or c["down"] * self.m + 2 > c["size"][0]
+        border = c["pads"][0] > 0 or c["down"] * self.my + self.lines - self.my > c["size"][0]
         zero = constant(0, "float32", lanes)
-        held = [[k.register("float32", lanes, "d") for _ in range(self.size)] for _ in range(self.size)]
+        held = [[k.register("float32", lanes, "d") for _ in range(self.wide)] for _ in range(self.lines)]
         for i, line in enumerate(held):
             if border:
                 for r in line:
@@ -103,14 +108,14 @@ class _Winograd:
             with k.when(inside):
                 row = [
                     _Lanes(k, k.bind(k.load(x, base + i * down + j * right, lanes)) if seen[0] <= j < seen[1] else zero)
-                    for j in range(self.size)
+                    for j in range(self.wide)
                 ]
-                for r, value in zip(line, _transform_input(self.m, row), strict=True):
+                for r, value in zip(line, _transform_input(self.mx, row), strict=True):
                     r.set(value.value)
-        for j in range(self.size):
-            column = _transform_input(self.m, [_Lanes(k, line[j].get()) for line in held])
+        for j in range(self.wide):
+            column = _transform_input(self.my, [_Lanes(k, line[j].get()) for line in held])
             for i, value in enumerate(column):
-                k.store(v, (i * self.size + j) * c["v"] + to, value.value)
+                k.store(v, (i * self.wide + j) * c["v"] + to, value.value)
 
     # M[point][tile][column of the group]
 
@@ -168,9 +173,9 @@ class _Winograd:
         k, (_, wide) = self.k, self.config["out"]
         column, packed, widths, valid = group
         width = sum(widths)
-        whole, rest = divmod(wide, self.m)
+        whole, rest = divmod(wide, self.mx)
         full = sum(w == v == widths[0] for w, v in zip(widths, valid, strict=True))
-        for start, count, shown in ((0, whole, self.m), (whole, 1, rest)):
+        for start, count, shown in ((0, whole, self.mx), (whole, 1, rest)):
             if not count or not shown:
                 continue
             with k.loop(count) as j:
@@ -192,23 +197,24 @@ class _Winograd:
 
         k, c = self.k, self.config
         held = []
-        for j in range(self.size):
+        for j in range(self.wide):
             source = [
-                _Lanes(k, k.bind(k.load(mm, (i * self.size + j) * c["mm"] + at, width))) for i in range(self.size)
+                _Lanes(k, k.bind(k.load(mm, (i * self.wide + j) * c["mm"] + at, width))) for i in range(self.lines)
             ]
-            held.append(_transform_output(self.m, source))
+            held.append(_transform_output(self.my, source))
         add = k.bind(k.load(bias, packed, width)) if bias is not None else None
-        for i in range(self.m):
-            y = row * self.m + i
-            clipped = c["out"][0] % self.m > 0 and i >= c["out"][0] % self.m
+        for i in range(self.my):
+            y = row * self.my + i
+            clipped = c["out"][0] % self.my > 0 and i >= c["out"][0] % self.my
             with k.when(y < c["out"][0] if clipped else True):
-                values = _transform_output(self.m, [_Lanes(k, k.bind(h[i].value)) for h in held])
+                values = _transform_output(self.mx, [_Lanes(k, k.bind(h[i].value)) for h in held])
                 ev.begin()
                 for j in range(shown):
                     value = k.bind(values[j].value if add is None else values[j].value + add)
                     for first, lanes in pieces(valid):
                         self.part = part(value, first, lanes)
-                        coords = [(batch, 0), (column + first, 1 if lanes > 1 else 0), (y, 0), (tile * self.m + j, 0)]
+                        spatial = [(y, 0), (tile * self.mx + j, 0)][4 - c["rank"] :]
+                        coords = [(batch, 0), (column + first, 1 if lanes > 1 else 0), *spatial]
                         for o, buffer in enumerate(outputs):
                             ev.store(o, buffer, coords, lanes)
 

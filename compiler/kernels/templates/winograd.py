@@ -1,4 +1,5 @@
-"""Winograd convolution, F(4x4, 3x3) and F(2x2, 3x3): 3x3 kernels of stride 1 with 4x or 2.25x fewer products.
+"""Winograd convolution, F(4, 3) and F(2, 3): kernels of 3x3, 1x3, 3x1 and 3 and stride 1 with fewer products (4x and
+2.25x for 3x3, 2x and 1.5x along one axis).
 
 ``Y = A^T [(G g G^T) * (B^T d B)] A`` for each tile of outputs (Lavin and Gray, "Fast Algorithms for Convolutional
 Neural Networks", 2015). The transformed weights are constants. The products of all tiles of a chunk are, for each of
@@ -39,6 +40,7 @@ from .conv import Geometry
 
 _MIN_CHANNELS = 12
 _G = {
+    1: np.ones((1, 1)),  # an axis without taps
     2: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
     4: np.array(
         [
@@ -55,16 +57,25 @@ _G = {
 
 @dataclass(frozen=True)
 class Tiling:
-    """Output tiles of ``m`` x ``m``: their number along both axes, and the rows of tiles of a chunk."""
+    """Output tiles of ``m`` (lines, points): their number along both axes, and the rows of tiles of a chunk."""
 
-    m: int
+    m: tuple[int, int]
     down: int
     across: int
     chunk: int
 
     @property
     def points(self) -> int:
-        return (self.m + 2) ** 2
+        return math.prod(self.patch)
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Extents of the input that one tile reads."""
+        return tuple(m + 2 if m > 1 else 1 for m in self.m)  # type: ignore[return-value]
+
+    @property
+    def label(self) -> str:
+        return f"F({max(self.m)},3)" + ("" if min(self.m) > 1 else " 1-D")
 
     @property
     def tiles(self) -> int:
@@ -76,10 +87,12 @@ def plan(region: Region) -> list[Plan]:
     """Plans for both tile sizes and both forms, where the region allows another rounding than the plain sum's."""
     if region.exact or region.small or not fits(region) or region.anchor_type.dtype != "float32":
         return []
-    if region.operand(0) is None or region.operand(1) is None or region.anchor_type.rank != 4:
+    if region.operand(0) is None or region.operand(1) is None or region.anchor_type.rank > 4:
         return []
     g = Geometry(region)
-    plain = g.kernel[1:] == [3, 3] and g.strides[1:] == g.dilations[1:] == [1, 1] and g.group == 1
+    plain = g.kernel[1:] in ([3, 3], [1, 3], [3, 1]) and g.strides == g.dilations == [1, 1, 1] and g.group == 1
+    plain = plain and not any(p for p, k in zip(g.pads, g.kernel, strict=True) if k == 1)
+    plain = plain and all(o == n for o, n, k in zip(g.out, g.size, g.kernel, strict=True) if k == 1)
     if not plain or g.w.const is None or g.x.strides[1] != 1 or min(g.depth, g.columns) < _MIN_CHANNELS:
         return []
     bias = region.operand(2)
@@ -87,14 +100,15 @@ def plan(region: Region) -> list[Plan]:
         return []
     found = []
     for m in (4, 2):
-        down, across = -(-g.out[1] // m), -(-g.out[2] // m)
-        if min(g.out[1:]) < m:
+        tile = (m if g.kernel[1] == 3 else 1, m if g.kernel[2] == 3 else 1)
+        down, across = -(-g.out[1] // tile[0]), -(-g.out[2] // tile[1])
+        if g.out[1] < tile[0] or g.out[2] < tile[1]:
             continue
-        options = [Tiling(m, down, across, c) for c in range(1, down + 1) if down % c == 0]
+        options = [Tiling(tile, down, across, c) for c in range(1, down + 1) if down % c == 0]
         best = min((_propose(region, g, t) for t in options), key=lambda p: p[0])
         found.append(_chunked(region, g, *best[1:]) if best[0] < math.inf else None)
         if g.batch == 1 and down * across <= 64:
-            found.append(_split(region, g, Tiling(m, down, across, down)))
+            found.append(_split(region, g, Tiling(tile, down, across, down)))
     return [p for p in found if p is not None]
 
 
@@ -103,11 +117,15 @@ def plan(region: Region) -> list[Plan]:
 
 def _transform_cycles(region: Region, g: Geometry, t: Tiling) -> tuple[float, float]:
     """Cycles to transform one tile of the input (all channels) and one of the output."""
-    machine, size = region.machine, t.m + 2
+    machine, both = region.machine, min(t.m) > 1
     slow = 1.0 / max(0.25, min(1.0, machine.load_ports)) if machine.in_order else 1.0
     into, out = vectors(g.depth, machine.lanes, exact=True)[0], vectors(g.columns, machine.lanes)[0]
-    first = len(into) * (size * size * 3.5 + 20) * slow
-    last = len(out) * (size * size * 2.2 + t.m * t.m * (2.0 + epilogue_work(region)) + 20) * slow
+    first = len(into) * (t.points * (3.5 if both else 1.8) + (20 if both else 10)) * slow
+    last = (
+        len(out)
+        * (t.points * (2.2 if both else 1.3) + math.prod(t.m) * (2.0 + epilogue_work(region)) + (20 if both else 10))
+        * slow
+    )
     return first, last
 
 
@@ -139,13 +157,15 @@ def _propose(region: Region, g: Geometry, t: Tiling) -> tuple[float, Tiling, Col
     columns, rows, product = _product(region, g, t)
     v, m = _scratch(g, t, columns)
     scratch = t.points * (v + m) * 4
-    if scratch > 0.6 * machine.l2 or (scratch > 0.3 * machine.l2 and t.chunk > 1):
+    if (scratch > 0.3 * machine.l2 and t.chunk > 1) or scratch > 1.2 * machine.l2:
         return math.inf, t, columns, rows
     chunks = g.batch * t.down // t.chunk
     weights = t.points * g.depth * columns.packed * 4
     first, last = _transform_cycles(region, g, t)
     far = machine.l2_bandwidth if weights + scratch < 0.7 * machine.l2 else _outer_bandwidth(machine, weights)
     again = (0.1 if weights < machine.l3 / 2 else 0.4) * weights / far * chunks
+    if scratch > 0.6 * machine.l2:
+        again += 0.3 * columns.groups * t.points * v * 4 / _outer_bandwidth(machine, scratch) * chunks
     cycles = chunks * (product + t.tiles * (first + last)) + again + _cold(machine, weights)
     if cycles > 2 * WORTH_SHARING and chunks < 8:
         cycles *= 1.02 + 0.01 * (8 - chunks)  # too few tasks for several cores
@@ -170,7 +190,8 @@ def _config(region: Region, g: Geometry, t: Tiling, columns: Columns, rows: int)
     return {
         "program": serialize(region),
         "reads": epilogue_inputs(region),
-        "m": t.m,
+        "m": list(t.m),
+        "patch": list(t.patch),
         "down": t.down,
         "across": t.across,
         "chunk": t.chunk,
@@ -186,14 +207,15 @@ def _config(region: Region, g: Geometry, t: Tiling, columns: Columns, rows: int)
         "v": v,
         "mm": m,
         "bias": region.operand(2) is not None,
+        "rank": region.anchor_type.rank,
     }
 
 
 def _consts(region: Region, g: Geometry, t: Tiling, columns: Columns) -> tuple[np.ndarray, ...]:
     """Transformed weights ``[group][point][channel][vectors]`` and the padded bias."""
     assert g.w.const is not None
-    transform = _G[t.m]
-    u = np.einsum("ai,ocij,bj->abco", transform, g.w.const.astype(np.float64), transform, optimize=True)
+    kernel = g.w.const.astype(np.float64).reshape(g.columns, g.depth, *g.kernel[1:])
+    u = np.einsum("ai,ocij,bj->abco", _G[t.m[0]], kernel, _G[t.m[1]], optimize=True)
     packed = pack(u.astype(np.float32).reshape(-1, g.columns), columns)
     bias = region.operand(2)
     if bias is None:
@@ -225,7 +247,7 @@ def _chunked(region: Region, g: Geometry, t: Tiling, columns: Columns, rows: int
         consts=_consts(region, g, t, columns),
         worker_bytes=v_bytes + t.points * config["mm"] * 4,
         inplace=inplace_pairs(region),
-        detail=f"winograd F({t.m},3) {t.chunk} of {t.down} tile rows, {rows}x{columns.nv}",
+        detail=f"winograd {t.label} {t.chunk} of {t.down} tile rows, {rows}x{columns.nv}",
     )
 
 
@@ -257,7 +279,7 @@ def _split(region: Region, g: Geometry, t: Tiling) -> Plan | None:
         shared_bytes=v_bytes,
         worker_bytes=t.points * config["mm"] * 4,
         inplace=inplace_pairs(region),
-        detail=f"winograd F({t.m},3) split, {rows}x{columns.nv}",
+        detail=f"winograd {t.label} split, {rows}x{columns.nv}",
     )
 
 

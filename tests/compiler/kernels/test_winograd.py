@@ -7,7 +7,7 @@ import pytest
 from harness import channels_last, check_region, extra_input, machines, region_of
 from nervure.compiler.kernels.templates import plans
 
-SHAPES = [  # x, output channels, pads
+SHAPES = [  # x, output channels, pads (and the kernel, unless 3x3)
     ((1, 16, 32, 32), 16, (1, 1, 1, 1)),
     ((1, 64, 14, 14), 48, (1, 1, 1, 1)),
     ((2, 20, 9, 13), 24, (1, 1, 1, 1)),
@@ -15,16 +15,19 @@ SHAPES = [  # x, output channels, pads
     ((1, 32, 7, 7), 200, (0, 1, 2, 0)),
     ((1, 13, 8, 30), 16, (2, 2, 2, 2)),
     ((1, 16, 4, 4), 16, (1, 1, 1, 1)),
+    ((1, 24, 13, 30), 40, (0, 1, 0, 1), (1, 3)),
+    ((1, 48, 34, 6), 24, (0, 0, 0, 0), (3, 1)),
+    ((2, 20, 57), 33, (1, 2), (3,)),
 ]
 
 
 def build(shape, machine=None, bias=True, **options):
-    x, columns, pads = shape
+    x, columns, pads, kernel = (*shape, (3, 3))[:4]
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(s, np.float32) for s in (x, (columns, x[1], 3, 3), (columns,))]
-    arrays[1] /= np.sqrt(9 * x[1])
-    attrs = {"strides": (1, 1), "pads": pads, "dilations": (1, 1), "group": 1}
-    options = {"order": lambda r: channels_last(r) if r == 4 else range(r), **options}
+    arrays = [rng.standard_normal(s, np.float32) for s in (x, (columns, x[1], *kernel), (columns,))]
+    arrays[1] /= np.sqrt(np.prod(kernel) * x[1])
+    attrs = {"strides": (1,) * len(kernel), "pads": pads, "dilations": (1,) * len(kernel), "group": 1}
+    options = {"order": lambda r: channels_last(r) if r == len(x) else range(r), **options}
     arrays = arrays if bias else arrays[:2]
     return region_of("conv", arrays, attrs, machine=machine, consts=range(1, len(arrays)), **options)
 
