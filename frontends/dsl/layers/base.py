@@ -229,8 +229,15 @@ class Layer(Block, metaclass=_LayerType):
             trace.rows.append(Row(name, self.kind, shapes, self))
         return result
 
+    def _tensor(self, value: Any) -> Any:
+        """Arrays as tensors; numpy's default float64 becomes the layer's type."""
+        if not isinstance(value, np.ndarray | Weight):
+            return value
+        wide = isinstance(value, np.ndarray) and value.dtype == np.float64
+        return as_tensor(value, (self.dtype or "float32") if wide else None)
+
     def _invoke(self, trace: Trace, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        args = rebuild(inputs, lambda v: as_tensor(v) if isinstance(v, np.ndarray | Weight) else v)
+        args = rebuild(inputs, self._tensor)
         if args and isinstance(args[0], int | float):
             args = (as_tensor(as_array(args[0])), *args[1:])
         for leaf in leaves(args[:1]):

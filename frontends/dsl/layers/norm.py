@@ -11,7 +11,7 @@ from ..promote import as_float, as_tensor
 from ..tensor import Tensor, Weight
 from ..trace import fail
 from .base import Layer, whole
-from .windows import channel_axis
+from .windows import channel_axis, default_axis
 
 _NAMES = {"epsilon": "eps"}
 
@@ -50,7 +50,7 @@ class BatchNorm(Layer):
         axis: int | None = None,
     ) -> None:
         self.expected = None if channels is None else whole(channels, "channels")
-        self.eps, self.momentum, self.affine, self.axis = float(eps), float(momentum), affine, axis
+        self.eps, self.momentum, self.affine, self.axis = float(eps), float(momentum), affine, default_axis(axis)
 
     def build(self, shape: Any) -> None:
         axis = channel_axis(self.axis, len(shape))
@@ -182,7 +182,7 @@ class GroupNorm(Layer):
     ) -> None:
         self.num_groups: int | None = whole(num_groups, "num_groups")
         self.expected = None if num_channels is None else whole(num_channels, "num_channels")
-        self.eps, self.affine, self.axis = float(eps), affine, axis
+        self.eps, self.affine, self.axis = float(eps), affine, default_axis(axis)
 
     def build(self, shape: Any) -> None:
         axis = channel_axis(self.axis, len(shape))

@@ -68,12 +68,16 @@ def check_format(given: str | None) -> bool:
     return name == "channels_last"
 
 
-def channel_axis(axis: int | None, rank: int) -> int:
-    """The channels' axis of a tensor, for layers that take ``axis=None``."""
-    found = axis if axis is not None else (rank - 1 if check_format(None) else 1)
-    if not -rank <= found < rank or rank < 2:
-        raise fail(f"axis: expected an axis of the input, got {found} for {rank} axes")
-    return found % rank
+def default_axis(axis: int | None) -> int:
+    """The channels' axis of layers that take ``axis=None``: 1, or the last where the data format is channels-last."""
+    return axis if axis is not None else -1 if check_format(None) else 1
+
+
+def channel_axis(axis: int, rank: int) -> int:
+    """``axis`` in [0, rank), checked."""
+    if rank < 2 or not -rank <= axis < rank:
+        raise fail(f"axis: expected an axis of an input with batch and channels, got {axis} for {rank} axes")
+    return axis % rank
 
 
 def enter(x: Tensor, rank: int, channels_last: bool) -> Tensor:
