@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import NervureError
 from ..runtime.artifact import Artifact
 from ..targets.machine import Machine
@@ -55,6 +57,7 @@ class EntryGraph:
     bindings: Mapping[str, int] = field(default_factory=dict)
 
 
+@np.errstate(all="ignore")  # what folding computes may overflow: that is the model's affair
 def plan_program(entries: Sequence[EntryGraph], machine: Machine, options: Options) -> tuple[Program, Pool]:
     """Graphs to a Program: passes, fusion, layout, kernels chosen, memory planned. Nothing is compiled yet."""
     pool = Pool()
