@@ -182,13 +182,23 @@ def _before_conv(m: Match) -> Value | None:
 
 def _to_affine(m: Match) -> Value | None:
     found = statistics(m, m.root)
-    if found is None:
-        return None
     args = [a for a in m.graph.args(m.root) if a is not None]
-    shape = (-1, *(1,) * (m.node.types[0].rank - 2))
+    channels = m.node.types[0].dims[1]
+    shape = (channels, *(1,) * (m.node.types[0].rank - 2))
     dtype = m.graph.type(args[0]).dtype
+    if found is None:
+        return _computed(m, args, shape, dtype)
     factor, addend = (v.reshape(shape).astype(numpy_dtype(dtype)) for v in found)
     return m.add("add", m.add("mul", args[0], m.const(factor, args[1])), m.const(addend, args[2]))
+
+
+def _computed(m: Match, args: list[Value], shape: tuple[int, ...], dtype: str) -> Value:
+    """The same with statistics that are known at run time only."""
+    spread = [m.add("reshape", a, shape=shape) for a in args[1:]]
+    scale, bias, mean, var = (a if m.graph.type(a).dtype == dtype else m.add("cast", a, to=dtype) for a in spread)
+    epsilon = m.const(np.asarray(m.node.attrs["epsilon"], numpy_dtype(dtype)), args[4])
+    factor = m.add("mul", scale, m.add("rsqrt", m.add("add", var, epsilon)))
+    return m.add("add", m.add("mul", m.add("sub", args[0], mean), factor), bias)
 
 
 _X, _W, _B, _C = Var("x"), Const("w"), Const("b"), Const("c")
