@@ -175,7 +175,8 @@ def _rounding(name: str) -> Function:
         if dtype_of(x) == "float64" or _ROUNDING & set(k.machine.get("features", ())):
             return getattr(tirx, name)(x)
         size = k.bind(absolute(k, x))
-        near = k.bind((size + like(2.0**23, x)) - like(2.0**23, x))
+        shifted = k.bind(size + like(2.0**23, x))  # held, or the two constants would be cancelled
+        near = k.bind(shifted - like(2.0**23, x))
         if name == "trunc":
             near = select(near > size, near - like(1, x), near)
         result = copysign(k, near, x)

@@ -374,7 +374,10 @@ class _Layer:
             return constant(0, self.dtype, lanes)
         return self.vector("b", self.d, (self.gates + gate) * self.hidden + unit, lanes)
 
-    def _emit_state(self, row: int, unit: Any, lanes: int, new: Any, old: Any) -> None:
+    def _old(self, row: int, unit: Any, lanes: int) -> Any:
+        return self.k.bind(self.k.load(self.state, self.h(self.before, row, unit), lanes))
+
+    def _emit_state(self, row: int, unit: Any, lanes: int, new: Any) -> None:
         """Stores the next hidden state and the output of this step."""
         from ..functions import cast
         from ..tir import like, select
@@ -382,6 +385,7 @@ class _Layer:
         k, alive = self.k, self._alive(row, lanes)
         shown = new
         if alive is not None:
+            old = self._old(row, unit, lanes)
             new, shown = k.bind(select(alive, new, old)), k.bind(select(alive, new, like(0, new)))
         k.store(self.state, self.h(self.after, row, unit), new)
         for out, buffer in self.outputs:
@@ -411,7 +415,6 @@ class _Layer:
                 for (o, w), gates in zip(vectors, sums[b], strict=True):
                     at = self.extra(0, b, unit + o)
                     memory = k.bind(k.load(self.state, at, w))
-                    old = k.bind(k.load(self.state, self.h(self.before, b, unit + o), w))
 
                     def peep(j: int, o: int = o, w: int = w) -> Any:
                         return self.vector("p", self.d, j * self.hidden + unit + o, w)
@@ -421,16 +424,13 @@ class _Layer:
                     )
                     alive = self._alive(b, w)
                     k.store(self.state, at, following if alive is None else select(alive, following, memory))
-                    self._emit_state(b, unit + o, w, new, old)
+                    self._emit_state(b, unit + o, w, new)
 
         self.each_block(block)
 
     def _gru(self, line: Any, functions: Any) -> None:
         f, g = functions
         k, linear = self.k, self.c["linear"]
-
-        def old(b: int, unit: Any, w: int) -> Any:
-            return k.bind(k.load(self.state, self.h(self.before, b, unit), w))
 
         def gates(unit: Any, vectors: Sequence[tuple[int, int]]) -> None:
             """All gates, or (where the reset comes before the product) update and reset to scratch."""
@@ -439,11 +439,11 @@ class _Layer:
             width = sum(w for _, w in vectors)
             for b in range(self.rows):
                 for (o, w), found in zip(vectors, sums[b], strict=True):
-                    before = old(b, unit + o, w)
+                    before = self._old(b, unit + o, w)
                     update, reset = f(found[0]), f(found[1])
                     if linear:
                         candidate = g(reset * found[2] + self._fed(line, b, unit, 2 * width + o, w))
-                        self._emit_state(b, unit + o, w, gru_update(k, update, candidate, before), before)
+                        self._emit_state(b, unit + o, w, gru_update(k, update, candidate, before))
                     else:
                         k.store(self.state, self.extra(0, b, unit + o), update)
                         k.store(self.state, self.extra(1, b, unit + o), reset * before)
@@ -452,9 +452,9 @@ class _Layer:
             sums = self._products(line, unit, vectors, (2,), lambda b: self.extra(1, b, 0))
             for b in range(self.rows):
                 for (o, w), found in zip(vectors, sums[b], strict=True):
-                    before = old(b, unit + o, w)
+                    before = self._old(b, unit + o, w)
                     update = k.bind(k.load(self.state, self.extra(0, b, unit + o), w))
-                    self._emit_state(b, unit + o, w, gru_update(k, update, g(found[0]), before), before)
+                    self._emit_state(b, unit + o, w, gru_update(k, update, g(found[0]), before))
 
         self.each_block(gates)
         if not linear:
@@ -467,8 +467,7 @@ class _Layer:
             sums = self._products(line, unit, vectors, (0,), lambda b: self.h(self.before, b, 0))
             for b in range(self.rows):
                 for (o, w), found in zip(vectors, sums[b], strict=True):
-                    before = self.k.bind(self.k.load(self.state, self.h(self.before, b, unit + o), w))
-                    self._emit_state(b, unit + o, w, f(found[0]), before)
+                    self._emit_state(b, unit + o, w, f(found[0]))
 
         self.each_block(block)
 

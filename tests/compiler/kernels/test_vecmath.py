@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,9 @@ def units(have: np.ndarray, want: np.ndarray, forgiven: float) -> float:
     return float(np.max(error / step))
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow to infinity is part of the sweeps
+
+
 @pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
 @pytest.mark.parametrize("name", sorted(LIMITS))
 def test_units_in_the_last_place(name, machine):
@@ -93,6 +97,27 @@ def test_units_in_the_last_place(name, machine):
     error = units(have, want, forgiven)
     print(f"{name}: {error:.2f} ulp")
     assert error <= limit
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("name", ["floor", "ceil", "round", "exp", "fmod"])
+def test_without_rounding_instructions(name, lanes):
+    x = sweep(1 << 12)
+    x = x[np.isfinite(x) & (x != 0)]
+    region, arrays = region_of(
+        name,
+        [x, x[::-1].copy()] if name == "fmod" else [x],
+        {},
+        machine=replace(machines()[0], name="plain", lanes=lanes, features=()),
+    )
+    (have,) = run_region(region, arrays)
+    if name == "fmod":
+        kept = np.abs(x / x[::-1]) < 1e6
+        np.testing.assert_allclose(have[kept], np.fmod(x, x[::-1])[kept], rtol=1e-6)
+        return
+    with np.errstate(all="ignore"):
+        want = OPS[name].reference(x.astype(np.float64))
+    assert units(have, want, 0.0) <= (2 if name == "exp" else 0)
 
 
 def test_pow():
