@@ -11,6 +11,7 @@ for _module, _names in FUNCTIONS.items():
     for _name in _names.split():
         globals()[_name] = getattr(import_module(f".{_module}", __package__), _name)
 
-METHODS = frozenset(n for names in FUNCTIONS.values() for n in names.split()) - set(NO_METHODS.split())
+NAMES = frozenset(name for names in FUNCTIONS.values() for name in names.split())
+METHODS = NAMES - set(NO_METHODS.split())
 
-__all__ = ["METHODS", "as_tensor"]
+__all__ = ["METHODS", "NAMES", "as_tensor"]

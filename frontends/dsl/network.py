@@ -14,7 +14,7 @@ from ...compiler.ops.numeric import numpy_dtype
 from ...compiler.types import DTYPES, TensorType
 from ...errors import NervureError
 from .block import Block
-from .place import user_place
+from .place import Place, user_place
 from .promote import as_array, as_tensor
 from .spec import BATCH, Input
 from .tensor import Tensor, Weight
@@ -260,6 +260,8 @@ def network(
     specs, options = _parameters(function, inputs, caller.f_locals)
     made = Network(function, name or getattr(function, "__name__", "network").strip("<>"), specs, seed)
     made.options, made.named = options, name is not None
+    code = getattr(function, "__code__", None)
+    made.place = Place(code.co_filename, code.co_firstlineno) if code is not None else made.place
     made.__doc__ = function.__doc__
     return made
 

@@ -77,11 +77,18 @@ def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
         return array.astype(target)
 
 
+def _known(array: np.ndarray) -> str:
+    """The element type of an array that can be a constant."""
+    if array.dtype.name not in DTYPES:
+        raise fail(f"an array of {array.dtype} cannot be a tensor", hint=f"element types: {', '.join(DTYPES)}")
+    return array.dtype.name
+
+
 def result_dtype(*operands: Any) -> str:
     """The element type of an operation on ``operands``: numpy's, but float64 only where a tensor is float64."""
     tensors = [x.dtype for x in operands if isinstance(x, Tensor | Weight)]
     scalars = [x for x in operands if _is_scalar(x)]
-    arrays = [as_array(x).dtype.name for x in operands if not isinstance(x, Tensor | Weight) and not _is_scalar(x)]
+    arrays = [_known(as_array(x)) for x in operands if not isinstance(x, Tensor | Weight) and not _is_scalar(x)]
     strong = [d for d in tensors + arrays if d != "float64" or d in tensors]
     found = np.result_type(*map(numpy_dtype, strong)).name if strong else "bool"
     if found == "float64" and "float64" not in tensors:

@@ -68,8 +68,6 @@ def _dim(dim: Any, axis: int) -> Dim:
         return BATCH if axis == 0 else f"dim{axis}"
     if isinstance(dim, str) and dim:
         return dim
-    if isinstance(dim, int) and not isinstance(dim, bool) and dim >= 0:
-        return dim
-    if hasattr(dim, "__index__") and not isinstance(dim, bool):
-        return int(dim.__index__())
+    if hasattr(dim, "__index__") and not isinstance(dim, bool) and dim >= 0:
+        return int(dim)
     raise NervureError(f"nv.Input: a dimension is a size or a name, got {dim!r}", where=user_place().full)

@@ -40,6 +40,24 @@ def _f() -> Any:
     return functions
 
 
+# numpy's names of functions that have another name here
+_NUMPY = {"absolute": "abs", "remainder": "mod", "invert": "bitwise_not", "rint": "round", "amax": "max", "amin": "min"}
+
+
+def _numpy(name: str, args: Sequence[Any], options: dict[str, Any]) -> Any:
+    """The function that stands for numpy's of that name."""
+    functions = _f()
+    function = getattr(functions, name, None) if name in functions.NAMES else None
+    if function is None:
+        raise NervureError(
+            f"numpy's {name} does not work on symbolic tensors",
+            where=user_place().full,
+            why="a tensor has no values while its network is traced",
+            hint="nv has numpy's functions of a network (nv.exp, nv.where, ...); layers are in nv.layers",
+        )
+    return function(*args, **options)
+
+
 class Operators:
     """Python's operators and numpy's methods, each written as the function of that name.
 
@@ -48,7 +66,6 @@ class Operators:
     """
 
     __slots__ = ()
-    __array_ufunc__ = None  # so that ``array + tensor`` asks the tensor
     __hash__ = object.__hash__
 
     if TYPE_CHECKING:
@@ -183,6 +200,17 @@ class Operators:
             why="a compiled network has no branches: both sides are computed",
             hint="write nv.where(condition, a, b); for shapes, compare x.shape instead",
         )
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """numpy's elementwise functions, and its operators with an array on the left."""
+        name = _NUMPY.get(ufunc.__name__, ufunc.__name__)
+        if method != "__call__" or options:
+            name = f"{name}.{method}"
+        return _numpy(name, inputs, {})
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        """numpy's other functions, where nervure has one of that name."""
+        return _numpy(function.__name__, args, options)
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
         raise NervureError(

@@ -89,6 +89,15 @@ def test_unary_operators_and_array_on_the_left():
     np.testing.assert_allclose(traced(lambda x: np.float32(2) * x, A), 2 * A)
 
 
+def test_numpys_own_functions_are_recorded():
+    """np.exp(x) and np.concatenate([x]) mean nv.exp and nv.concatenate."""
+    for name in ("reshape", "moveaxis", "stack", "where", "clip", "tile", "einsum"):
+        want = SHAPES[name](np, X)
+        np.testing.assert_allclose(traced(lambda x, name=name: SHAPES[name](np, x), X), want, rtol=1e-5, atol=1e-6)
+    f = lambda x: np.sum(np.exp(x) % 2, axis=1) + np.abs(np.max(x, axis=1))  # noqa: E731
+    np.testing.assert_allclose(traced(f, A), f(A), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("left", "right", "want"),
     [
