@@ -13,6 +13,7 @@ from .batchnorm import fold_batch_norm
 from .composites import recognize_composites
 from .cse import eliminate_common_subexpressions
 from .dce import eliminate_dead_code
+from .empties import remove_empties
 from .fold import fold_constants
 from .movement import source_of
 from .simplify import simplify
@@ -23,6 +24,7 @@ Pass = Callable[[Graph], Graph]
 # before affine folding, which would take the constants away that they are recognised by.
 PASSES: tuple[Pass, ...] = (
     eliminate_dead_code,
+    remove_empties,
     fold_constants,
     eliminate_common_subexpressions,
     simplify,

@@ -22,7 +22,17 @@ from ..types import is_float
 
 VIEWS = ("reshape", "transpose", "slice", "expand")
 LEFT_ALONE = (*VIEWS, "concat", "fused")
-PROLOGUE = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "softmax", "log_softmax", "layer_norm", "rms_norm")
+PROLOGUE = (
+    "reduce_sum",
+    "reduce_mean",
+    "reduce_max",
+    "reduce_min",
+    "reduce_prod",
+    "softmax",
+    "log_softmax",
+    "layer_norm",
+    "rms_norm",
+)
 _OPERANDS = 12  # inputs that one kernel may have: each is a pointer that wants a register
 _MEMBERS = 48  # operations that one kernel may hold: compile time and recursion in TVM grow with the depth
 _SINK = -1
@@ -123,9 +133,7 @@ def _between(graph: Graph, start: int, end: int, place: dict[int, int]) -> list[
 
 def _outside(graph: Graph, members: Iterable[int]) -> list[Value]:
     inside = set(members)
-    return list(
-        dict.fromkeys(a for k in members for a in graph.args(k) if a is not None and a.node not in inside)
-    )
+    return list(dict.fromkeys(a for k in members for a in graph.args(k) if a is not None and a.node not in inside))
 
 
 def _operand_count(graph: Graph, members: list[int]) -> int:
@@ -165,7 +173,9 @@ def _wrap(graph: Graph, members: list[int]) -> None:
     """Replaces a group by one ``fused`` node."""
     inside = set(members)
     last = members[-1]
-    inlined = {a for k in members if _elementwise(graph, k) for a in graph.args(k) if a is not None and _immediate(graph, a)}
+    inlined = {
+        a for k in members if _elementwise(graph, k) for a in graph.args(k) if a is not None and _immediate(graph, a)
+    }
     kept = {a for k in members if not _elementwise(graph, k) for a in graph.args(k) if a is not None}
     body = Graph(graph.node(last).names[0])
     inner: dict[Value, Value] = {}

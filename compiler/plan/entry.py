@@ -73,10 +73,14 @@ def build_entry(
     Raises NervureError where an operation has no kernel."""
     layout, jobs = _lay_out_and_select(graph, machine, choices)
     order = _order(layout)
-    tasks = [t for key in order for t in _tasks(layout, key, jobs.get(key, []))]
+    tasks = [t for key in order for t in _tasks(layout, key, jobs.get(key, [])) if _makes_something(t)]
     tasks += _binding_copies(layout, tasks, machine, choices)
     merged = _merge_in_place(layout, tasks)
     return _Planner(layout, tasks, merged, pool, fast).entry(function, dict(bindings or {}))
+
+
+def _makes_something(task: _Task) -> bool:
+    return any(o.type.size for o in task.job.region.outputs)
 
 
 def _lay_out_and_select(graph: Graph, machine: Machine, choices: Choices) -> tuple[Layout, dict[int, list[Job]]]:

@@ -60,7 +60,7 @@ def select(layout: Layout, machine: Machine, choices: Choices) -> dict[int, list
             jobs = [_copy_job(layout, key, arg, machine, choices) for arg in layout.writes[key]]
         else:
             continue
-        found = [(job, plans(job.region)) for job in jobs]
+        found = [(job, _plans(job.region)) for job in jobs]
         if any(not options for _, options in found):
             failed.append(key)
         proposals[key] = found
@@ -83,6 +83,11 @@ def _operand(layout: Layout, value: Value) -> Operand:
 
 
 _NO_PLAN = Plan("", (), 0.0)
+
+
+def _plans(region: Region) -> list[Plan]:
+    """The templates' proposals; nothing is to be done where nothing is made."""
+    return plans(region) if any(o.type.size for o in region.outputs) else [_NO_PLAN]
 
 
 def _job(layout: Layout, key: int, machine: Machine, choices: Choices) -> Job:
