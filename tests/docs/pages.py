@@ -83,9 +83,25 @@ def copy_package(folder: Path) -> Path:
     return root
 
 
-def apply(block: Block, root: Path) -> str:
-    """Edits a file as the comment above a block says, ``FILE, before LINE`` or ``FILE, after LINE``: the block goes
-    beside the first line that starts so. Gives the file's name."""
+def follow(page: Path, root: Path) -> None:
+    """Does what a page says to a copy of the package: edits and new files first, then what it says to try."""
+    tries = []
+    for block in blocks(page):
+        if block.note == "try":
+            tries.append(block)
+        elif block.note:
+            apply(block, root)
+    assert tries
+    for block in tries:
+        run(block, root.parent, environment(root))
+
+
+def apply(block: Block, root: Path) -> None:
+    """Edits a file as the comment above a block says: ``new file FILE``, ``FILE, before `LINE```, ``FILE, after
+    `LINE```. The block goes beside the first line that starts so."""
+    if block.note.startswith("new file "):
+        (root / block.note.removeprefix("new file ")).write_text(block.text)
+        return
     found = re.fullmatch(r"(?P<file>\S+), (?P<where>before|after) `(?P<line>.+)`", block.note)
     assert found, f"line {block.line}: cannot read {block.note!r}"
     path = root / found["file"]
@@ -94,4 +110,3 @@ def apply(block: Block, root: Path) -> str:
     assert at is not None, f"{found['file']} has no line that starts with {found['line']!r}"
     lines.insert(at + (found["where"] == "after"), block.text)
     path.write_text("".join(lines))
-    return found["file"]
