@@ -20,19 +20,19 @@ def snake(name: str) -> str:
 
 
 class Block:
-    """A callable part of a network. ``children`` holds the parts that it calls, by name.
+    """A callable part of a network. ``_children`` holds the parts that it calls, by name.
 
     Those made outside of a trace are found again by identity; those made while a function is traced (``Dense(8)(x)`` in
     its body) take over the weights of the one that had their name in the trace before.
     """
 
-    name: str | None
+    name: str | None = None
     named = False  # whether the user chose the name
-    place: Place = NOWHERE  # where it was made
-    born = 0  # number of the trace in which it was made; 0 outside of traces
-    children: dict[str, Any]
-    own: dict[str, Weight]
-    inherited: dict[str, Any]  # adopted children whose successors ``build`` has not made yet
+    _place: Place = NOWHERE  # where it was made
+    _born = 0  # number of the trace in which it was made; 0 outside of traces
+    _children: dict[str, Any]
+    _own: dict[str, Weight]
+    _inherited: dict[str, Any]  # adopted children whose successors ``build`` has not made yet
 
     @property
     def kind(self) -> str:
@@ -49,9 +49,9 @@ class Block:
                 yield name, weight
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Weight]]:
-        for name, weight in self.own.items():
+        for name, weight in self._own.items():
             yield prefix + name, weight
-        for name, child in self.children.items():
+        for name, child in self._children.items():
             yield from child._walk(f"{prefix}{name}.")
 
     def ready(self) -> None:
@@ -117,13 +117,13 @@ class Block:
         return frame.names[id(self)]
 
     def _join(self, frame: Frame, trace: int) -> str:
-        children: dict[str, Block] = frame.owner.children
+        children: dict[str, Block] = frame.owner._children
         for name, child in children.items():
             if child is self:
                 return name
-        transient = self.born == trace
+        transient = self._born == trace
         taken = set(frame.names.values())
-        taken |= {name for name, child in children.items() if not transient or not child.born}
+        taken |= {name for name, child in children.items() if not transient or not child._born}
         base = self.name or snake(self.kind)
         if self.named and base in taken:
             raise fail(f"two layers are named {base!r}", hint="give each its own name=")
@@ -142,12 +142,12 @@ class Block:
                 why="a network must call the same layers whenever it is traced",
                 hint="make layers outside of the function, or give them names",
             )
-        self.own = other.own
-        for key, child in other.children.items():
-            if key in self.children:
-                self.children[key].adopt(child, key)
+        self._own = other._own
+        for key, child in other._children.items():
+            if key in self._children:
+                self._children[key].adopt(child, key)
             else:
-                self.children[key] = self.inherited[key] = child
+                self._children[key] = self._inherited[key] = child
 
 
 def unique(base: str, taken: Any) -> str:

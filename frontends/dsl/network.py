@@ -25,14 +25,16 @@ class Network(Block):
     """A network. ``nv.compile(net)`` compiles it, ``net(array)`` computes at once by the reference interpreter, and
     inside of another network it is called on tensors like a layer. Made by ``nv.network`` or ``nv.Sequential``."""
 
+    name: str
+
     def __init__(self, function: Callable[..., Any], name: str, inputs: Mapping[str, Any], seed: int = 0) -> None:
         self.function, self.name, self.seed = function, name, seed
         self.inputs: dict[str, Input | None] = dict(inputs)  # parameter -> what it is, None until it is called
         self.options: set[str] = set()  # parameters that are settings, not tensors
-        self.place = user_place()
-        self.children, self.own, self.inherited = {}, {}, {}
+        self._place = user_place()
+        self._children, self._own, self._inherited = {}, {}, {}
         trace = tracing()
-        self.born = trace.number if trace is not None else 0
+        self._born = trace.number if trace is not None else 0
         self._ready = False
 
     @property
@@ -57,7 +59,7 @@ class Network(Block):
             if spec is None:
                 raise NervureError(
                     f"network {self.name!r}: the shape of input {name!r} is not known",
-                    where=self.place.full,
+                    where=self._place.full,
                     hint=self._shape_hint(name),
                 )
         return {name: spec for name, spec in self.inputs.items() if spec is not None}
@@ -83,7 +85,7 @@ class Network(Block):
         if free:
             raise NervureError(
                 f"network {self.name!r}: not bound: {', '.join(map(repr, free))}",
-                where=self.place.full,
+                where=self._place.full,
                 why="a program is compiled for fixed sizes of its dimensions",
                 hint=f"give each a size, for example dims={{{', '.join(f'{name!r}: 16' for name in free)}}}",
             )
@@ -108,7 +110,7 @@ class Network(Block):
         if found is None or not list(leaves(found)) or any(leaf is None for leaf in leaves(found)):
             raise NervureError(
                 f"network {self.name!r} returned {found!r}",
-                where=self.place.full,
+                where=self._place.full,
                 hint="its function must return a tensor, or a tuple or dictionary of tensors",
             )
         return rebuild(found, as_tensor)
@@ -123,8 +125,7 @@ class Network(Block):
         try:
             return self._trace({name: spec.bound({}) for name, spec in specs.items()})
         except NervureError:
-            sizes = {d: 1 for spec in specs.values() for d in spec.shape if isinstance(d, str)}
-            return self._trace({name: spec.bound(sizes) for name, spec in specs.items()})
+            return self._trace({name: spec.bound({BATCH: 1}) for name, spec in specs.items()})
 
     def summary(self, print_fn: Callable[[str], Any] = print) -> None:
         """Prints a table of the layers, their output shapes and numbers of parameters, as Keras does."""
@@ -261,7 +262,7 @@ def network(
     made = Network(function, name or getattr(function, "__name__", "network").strip("<>"), specs, seed)
     made.options, made.named = options, name is not None
     code = getattr(function, "__code__", None)
-    made.place = Place(code.co_filename, code.co_firstlineno) if code is not None else made.place
+    made._place = Place(code.co_filename, code.co_firstlineno) if code is not None else made._place
     made.__doc__ = function.__doc__
     return made
 

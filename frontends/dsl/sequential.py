@@ -52,7 +52,7 @@ class Sequential(Network):
                 raise NervureError("Sequential: nv.Input must come first", where=user_place().full)
             self.inputs = {"input": layer}
             return
-        place = layer.place if isinstance(layer, Block) else user_place()
+        place = layer._place if isinstance(layer, Block) else user_place()
         if not isinstance(layer, Block):
             layer = Lambda(layer)
         spec = self._spec(layer)
@@ -71,14 +71,14 @@ class Sequential(Network):
         return getattr(layer, "input_spec", None)
 
     def _name(self, layer: Block) -> None:
-        if any(child is layer for child in self.children.values()):
+        if any(child is layer for child in self._children.values()):
             return
         base = layer.name or snake(layer.kind)
-        if layer.named and base in self.children:
+        if layer.named and base in self._children:
             raise NervureError(
                 f"Sequential: two layers are named {base!r}", where=user_place().full, hint="give each its own name="
             )
-        self.children[unique(base, self.children)] = layer
+        self._children[unique(base, self._children)] = layer
 
     def pop(self) -> Any:
         """Removes the last layer and returns it."""
@@ -87,7 +87,7 @@ class Sequential(Network):
         layer = self.layers.pop()
         self._places.pop()
         if not any(other is layer for other in self.layers):
-            self.children = {name: child for name, child in self.children.items() if child is not layer}
+            self._children = {name: child for name, child in self._children.items() if child is not layer}
         return layer
 
     def build(self, batch_shape: Sequence[Any]) -> None:
@@ -99,13 +99,13 @@ class Sequential(Network):
 
     def get_layer(self, name: str) -> Any:
         """The layer of that name."""
-        if name not in self.children:
-            raise NervureError(f"no layer is named {name!r}", why=f"there are {', '.join(self.children)}")
-        return self.children[name]
+        if name not in self._children:
+            raise NervureError(f"no layer is named {name!r}", why=f"there are {', '.join(self._children)}")
+        return self._children[name]
 
     def _run(self, input: Any) -> Any:
         if not self.layers:
-            raise NervureError(f"Sequential {self.name!r} has no layers", where=self.place.full)
+            raise NervureError(f"Sequential {self.name!r} has no layers", where=self._place.full)
         x = input
         for layer, place in zip(self.layers, self._places, strict=True):
             x = _step(layer, x, place)

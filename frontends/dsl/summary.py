@@ -8,39 +8,48 @@ from ...errors import printable
 from .network import Network
 from .trace import Row
 
-_WIDTHS = (32, 26, 12)
+_WIDTHS = (32, 26, 12)  # at least; the first two columns grow with what they hold
 
 
 def summary_text(network: Network) -> str:
-    """Layers, output shapes and parameters, with the totals, as Keras's summary; lines of 70 characters."""
+    """Layers, output shapes and parameters, with the totals, as Keras's summary."""
     trace = network.inspect()
     weights = [weight for _, weight in network.named_weights()]
     total = sum(w.size for w in weights)
     trained = sum(w.size for w in weights if w.trainable)
     size = sum(w.array.nbytes for w in weights)
-    width = sum(_WIDTHS)
-    lines = [f'{network.kind}: "{printable(network.name or "")}"', "_" * width]
-    lines += [_line("Layer (type)", "Output Shape", "Param #"), "=" * width]
     counted: set[int] = set()
-    lines += [_row(row, counted) for row in trace.rows]
-    lines += ["=" * width]
-    lines += [f"Total params: {total:,} ({_bytes(size)})"]
-    lines += [f"Trainable params: {trained:,}", f"Non-trainable params: {total - trained:,}", "_" * width]
-    return "\n".join(lines)
+    head = ("Layer (type)", "Output Shape", "Param #")
+    rows = [_row(row, counted) for row in trace.rows]
+    first, second = (max(least, *(len(r[i]) + 2 for r in rows)) for i, least in enumerate(_WIDTHS[:2]))
+    width = first + second + _WIDTHS[2]
+    lines = [f"{a:<{first}}{b:<{second}}{c}" for a, b, c in [head, *rows]]
+    return "\n".join(
+        [
+            f'{network.kind}: "{printable(network.name or "")}"',
+            "_" * width,
+            lines[0],
+            "=" * width,
+            *lines[1:],
+            "=" * width,
+            f"Total params: {total:,} ({_bytes(size)})",
+            f"Trainable params: {trained:,}",
+            f"Non-trainable params: {total - trained:,}",
+            "_" * width,
+        ]
+    )
 
 
-def _row(row: Row, counted: set[int]) -> str:
+def _row(row: Row, counted: set[int]) -> tuple[str, str, str]:
     """One layer; a layer that is called again shows no parameters the second time."""
-    params = ""
-    if row.layer is None:
-        params = "0"
-    elif id(row.layer) not in counted:
+    params = "0"
+    if row.layer is not None and id(row.layer) in counted:
+        params = "shared"
+    elif row.layer is not None:
         counted.add(id(row.layer))
         params = f"{sum(w.size for _, w in row.layer.named_weights()):,}"
-    else:
-        params = "shared"
     shapes = ", ".join(_shape(shape) for shape in row.shapes) or "-"
-    return _line(printable(f"{row.name} ({row.kind})"), shapes, params)
+    return printable(f"{row.name} ({row.kind})"), shapes, params
 
 
 def _shape(shape: tuple[Any, ...]) -> str:
@@ -48,19 +57,12 @@ def _shape(shape: tuple[Any, ...]) -> str:
     return f"({inner},)" if len(shape) == 1 else f"({inner})"
 
 
-def _line(*cells: str) -> str:
-    """Cells padded to their columns; one that is too long pushes the next ones."""
-    text = ""
-    for cell, end in zip(cells, (_WIDTHS[0], sum(_WIDTHS[:2]), sum(_WIDTHS)), strict=True):
-        text = f"{text}{cell}"
-        text += " " * max(end - len(text), 1 if end < sum(_WIDTHS) else 0)
-    return text.rstrip()
-
-
 def _bytes(size: int) -> str:
-    for unit in ("B", "KB", "MB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
-        size_next = size / 1024
-        size = size_next  # type: ignore[assignment]
-    return f"{size:.2f} GB"
+    if size < 1024:
+        return f"{size} B"
+    scaled = float(size)
+    for unit in ("KB", "MB", "GB"):  # noqa: B007
+        scaled /= 1024
+        if scaled < 1024:
+            break
+    return f"{scaled:.2f} {unit}"

@@ -58,6 +58,11 @@ def _numpy(name: str, args: Sequence[Any], options: dict[str, Any]) -> Any:
     return function(*args, **options)
 
 
+def _call(name: str, *args: Any) -> Tensor:
+    """The function of that name."""
+    return getattr(_f(), name)(*args)  # type: ignore[no-any-return]
+
+
 class Operators:
     """Python's operators and numpy's methods, each written as the function of that name.
 
@@ -74,115 +79,115 @@ class Operators:
         def shape(self) -> tuple[Any, ...]: ...
 
     def __add__(self, other: Any) -> Tensor:
-        return _f().add(self, other)
+        return _call("add", self, other)
 
     def __radd__(self, other: Any) -> Tensor:
-        return _f().add(other, self)
+        return _call("add", other, self)
 
     def __sub__(self, other: Any) -> Tensor:
-        return _f().subtract(self, other)
+        return _call("subtract", self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return _f().subtract(other, self)
+        return _call("subtract", other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return _f().multiply(self, other)
+        return _call("multiply", self, other)
 
     def __rmul__(self, other: Any) -> Tensor:
-        return _f().multiply(other, self)
+        return _call("multiply", other, self)
 
     def __truediv__(self, other: Any) -> Tensor:
-        return _f().divide(self, other)
+        return _call("divide", self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return _f().divide(other, self)
+        return _call("divide", other, self)
 
     def __floordiv__(self, other: Any) -> Tensor:
-        return _f().floor_divide(self, other)
+        return _call("floor_divide", self, other)
 
     def __rfloordiv__(self, other: Any) -> Tensor:
-        return _f().floor_divide(other, self)
+        return _call("floor_divide", other, self)
 
     def __mod__(self, other: Any) -> Tensor:
-        return _f().mod(self, other)
+        return _call("mod", self, other)
 
     def __rmod__(self, other: Any) -> Tensor:
-        return _f().mod(other, self)
+        return _call("mod", other, self)
 
     def __pow__(self, other: Any) -> Tensor:
-        return _f().power(self, other)
+        return _call("power", self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
-        return _f().power(other, self)
+        return _call("power", other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
-        return _f().matmul(self, other)
+        return _call("matmul", self, other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return _f().matmul(other, self)
+        return _call("matmul", other, self)
 
     def __and__(self, other: Any) -> Tensor:
-        return _f().bitwise_and(self, other)
+        return _call("bitwise_and", self, other)
 
     def __rand__(self, other: Any) -> Tensor:
-        return _f().bitwise_and(other, self)
+        return _call("bitwise_and", other, self)
 
     def __or__(self, other: Any) -> Tensor:
-        return _f().bitwise_or(self, other)
+        return _call("bitwise_or", self, other)
 
     def __ror__(self, other: Any) -> Tensor:
-        return _f().bitwise_or(other, self)
+        return _call("bitwise_or", other, self)
 
     def __xor__(self, other: Any) -> Tensor:
-        return _f().bitwise_xor(self, other)
+        return _call("bitwise_xor", self, other)
 
     def __rxor__(self, other: Any) -> Tensor:
-        return _f().bitwise_xor(other, self)
+        return _call("bitwise_xor", other, self)
 
     def __lshift__(self, other: Any) -> Tensor:
-        return _f().left_shift(self, other)
+        return _call("left_shift", self, other)
 
     def __rlshift__(self, other: Any) -> Tensor:
-        return _f().left_shift(other, self)
+        return _call("left_shift", other, self)
 
     def __rshift__(self, other: Any) -> Tensor:
-        return _f().right_shift(self, other)
+        return _call("right_shift", self, other)
 
     def __rrshift__(self, other: Any) -> Tensor:
-        return _f().right_shift(other, self)
+        return _call("right_shift", other, self)
 
     def __lt__(self, other: Any) -> Tensor:
-        return _f().less(self, other)
+        return _call("less", self, other)
 
     def __le__(self, other: Any) -> Tensor:
-        return _f().less_equal(self, other)
+        return _call("less_equal", self, other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return _f().greater(self, other)
+        return _call("greater", self, other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return _f().greater_equal(self, other)
+        return _call("greater_equal", self, other)
 
     def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
-        return _f().equal(self, other)
+        return _call("equal", self, other)
 
     def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
-        return _f().not_equal(self, other)
+        return _call("not_equal", self, other)
 
     def __neg__(self) -> Tensor:
-        return _f().negative(self)
+        return _call("negative", self)
 
     def __pos__(self) -> Tensor:
-        return _f().as_tensor(self)
+        return _call("as_tensor", self)
 
     def __abs__(self) -> Tensor:
-        return _f().abs(self)
+        return _call("abs", self)
 
     def __invert__(self) -> Tensor:
-        return _f().bitwise_not(self)
+        return _call("bitwise_not", self)
 
     def __getitem__(self, key: Any) -> Tensor:
-        return _f().getitem(self, key)
+        return _call("getitem", self, key)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -228,16 +233,16 @@ class Operators:
     @property
     def T(self) -> Tensor:
         """All axes in reverse order."""
-        return _f().transpose(self)
+        return _call("transpose", self)
 
     def reshape(self, *shape: Any) -> Tensor:
-        return _f().reshape(self, *shape)
+        return _call("reshape", self, *shape)
 
     def transpose(self, *axes: Any) -> Tensor:
-        return _f().transpose(self, *axes)
+        return _call("transpose", self, *axes)
 
     def astype(self, dtype: Any) -> Tensor:
-        return _f().cast(self, dtype)
+        return _call("cast", self, dtype)
 
     def __getattr__(self, name: str) -> Any:
         """numpy's other methods (``x.sum(axis=1)``, ``x.clip(0, 1)``): the function of that name with ``x`` first."""

@@ -32,7 +32,7 @@ _numbers = itertools.count(1)
 class Frame:
     """One call of a network or layer: the namespace in which the layers that it calls get their names."""
 
-    owner: Any  # Network or Layer: its ``children`` keep the names from trace to trace
+    owner: Any  # Network or Layer: its ``_children`` keep the names from trace to trace
     name: str
     kind: str
     is_network: bool = False
@@ -46,7 +46,7 @@ class Root:
     def __init__(self, name: str) -> None:
         self.name = name
         self.seed = 0
-        self.children: dict[str, Any] = {}
+        self._children: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

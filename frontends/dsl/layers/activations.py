@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any, ClassVar
 
 from .. import nn
@@ -106,7 +107,9 @@ def _plain(title: str, name: str) -> type[Layer]:
         return function(x)
 
     doc = function.__doc__ or ""
-    return type(Layer)(title, (Layer,), {"call": call, "__doc__": doc, "__module__": __name__})
+    made: type[Layer] = types.new_class(title, (Layer,), exec_body=lambda space: space.update(call=call, __doc__=doc))
+    made.__module__ = __name__
+    return made
 
 
 ReLU6 = _plain("ReLU6", "relu6")

@@ -59,7 +59,7 @@ class MultiHeadAttention(Layer):
         self.output = self._dense(self.output_shape or features)
 
     def _dense(self, units: int) -> Dense:
-        return Dense(units, use_bias=self.use_bias, kernel_initializer=self.kernel_initializer)  # type: ignore[no-any-return]
+        return Dense(units, use_bias=self.use_bias, kernel_initializer=self.kernel_initializer)
 
     def call(
         self,
@@ -73,15 +73,15 @@ class MultiHeadAttention(Layer):
         key = value if key is None else as_tensor(key)
         for tensor in (query, value, key):
             expect_rank(tensor, 3, "batch, time, features")
-        heads = [self._heads(p) for p in (self.query(query), self.key(key), self.value(value))]
+        q, k, v = (self._split(p) for p in (self.query(query), self.key(key), self.value(value)))
         mask = None if attention_mask is None else as_tensor(attention_mask)
         if mask is not None and mask.ndim == 3:
             mask = s.expand_dims(mask, 1)
-        y = emit("transpose", nn.attention(*heads, mask, causal=use_causal_mask), perm=(0, 2, 1, 3))
+        y = emit("transpose", nn.attention(q, k, v, mask, causal=use_causal_mask), perm=(0, 2, 1, 3))
         batch, steps, count, size = y.shape
         return self.output(emit("reshape", y, shape=s.sizes((batch, steps, count * size))))  # type: ignore[no-any-return]
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def _split(self, x: Tensor) -> Tensor:
         """[batch, time, heads * size] as [batch, heads, time, size]."""
         batch, steps, features = x.shape
         wide = emit("reshape", x, shape=s.sizes((batch, steps, self.num_heads, features // self.num_heads)))
@@ -151,7 +151,7 @@ class PositionalEncoding(Layer):
         rates = 10000.0 ** (-(np.arange(features) // 2 * 2) / features)
         angles = np.arange(steps)[:, None] * rates
         table = np.where(np.arange(features) % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
-        return as_float(x) + table
+        return as_float(x) + table  # type: ignore[no-any-return]
 
 
 class PositionEmbedding(Layer):

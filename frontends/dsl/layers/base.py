@@ -22,29 +22,46 @@ from ..trace import Frame, Row, Trace, current, eager, fail, leaves, rebuild, tr
 COMMON = ("name", "input_shape", "input_dim", "batch_input_shape", "weights", "seed", "trainable", "dtype")
 
 
+def _parameters(cls: type) -> tuple[list[inspect.Parameter], bool]:
+    """What a class's constructor takes, through ``**options`` into its bases; and whether that is all."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        given = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        for parameter in given:
+            found.setdefault(parameter.name, parameter)
+        if not any(p.kind is p.VAR_KEYWORD for p in given):
+            return [p for p in found.values() if p.kind is not p.VAR_KEYWORD], True
+        if base is Layer:
+            break
+    return [p for p in found.values() if p.kind is not p.VAR_KEYWORD], False
+
+
 class _LayerType(type):
     """Takes the common arguments and other frameworks' names of arguments before ``__init__`` sees the call."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-        layer = cls.__new__(cls)
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        takes, complete = _parameters(cls)
+        names = {p.name for p in takes}
         aliases: Mapping[str, str] = getattr(cls, "ALIASES", {})
         given: dict[str, Any] = {}
         for key, value in kwargs.items():
-            name = aliases.get(key, key) if key not in parameters else key
+            name = aliases.get(key, key) if key not in names else key
             if name in given:
                 raise NervureError(f"{cls.__name__}: {key} is given twice", where=user_place().full)
             given[name] = value
-        layer._setup({k: given.pop(k) for k in COMMON if k in given and k not in parameters})
+        layer: Any = cls.__new__(cls)  # type: ignore[call-overload]
+        layer._setup({k: given.pop(k) for k in COMMON if k in given and k not in names})
         try:
-            inspect.signature(cls.__init__).bind(layer, *args, **given)  # type: ignore[misc]
+            unknown = sorted(set(given) - names) if complete else []
+            if unknown:
+                raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
+            signature.bind(layer, *args, **given)
         except TypeError as error:
-            takes = list(parameters.values())[1:]
-            raise NervureError(
-                f"{cls.__name__}: {error}",
-                where=user_place().full,
-                hint=_usage(cls.__name__, takes),
-            ) from None
+            hint = _usage(cls.__name__, takes)
+            raise NervureError(f"{cls.__name__}: {error}", where=user_place().full, hint=hint) from None
         try:
             layer.__init__(*args, **given)
         except NervureError as error:
@@ -76,6 +93,13 @@ class Layer(Block, metaclass=_LayerType):
     ALIASES: ClassVar[Mapping[str, str]] = {}  # argument names of other frameworks
     input_dtype: ClassVar[str] = "float32"  # of the input of a Sequential that starts with this layer
 
+    seed: int | None = None
+    trainable: bool = True
+    dtype: str | None = None  # of the weights
+    input_spec: Any = None  # the nv.Input that a first layer asks for
+    built: bool = False
+    _chosen: Any = None  # the arrays of weights=
+
     def __init__(self, **common: Any) -> None:
         unknown = sorted(set(common) - set(COMMON))
         if unknown:
@@ -89,24 +113,16 @@ class Layer(Block, metaclass=_LayerType):
 
     def _setup(self, common: dict[str, Any]) -> None:
         """The state that every layer has before its ``__init__`` runs."""
-        values: dict[str, Any] = {
-            "children": {},
-            "own": {},
-            "inherited": {},
-            "built": False,
-            "place": user_place(),
-            "given": None,
-        }
-        values |= {"name": None, "seed": None, "trainable": True, "dtype": None, "input_spec": None}
         trace = tracing()
-        values["born"] = trace.number if trace is not None else 0
+        values: dict[str, Any] = {"_children": {}, "_own": {}, "_inherited": {}, "_place": user_place()}
+        values["_born"] = trace.number if trace is not None else 0
         self.__dict__.update(values)
         self._configure(common)
 
     def _configure(self, common: dict[str, Any]) -> None:
         values = dict(common)
         self.named = self.named or values.get("name") is not None
-        self.given = values.pop("weights", self.given)
+        self._chosen = values.pop("weights", self._chosen)
         self.input_spec = self._spec(values) or self.input_spec
         for key in ("name", "seed", "trainable", "dtype"):
             if values.get(key) is not None:
@@ -125,16 +141,16 @@ class Layer(Block, metaclass=_LayerType):
 
     def __setattr__(self, key: str, value: Any) -> None:
         object.__setattr__(self, key, value)
-        if key in ("children", "own", "inherited", "place"):
+        if key in ("_children", "_own", "_inherited", "_place"):
             return
         parts = {f"{key}.{i}": v for i, v in enumerate(value)} if isinstance(value, list | tuple) else {key: value}
         for name, part in parts.items():
             if isinstance(part, Block):
-                if name in self.inherited:
-                    part.adopt(self.inherited.pop(name), name)
-                self.children[name] = part
-                if isinstance(part, Layer) and isinstance(self.given, Mapping):
-                    part.given = {k[len(name) + 1 :]: v for k, v in self.given.items() if k.startswith(name + ".")}
+                if name in self._inherited:
+                    part.adopt(self._inherited.pop(name), name)
+                self._children[name] = part
+                if isinstance(part, Layer) and isinstance(self._chosen, Mapping):
+                    part._chosen = {k[len(name) + 1 :]: v for k, v in self._chosen.items() if k.startswith(name + ".")}
 
     # -- what a layer of one's own defines ----------------------------------------------------------------------------
 
@@ -162,18 +178,18 @@ class Layer(Block, metaclass=_LayerType):
         numbers depend on the seed and on the names of network, layers and weight alone.
         """
         if not isinstance(name, str):  # Keras 3 has the shape first
-            name, shape = f"weight_{len(self.own)}", name
+            name, shape = f"weight_{len(self._own)}", name
         extents = self._extents(name, shape)
-        held = self.own.get(name)
+        held = self._own.get(name)
         if held is None:
-            values = self._given(name)
+            values = self._chosen_values(name)
             if values is None:
                 values = initial(initializer, extents, self._generator(name))
             elif values.shape != extents:
                 raise fail(f"weights: {name!r}: expected shape {list(extents)}, got {list(values.shape)}")
             dtype = dtype or self.dtype or "float32"
             held = Weight(name, np.asarray(values).astype(dtype), trainable and self.trainable)
-            self.own[name] = held
+            self._own[name] = held
         elif held.shape != extents:
             raise fail(f"weight {name!r} has shape {list(held.shape)}, this input needs {list(extents)}")
         return held
@@ -184,27 +200,29 @@ class Layer(Block, metaclass=_LayerType):
                 raise fail(f"weight {name!r}: dimension {str(size)!r} has no number yet and cannot size a weight")
         return tuple(int(size) for size in shape)
 
-    def _given(self, name: str) -> np.ndarray | None:
+    def _chosen_values(self, name: str) -> np.ndarray | None:
         """The values of ``weights=``, if there are any for this one."""
-        if self.given is None:
+        if self._chosen is None:
             return None
-        if isinstance(self.given, Mapping):
-            return np.asarray(self.given[name]) if name in self.given else None
-        place = len(self.own)
-        if place >= len(self.given):
-            raise fail(f"weights: expected an array for {name!r} too, got {len(self.given)}")
-        return np.asarray(self.given[place])
+        if isinstance(self._chosen, Mapping):
+            return np.asarray(self._chosen[name]) if name in self._chosen else None
+        place = len(self._own)
+        if place >= len(self._chosen):
+            raise fail(f"weights: expected an array for {name!r} too, got {len(self._chosen)}")
+        return np.asarray(self._chosen[place])
 
-    def _check_given(self) -> None:
-        if isinstance(self.given, Mapping):
-            unknown = sorted(k for k in self.given if k not in self.own and k.split(".")[0] not in self._heads())
+    def _check_chosen(self) -> None:
+        if isinstance(self._chosen, Mapping):
+            unknown = sorted(
+                k for k in self._chosen if k not in self._own and k.split(".")[0] not in self._child_names()
+            )
             if unknown:
-                raise fail(f"weights: no weight is named {unknown[0]!r}", why=f"there are {', '.join(self.own)}")
-        elif self.given is not None and len(self.given) != len(self.own) and not self.children:
-            raise fail(f"weights: expected {len(self.own)} arrays, got {len(self.given)}")
+                raise fail(f"weights: no weight is named {unknown[0]!r}", why=f"there are {', '.join(self._own)}")
+        elif self._chosen is not None and len(self._chosen) != len(self._own) and not self._children:
+            raise fail(f"weights: expected {len(self._own)} arrays, got {len(self._chosen)}")
 
-    def _heads(self) -> set[str]:
-        return {name.split(".")[0] for name in self.children}
+    def _child_names(self) -> set[str]:
+        return {name.split(".")[0] for name in self._children}
 
     def _generator(self, name: str) -> np.random.Generator:
         frames = current().frames
@@ -253,7 +271,7 @@ class Layer(Block, metaclass=_LayerType):
                 object.__setattr__(self, "dtype", first.dtype)
             self.build(rebuild(args[0], lambda t: t.shape) if args else None)
             self.built = True
-            self._check_given()
+            self._check_chosen()
         try:
             inspect.signature(self.call).bind(*args, **options)
         except TypeError as error:

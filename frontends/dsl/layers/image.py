@@ -11,7 +11,7 @@ from ..trace import fail
 from .base import Layer, each, whole
 from .windows import check_format, enter, leave
 
-_MODES = {
+_MODES: dict[str, dict[str, Any]] = {
     "nearest": {"mode": "nearest", "coordinate": "asymmetric", "nearest": "floor"},
     "bilinear": {"mode": "linear", "coordinate": "half_pixel"},
     "linear": {"mode": "linear", "coordinate": "half_pixel"},
@@ -24,7 +24,7 @@ def resize(x: Tensor, extents: tuple[int, ...], mode: str, align_corners: bool) 
     """``x`` [batch, channels, spatial...] interpolated to other spatial extents, as PyTorch's ``interpolate``."""
     if mode not in _MODES:
         raise fail(f"mode: expected one of {', '.join(_MODES)}, got {mode!r}")
-    attrs: dict[str, Any] = dict(_MODES[mode])
+    attrs = dict(_MODES[mode])
     if align_corners and mode != "nearest":
         attrs["coordinate"] = "align_corners"
     return emit("resize", x, shape=sizes((*x.shape[:2], *extents)), **attrs)
@@ -84,7 +84,8 @@ class ZeroPad2d(Layer):
     def __init__(self, padding: Any = 1, data_format: str | None = None) -> None:
         if isinstance(padding, list | tuple) and len(padding) == 4:
             left, right, top, bottom = each(padding, 4, "padding", 0)
-            self.rows, self.columns = (top, bottom), (left, right)
+            self.rows: tuple[int, ...] = (top, bottom)
+            self.columns: tuple[int, ...] = (left, right)
         else:
             rows, columns = padding if isinstance(padding, list | tuple) and len(padding) == 2 else (padding, padding)
             self.rows, self.columns = each(rows, 2, "padding", 0), each(columns, 2, "padding", 0)

@@ -12,6 +12,11 @@ L = nv.layers
 HERE = "test_dsl_errors.py"
 
 
+class Layered(L.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+
+
 def line(function, marker):
     """The number of the line of ``function`` that holds the marker."""
     lines, start = inspect.getsourcelines(function)
@@ -88,6 +93,8 @@ def test_a_layer_inside_of_a_layer_has_its_whole_path():
         (lambda: L.Dense(784, 10), "Dense: activation 10 is unknown"),
         (lambda: L.Dense(4, activation="rely"), "Dense: activation 'rely' is unknown"),
         (lambda: L.Dense(4, units_=3), "Dense: got an unexpected keyword argument 'units_'"),
+        (lambda: L.LSTM(4, layers=2), "LSTM: got an unexpected keyword argument 'layers'"),
+        (lambda: Layered(wrong=2), "Layered has no argument wrong"),
         (lambda: L.Conv2d(4, (3, 3, 3)), r"Conv2d: kernel_size: expected one number or 2, got \(3, 3, 3\)"),
         (lambda: L.Conv2d(4, 3, padding="some"), 'padding: expected "valid", "same" or numbers'),
         (lambda: L.Conv2d(4, 3, stride=1, strides=2), "Conv2d: strides is given twice"),

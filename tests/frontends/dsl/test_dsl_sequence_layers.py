@@ -140,6 +140,17 @@ def test_multi_head_attention():
     close(self_attention(X, use_causal_mask=True), attention(w, X, X, 2, np.tri(5, dtype=bool)))
 
 
+def test_weights_of_parts_can_be_given_by_name():
+    weights = {"query.weight": np.eye(6), "output.bias": np.arange(6.0)}
+    layer = L.MultiHeadAttention(2, weights=weights)
+    layer(X)
+    state = layer.state_dict()
+    np.testing.assert_array_equal(state["query.weight"], np.eye(6))
+    np.testing.assert_array_equal(state["output.bias"], np.arange(6))
+    with pytest.raises(nv.NervureError, match=r"no weight is named 'querry\.weight'"):
+        L.MultiHeadAttention(2, weights={"querry.weight": np.eye(6)})(X)
+
+
 def norm(x, w, name):
     centred = x - x.mean(-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
