@@ -291,6 +291,9 @@ class Graph:
         return graph_text(self)
 
 
+_ORIGINS = 64  # places that a node remembers: without a bound, a chain of merges would keep the square of its length
+
+
 def join_origins(origins: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """The union of several origins in the order of their first appearance."""
-    return tuple(dict.fromkeys(o for origin in origins for o in origin))
+    """The union of several origins in the order of their first appearance, at most ``_ORIGINS`` of them."""
+    return tuple(dict.fromkeys(o for origin in origins for o in origin))[:_ORIGINS]

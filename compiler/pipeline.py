@@ -28,6 +28,8 @@ from .plan.entry import Pool, build_entry
 from .plan.select import Choices
 from .program import Program, Region
 
+_MOST_ELEMENTS = 2**31 - 2**16  # of one tensor: indices are 32 bits wide, and loops may step past the end
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -65,6 +67,7 @@ def plan_program(entries: Sequence[EntryGraph], machine: Machine, options: Optio
     built = []
     for item in entries:
         graph = canonicalize(item.graph, check=options.check)
+        _check_sizes(graph)
         fused = fuse(graph)
         if options.check:
             fused.check()
@@ -121,6 +124,19 @@ def _facts(entries: Sequence[EntryGraph], options: Options) -> dict[str, Any]:
         "optimize": options.optimize,
         "source_weight_bytes": sum(weights.values()),
     }
+
+
+def _check_sizes(graph: Graph) -> None:
+    for key in graph:
+        node = graph.node(key)
+        large = [t for t in node.types if t.size > _MOST_ELEMENTS]
+        if large:
+            raise NervureError(
+                f"a tensor of {large[0].size:.3g} elements",
+                where=node.origin,
+                why=f"{large[0]}; kernels count elements in 32 bits",
+                hint="check the shapes of the model's inputs",
+            )
 
 
 def _check_ram(program: Program, options: Options) -> None:

@@ -13,6 +13,7 @@ INTEGERS = frozenset(d for d in DTYPES if is_integer(d))
 NUMBERS = FLOATS | INTEGERS
 BOOLS = frozenset({"bool"})
 ANY = frozenset(DTYPES)
+WIDEST = 1 << 24  # elements that a window may span, and be padded and moved by: kernels have 32-bit indices
 _CLASSES = {FLOATS: "a float type", INTEGERS: "an integer type", NUMBERS: "a number type", BOOLS: "bool"}
 
 
@@ -110,8 +111,11 @@ def known(dim: Dim, name: str) -> int:
 
 
 def window_extent(kernel: int, dilation: int) -> int:
-    """How many elements a dilated window spans."""
-    return (kernel - 1) * dilation + 1
+    """How many elements a dilated window spans; ``OpError`` for more than 32-bit indices reach."""
+    extent = (kernel - 1) * dilation + 1
+    if extent > WIDEST:
+        raise OpError(f"a window of {kernel} elements, dilated by {dilation}, is wider than {WIDEST}")
+    return extent
 
 
 def pooled_extent(
@@ -143,3 +147,5 @@ def require_window(attrs: Sequence[tuple[str, Sequence[int], int]], minimum: int
         require_length(values, length, name)
         if any(v < minimum for v in values):
             raise OpError(f"{name}: expected values of at least {minimum}; got {tuple(values)}")
+        if any(v > WIDEST for v in values):
+            raise OpError(f"{name}: expected values of at most {WIDEST}; got {tuple(values)}")

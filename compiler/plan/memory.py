@@ -48,6 +48,8 @@ def place(spans: Sequence[Span], align: int = ALIGN) -> tuple[list[int], int]:
         offsets, top = _greedy(meets, sizes, order)
         if best is None or top < best[0]:
             best = (top, offsets)
+        if top == floor:
+            break
     assert best is not None
     random = np.random.default_rng(0)
     order = list(orders[0])

@@ -74,6 +74,7 @@ class Context:
         self.shared: set[Value] = set()  # constants that several nodes of the file use
         self.stored_as: dict[Value, str] = {}  # constants of a type that was widened -> ONNX's name of it
         self._scalars: dict[tuple[str, bytes], Value] = {}
+        self._tried: dict[str, int] = {}  # hint -> the last number that was tried behind it
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -126,11 +127,12 @@ class Context:
 
     def fresh(self, hint: str) -> str:
         """A tensor name that neither the file nor the graph has."""
-        i = 0
-        name = hint
+        i = self._tried.get(hint, 0)
+        name = f"{hint}.{i}" if i else hint
         while name in self.reserved or self.graph.unique(name) != name:
             i += 1
             name = f"{hint}.{i}"
+        self._tried[hint] = i
         return name
 
     def const(self, array: Any, dtype: str | None = None) -> Value:
