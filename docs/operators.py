@@ -22,8 +22,8 @@ operator's record is its exact meaning.
 ONNX = """\
 ## ONNX operators that are imported
 
-Every opset from 7 on. Of each operator all forms with fixed shapes are taken, unless its error says otherwise; operators
-that ONNX defines as functions of others come in through their definition.
+Every opset from 7 on. Of each operator all forms with fixed shapes are taken, unless its error says otherwise;
+operators that ONNX defines as functions of others come in through their definition.
 
 """
 
@@ -41,7 +41,7 @@ def _code(text: str) -> str:
 
 
 def _family(name: str, ops: Iterable[Op]) -> Iterator[str]:
-    yield f"## {name.capitalize()}\n\n| operator | inputs | attributes | computes | fuses |\n| --- | --- | --- | --- | --- |"
+    yield f"## {name.capitalize()}\n\n| operator | inputs | attributes | computes | fuses |\n{'| --- ' * 5}|"
     for op in ops:
         cells = (_code(op.name), _code(", ".join(op.inputs)), _code(_attributes(op)), op.doc, op.kind.value)
         yield f"| {' | '.join(map(_cell, cells))} |"

@@ -97,16 +97,18 @@ def follow(page: Path, root: Path) -> None:
 
 
 def apply(block: Block, root: Path) -> None:
-    """Edits a file as the comment above a block says: ``new file FILE``, ``FILE, before `LINE```, ``FILE, after
-    `LINE```. The block goes beside the first line that starts so."""
+    """Edits a file as the comment above a block says: ``new file FILE``, or FILE and ``before``, ``after`` or
+    ``instead of`` the first line that starts with a text."""
     if block.note.startswith("new file "):
         (root / block.note.removeprefix("new file ")).write_text(block.text)
         return
-    found = re.fullmatch(r"(?P<file>\S+), (?P<where>before|after) `(?P<line>.+)`", block.note)
+    found = re.fullmatch(r"(?P<file>\S+), (?P<where>before|after|instead of) `(?P<line>.+)`", block.note)
     assert found, f"line {block.line}: cannot read {block.note!r}"
     path = root / found["file"]
     lines = path.read_text().splitlines(keepends=True)
     at = next((i for i, line in enumerate(lines) if line.startswith(found["line"])), None)
     assert at is not None, f"{found['file']} has no line that starts with {found['line']!r}"
-    lines.insert(at + (found["where"] == "after"), block.text)
+    first, end = {"before": (at, at), "after": (at + 1, at + 1), "instead of": (at, at + 1)}[found["where"]]
+    gap = "\n\n" if block.kind == "python" and found["where"] == "before" else ""  # between functions
+    lines[first:end] = [block.text + gap]
     path.write_text("".join(lines))

@@ -1,4 +1,4 @@
-"""Every Python, console and C block of the README and of docs/ runs, in the order of the page, in a folder of its own."""
+"""Every Python, console and C block of the README and of docs/ runs, in the page's order, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def _snippets(page: Path) -> list[pages.Block]:
     return [b for b in pages.blocks(page) if b.kind in RUN and not b.note]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in pages.PAGES if _snippets(p)], ids=lambda p: p.name)
 def test_snippets(page: Path, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(pages.ROOT / "examples")
