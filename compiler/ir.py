@@ -68,12 +68,15 @@ class Graph:
     # -- reading -----------------------------------------------------------------------------------------------
 
     def node(self, at: int | Value) -> Node:
+        """The record of a node, or of the node that makes a tensor; ``KeyError`` where there is none."""
         return self.nx.nodes[at.node if isinstance(at, Value) else at]["node"]  # type: ignore[no-any-return]
 
     def type(self, value: Value) -> TensorType:
+        """Element type and shape of a tensor."""
         return self.node(value.node).types[value.index]
 
     def tensor_name(self, value: Value) -> str:
+        """The stable name of a tensor, which checkpoints, exports and reports go by."""
         return self.node(value.node).names[value.index]
 
     def args(self, node: int) -> list[Value | None]:
@@ -97,6 +100,7 @@ class Graph:
         return count + self.outputs.count(value) + list(self.bindings.values()).count(value)
 
     def values(self, node: int) -> list[Value]:
+        """All outputs of a node."""
         return [Value(node, i) for i in range(len(self.node(node).types))]
 
     def constant(self, value: Value | None) -> np.ndarray | None:
@@ -111,6 +115,7 @@ class Graph:
         return list(nx.lexicographical_topological_sort(self.nx))
 
     def find(self, op: str) -> list[int]:
+        """The nodes of an operator, in topological order."""
         return [n for n in self.order() if self.node(n).op == op]
 
     def __len__(self) -> int:
@@ -170,6 +175,7 @@ class Graph:
         return Value(self.insert(Node(op, filled, tuple(types), tuple(given), where), args))
 
     def input(self, name: str, type: TensorType, origin: Sequence[str] = ()) -> Value:
+        """Adds an argument of the graph, behind those that it has; its name is made unique."""
         key = self.insert(Node("input", {}, (type,), (self.unique(name),), tuple(origin) or (f"input {name}",)))
         self.inputs.append(key)
         return Value(key)
@@ -196,6 +202,7 @@ class Graph:
         return Value(self.insert(node))
 
     def output(self, value: Value, name: str | None = None) -> None:
+        """Adds a result of the graph, behind those that it has; without ``name`` it is called as the tensor is."""
         self.outputs.append(value)
         self.output_names.append(name or self.tensor_name(value))
 

@@ -28,10 +28,12 @@ DTYPES: dict[str, tuple[int, str, str]] = {
 
 
 def is_float(dtype: str) -> bool:
+    """Whether it is one of the four floating-point types."""
     return dtype in ("float16", "bfloat16", "float32", "float64")
 
 
 def is_integer(dtype: str) -> bool:
+    """Whether it is a signed or unsigned integer type; bool is none."""
     return dtype.startswith(("int", "uint"))
 
 
@@ -44,10 +46,12 @@ class TensorType:
 
     @property
     def rank(self) -> int:
+        """Number of axes."""
         return len(self.shape)
 
     @property
     def static(self) -> bool:
+        """Whether every dimension is a number."""
         return all(isinstance(d, int) for d in self.shape)
 
     @property
@@ -64,6 +68,7 @@ class TensorType:
 
     @property
     def itemsize(self) -> int:
+        """Bytes an element."""
         return DTYPES[self.dtype][0]
 
     @property

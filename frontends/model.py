@@ -36,6 +36,7 @@ class Report:
     layers: tuple[dict[str, Any], ...]
 
     def as_dict(self) -> dict[str, Any]:
+        """All fields by name, JSON-able."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
@@ -84,9 +85,11 @@ class Model:
         return self.session.run(names, inputs)
 
     def get_inputs(self) -> list[Port]:
+        """Inputs in order: ``name``, ``shape``, ``dtype`` (numpy's word), ``type`` (ONNX Runtime's word)."""
         return list(self.artifact.entries[0].inputs)
 
     def get_outputs(self) -> list[Port]:
+        """Outputs in order, as ``get_inputs``; ``count`` is the output that counts the valid rows of a bounded one."""
         return list(self.artifact.entries[0].outputs)
 
     def bind(self, *args: Any, **named: Any) -> Any:

@@ -92,6 +92,7 @@ class Check:
 
     @property
     def worst(self) -> float:
+        """The largest error of any output."""
         return max(self.errors.values(), default=0.0)
 
 

@@ -95,6 +95,7 @@ class Artifact:
 
     @property
     def name(self) -> str:
+        """What the model is called: its file's or network's name, or what the compile was told."""
         return str(self.block["name"])
 
     @property
@@ -225,6 +226,7 @@ def digest_of(data: bytes | mmap.mmap, at: int) -> bytes:
 
 
 def verify_digest(path: Path, data: bytes | mmap.mmap, note: tuple[int, int]) -> None:
+    """``NervureError`` where the digest at ``note`` (offset, size) is not that of all other bytes."""
     at = note[0]
     if digest_of(data, at) != data[at : at + DIGEST_BYTES]:
         raise NervureError(

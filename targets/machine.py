@@ -111,6 +111,7 @@ class Machine:
 
     @property
     def vector_bytes(self) -> int:
+        """Bytes of a vector register."""
         return self.lanes * 4
 
     @property
@@ -120,6 +121,7 @@ class Machine:
 
     @property
     def mcpu(self) -> str:
+        """LLVM's name of the CPU."""
         return str(self.llvm["mcpu"])
 
     def instruction(self, kind: str, *, signed: tuple[bool, bool] | None = None) -> Instruction | None:

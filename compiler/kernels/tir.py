@@ -123,6 +123,7 @@ class Builder:
         return buffer
 
     def register(self, dtype: str = "float32", lanes: int | None = None, name: str = "r") -> Register:
+        """A new register of ``lanes`` lanes (the machine's float32 lanes unless given); not initialised."""
         return Register(self, dtype, self.lanes if lanes is None else lanes, self._fresh(name))
 
     def load(self, buffer: Any, index: Expr, lanes: int = 1, stride: int = 1) -> Expr:
@@ -134,10 +135,12 @@ class Builder:
         return BufferLoad(buffer, [Ramp(index, stride, lanes)])
 
     def store(self, buffer: Any, index: Expr, value: Expr, stride: int = 1) -> None:
+        """Stores the lanes of ``value`` from element ``index`` on, ``stride`` apart."""
         lanes = lanes_of(value)
         self.emit(BufferStore(buffer, value, [index if lanes == 1 else Ramp(index, stride, lanes)]))
 
     def prefetch(self, buffer: Any, index: Expr, *, write: bool = False, locality: int = 3) -> None:
+        """Asks for the cache line of an element; ``locality`` 3 keeps it in all caches, 0 in none."""
         address = tirx.call_intrin("handle", "tirx.address_of", BufferLoad(buffer, [index]))
         args = [address, *(tirx.const(v, "int32") for v in (int(write), locality, 1))]
         self.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", *args)))
@@ -145,6 +148,7 @@ class Builder:
     # -- control -----------------------------------------------------------------------------------------------
 
     def emit(self, statement: Any) -> None:
+        """Appends a finished statement to the block that is open."""
         self._blocks[-1].append(statement)
 
     @contextmanager

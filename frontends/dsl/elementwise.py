@@ -21,6 +21,18 @@ def emit_all(op: str, *args: Tensor | None, **attrs: Any) -> tuple[Tensor, ...]:
     return current().emit(op, args, attrs)
 
 
+# What all of them have in common, so that each docstring can be one line of its own.
+_OF_TWO = """
+
+    ``a`` and ``b`` are tensors, weights, arrays or numbers of shapes that broadcast together (numpy's rules), cast to
+    their common element type; comparisons and logic give bools. ``NervureError`` names the line where they do not fit.
+    """
+_OF_ONE = """
+
+    ``x`` is a tensor, weight, array or number of any shape, {types}.
+    The result has its shape.
+    """
+
 # -- functions of two tensors ------------------------------------------------------------------------------------
 
 
@@ -29,7 +41,7 @@ def _binary(name: str, op: str, doc: str, on_bool: str | None = None) -> Callabl
         x, y = same_type(a, b)
         return emit(on_bool if on_bool and x.dtype == "bool" else op, x, y)
 
-    function.__name__, function.__doc__ = name, doc
+    function.__name__, function.__doc__ = name, doc + _OF_TWO
     return public(function)
 
 
@@ -54,13 +66,13 @@ greater_equal = _binary("greater_equal", "greater_equal", "a >= b, elementwise."
 
 @public
 def not_equal(a: Any, b: Any) -> Tensor:
-    """a != b, elementwise."""
+    """a != b, elementwise. ``a`` and ``b`` broadcast together; the result is bool."""
     return emit("logical_not", equal(a, b))
 
 
 @public
 def divide(a: Any, b: Any) -> Tensor:
-    """a / b; integers are divided as float32."""
+    """a / b; integers are divided as float32. ``a`` and ``b`` broadcast together."""
     dtype = result_dtype(a, b)
     dtype = dtype if is_float(dtype) else "float32"
     return emit("div", as_tensor(a, dtype), as_tensor(b, dtype))
@@ -68,7 +80,7 @@ def divide(a: Any, b: Any) -> Tensor:
 
 @public
 def floor_divide(a: Any, b: Any) -> Tensor:
-    """The next integer below a / b, as Python's //."""
+    """The next integer below a / b, as Python's //. ``a`` and ``b`` broadcast together; integers stay integers."""
     x, y = same_type(a, b)
     if is_float(x.dtype):
         return emit("floor", emit("div", x, y))
@@ -77,7 +89,7 @@ def floor_divide(a: Any, b: Any) -> Tensor:
 
 @public
 def power(a: Any, b: Any) -> Tensor:
-    """a to the power b."""
+    """a to the power b, elementwise. ``a`` and ``b`` broadcast together; a square is computed as a product."""
     if isinstance(b, int | float) and b == 2:
         return square(as_tensor(a, result_dtype(a, b)))
     return emit("pow", *same_type(a, b))
@@ -87,7 +99,7 @@ def _logical(name: str, doc: str) -> Callable[[Any, Any], Tensor]:
     def function(a: Any, b: Any) -> Tensor:
         return emit(name, truth(a), truth(b))
 
-    function.__name__, function.__doc__ = name, doc
+    function.__name__, function.__doc__ = name, doc + _OF_TWO
     return public(function)
 
 
@@ -104,13 +116,13 @@ logical_xor = _logical("logical_xor", "Either a or b.")
 
 @public
 def logical_not(x: Any) -> Tensor:
-    """Not x."""
+    """Whether x is 0 (of bools: not x). Any shape; the result is bool."""
     return emit("logical_not", truth(x))
 
 
 @public
 def bitwise_not(x: Any) -> Tensor:
-    """~x (of bools: not)."""
+    """~x: every bit of an integer turned over (of bools: not). Any shape."""
     tensor = as_tensor(x)
     return emit("logical_not" if tensor.dtype == "bool" else "bitwise_not", tensor)
 
@@ -122,7 +134,8 @@ def _unary(name: str, op: str, doc: str, numbers: bool = False) -> Callable[[Any
     def function(x: Any) -> Tensor:
         return emit(op, as_tensor(x) if numbers else as_float(x))
 
-    function.__name__, function.__doc__ = name, doc
+    types = "of any number type" if numbers else "of a float type; integers and bools become float32"
+    function.__name__, function.__doc__ = name, doc + _OF_ONE.format(types=types)
     return public(function)
 
 
@@ -158,7 +171,7 @@ isinf = _unary("isinf", "isinf", "Whether x is infinite.")
 
 @public
 def square(x: Any) -> Tensor:
-    """x * x."""
+    """x * x, of any shape and number type."""
     tensor = as_tensor(x)
     return emit("mul", tensor, tensor)
 

@@ -17,7 +17,7 @@ def _activation(name: str, doc: str) -> Callable[[Any], Tensor]:
     def function(x: Any) -> Tensor:
         return emit(name, as_float(x))
 
-    function.__name__, function.__doc__ = name, doc
+    function.__name__, function.__doc__ = name, f"{doc} Any shape; integers become float32."
     return public(function)
 
 
@@ -31,13 +31,13 @@ tanh = e.tanh
 
 @public
 def relu(x: Any) -> Tensor:
-    """max(x, 0)."""
+    """max(x, 0), of any shape and number type."""
     return emit("relu", as_tensor(x))
 
 
 @public
 def relu6(x: Any) -> Tensor:
-    """x bounded to [0, 6]."""
+    """x bounded to [0, 6] (Howard et al. 2017). Any shape; integers become float32."""
     return e.clip(as_float(x), 0.0, 6.0)
 
 
@@ -49,7 +49,7 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
 
 @public
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
-    """x above 0, alpha (exp(x) - 1) below."""
+    """x above 0, alpha (exp(x) - 1) below (Clevert et al. 2016). Any shape."""
     return emit("elu", as_float(x), alpha=float(alpha))
 
 
@@ -73,27 +73,27 @@ def hard_sigmoid(x: Any) -> Tensor:
 
 @public
 def hard_tanh(x: Any) -> Tensor:
-    """x bounded to [-1, 1]."""
+    """x bounded to [-1, 1]. Any shape; integers become float32."""
     return e.clip(as_float(x), -1.0, 1.0)
 
 
 @public
 def softsign(x: Any) -> Tensor:
-    """x / (1 + |x|)."""
+    """x / (1 + |x|). Any shape; integers become float32."""
     tensor = as_float(x)
     return tensor / (e.abs(tensor) + 1.0)
 
 
 @public
 def mish(x: Any) -> Tensor:
-    """x tanh(softplus(x))."""
+    """x tanh(softplus(x)) (Misra 2020). Any shape; integers become float32."""
     tensor = as_float(x)
     return tensor * e.tanh(softplus(tensor))
 
 
 @public
 def log_sigmoid(x: Any) -> Tensor:
-    """log(sigmoid(x))."""
+    """log(sigmoid(x)), without overflow. Any shape; integers become float32."""
     return -softplus(-as_float(x))
 
 

@@ -247,12 +247,12 @@ def full(shape: Any, value: Any, dtype: Any = "float32") -> Tensor:
 
 
 def zeros(shape: Any, dtype: Any = "float32") -> Tensor:
-    """A tensor of zeros."""
+    """A tensor of zeros; the shape may hold named dimensions."""
     return full(shape, 0, dtype)
 
 
 def ones(shape: Any, dtype: Any = "float32") -> Tensor:
-    """A tensor of ones."""
+    """A tensor of ones; the shape may hold named dimensions."""
     return full(shape, 1, dtype)
 
 

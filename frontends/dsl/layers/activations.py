@@ -61,7 +61,7 @@ class PReLU(Layer):
 
 
 class ELU(Layer):
-    """x above 0, alpha (exp(x) - 1) below."""
+    """x above 0, alpha (exp(x) - 1) below (Clevert et al. 2016). Any shape."""
 
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = float(alpha)

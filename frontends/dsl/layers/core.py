@@ -108,7 +108,7 @@ class GaussianNoise(Layer):
 
 
 class Identity(Layer):
-    """x itself."""
+    """x itself, of any shape: a name for a place in a network."""
 
     def call(self, x: Tensor) -> Tensor:
         return x
@@ -169,7 +169,7 @@ class Rescaling(Layer):
 
 
 class Cast(Layer):
-    """x in another element type."""
+    """x in another element type ``dtype``; floats are truncated to integers. Any shape."""
 
     def __init__(self, dtype: Any) -> None:
         self.to = dtype_name(dtype)
@@ -224,35 +224,35 @@ class Add(Merge):
 
 
 class Subtract(Merge):
-    """The first tensor less the second."""
+    """The first tensor less the second; the two broadcast together."""
 
     def join(self, a: Any, b: Any) -> Tensor:
         return subtract(a, b)
 
 
 class Multiply(Merge):
-    """The product of tensors, elementwise."""
+    """The product of tensors that broadcast together."""
 
     def join(self, a: Any, b: Any) -> Tensor:
         return multiply(a, b)
 
 
 class Maximum(Merge):
-    """The largest of tensors, elementwise."""
+    """The largest of tensors that broadcast together, elementwise."""
 
     def join(self, a: Any, b: Any) -> Tensor:
         return maximum(a, b)
 
 
 class Minimum(Merge):
-    """The smallest of tensors, elementwise."""
+    """The smallest of tensors that broadcast together, elementwise."""
 
     def join(self, a: Any, b: Any) -> Tensor:
         return minimum(a, b)
 
 
 class Average(Add):
-    """The mean of tensors, elementwise."""
+    """The mean of tensors that broadcast together, elementwise."""
 
     def finish(self, tensors: Sequence[Any]) -> Tensor:
         return super().finish(tensors) / len(tensors)

@@ -145,25 +145,25 @@ class GlobalMaxPool(GlobalAvgPool):
 
 
 class GlobalAvgPool1d(GlobalAvgPool):
-    """The mean over the length."""
+    """The mean over the length: [batch, channels, length] to [batch, channels]."""
 
     rank = 1
 
 
 class GlobalAvgPool2d(GlobalAvgPool):
-    """The mean over the image."""
+    """The mean over the image: [batch, channels, height, width] to [batch, channels]."""
 
     rank = 2
 
 
 class GlobalMaxPool1d(GlobalMaxPool):
-    """The largest over the length."""
+    """The largest over the length: [batch, channels, length] to [batch, channels]."""
 
     rank = 1
 
 
 class GlobalMaxPool2d(GlobalMaxPool):
-    """The largest over the image."""
+    """The largest over the image: [batch, channels, height, width] to [batch, channels]."""
 
     rank = 2
 
