@@ -33,6 +33,9 @@ def sources(program: Program, machine: Machine) -> dict[str, bytes]:
     return files | {f"{name}.bin": data for name, data in images(program).items()}
 
 
+MAX_TASKS = 1_000_000  # NERVURE_MAX_TASKS of the C runtime
+
+
 def check(program: Program) -> None:
     """``ValueError`` for a Program that cannot be rendered (a bug of the planner)."""
     shapes: dict[str, tuple[int, bool]] = {}
@@ -44,6 +47,8 @@ def check(program: Program) -> None:
             shape = (len(phase.args), phase.ranged)
             if shapes.setdefault(phase.kernel, shape) != shape:
                 raise ValueError(f"kernel {phase.kernel} is called with two signatures")
+            if phase.tasks > MAX_TASKS:
+                raise ValueError(f"kernel {phase.kernel} has {phase.tasks} tasks, more than {MAX_TASKS}")
             for ref in phase.args:
                 base_index(program, ref)
         for port in (*entry.inputs, *entry.outputs):
@@ -185,13 +190,10 @@ def _table(ctype: str, name: str, rows: Iterable[str]) -> str:
 def _entry_tables(program: Program, entry: Entry, number: int, thunks: _Thunks) -> str:
     rows: list[str] = []
     ends: list[str] = []
-    before = False
     for step in entry.steps:
         for phase in step.phases:
-            ranged = phase.ranged and phase.tasks > 1  # a single task is worker 0's: no barrier for it
-            sync = bool(rows) and (ranged or before)
-            rows.append(f"{{{thunks.name(phase)}, {phase.tasks}, {int(ranged)}, {int(sync)}}}")
-            before = ranged
+            ranged = phase.ranged and phase.tasks > 1  # a single task is the caller's: helpers need not look
+            rows.append(f"{{{thunks.name(phase)}, {phase.tasks}, {int(ranged)}}}")
         ends.append(str(len(rows)))
     return (
         _table("nervure_phase", f"phases_{number}", rows)

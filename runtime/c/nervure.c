@@ -137,6 +137,24 @@ static int bind(const nervure_context *c, const nervure_port *ports, int32_t cou
     return NERVURE_OK;
 }
 
+static void walk(nervure_context *c, const nervure_entry *entry, uint64_t *ticks) {
+    const nervure_phase *phase = entry->phases;
+    uint64_t before = ticks != NULL ? c->clock(c->clock_user) : 0;
+    for (int32_t step = 0; step < entry->steps; step++) {
+        for (const nervure_phase *end = entry->phases + entry->step_end[step]; phase < end; phase++) {
+            if (c->pool != NULL && phase->ranged && phase->tasks > 1)
+                nervure_pool_phase(c->pool, phase);
+            else
+                phase->run(c->base, c->scratch, 0, phase->tasks);
+        }
+        if (ticks != NULL) {
+            uint64_t now = c->clock(c->clock_user);
+            ticks[step] += now - before;
+            before = now;
+        }
+    }
+}
+
 static int run_entry(nervure_context *c, const nervure_entry *entry, const void *const *inputs, void *const *outputs,
                      uint64_t *ticks) {
     char **first_input = c->base + NERVURE_REGION + c->program->region_count;
@@ -145,8 +163,8 @@ static int run_entry(nervure_context *c, const nervure_entry *entry, const void 
     if (status == NERVURE_OK)
         status = bind(c, entry->outputs, entry->output_count, (const void *const *)outputs, first_output);
     if (status != NERVURE_OK) return status;
-    if (c->pool != NULL) return nervure_pool_run(c->pool, entry, ticks);
-    nervure_walk(c, entry, 0, ticks);
+    if (c->pool != NULL && !nervure_pool_alive(c->pool)) return NERVURE_FORKED;
+    walk(c, entry, ticks);
     return NERVURE_OK;
 }
 
@@ -167,37 +185,6 @@ int nervure_run(nervure_context *c, int index, const void *const *inputs, void *
     if (status == NERVURE_OK && index == p->refresh) c->stale = false;
     nervure_float_leave(environment);
     return release(c, status);
-}
-
-/* Workers meet before a phase that asks for it; while steps are timed they meet after every step too, so that a step's
- * time is that of its slowest worker. */
-void nervure_walk(nervure_context *c, const nervure_entry *entry, int worker, uint64_t *ticks) {
-    char *scratch = c->scratch + (size_t)worker * c->scratch_stride;
-    const nervure_phase *phase = entry->phases;
-    bool timer = ticks != NULL && worker == 0, met = true;
-    uint64_t before = timer ? c->clock(c->clock_user) : 0;
-    for (int32_t step = 0; step < entry->steps; step++) {
-        for (const nervure_phase *end = entry->phases + entry->step_end[step]; phase < end; phase++) {
-            if (c->pool != NULL && phase->sync && !met) nervure_pool_barrier(c->pool);
-            met = false;
-            if (phase->ranged) {
-                int32_t from = (int32_t)((int64_t)phase->tasks * worker / c->workers);
-                int32_t to = (int32_t)((int64_t)phase->tasks * (worker + 1) / c->workers);
-                if (from < to) phase->run(c->base, scratch, from, to);
-            } else if (worker == 0) {
-                phase->run(c->base, scratch, 0, phase->tasks);
-            }
-        }
-        if (ticks != NULL) {
-            if (c->pool != NULL) nervure_pool_barrier(c->pool);
-            met = true;
-        }
-        if (timer) {
-            uint64_t now = c->clock(c->clock_user);
-            ticks[step] += now - before;
-            before = now;
-        }
-    }
 }
 
 void *nervure_slot(const nervure_context *c, int index, int port, bool output) {

@@ -14,6 +14,7 @@
 #define NERVURE_HEADER_BYTES 1024 /* of a context: nervure_context and nervure_pool */
 #define NERVURE_WORKER_BYTES 64   /* of each worker, beside its scratch */
 #define NERVURE_MAX_THREADS 256
+#define NERVURE_MAX_TASKS 1000000 /* of a phase */
 
 enum {
     NERVURE_OK,
@@ -33,11 +34,11 @@ enum {
 /* Where a phase's arguments lie. Regions, inputs and outputs follow the fixed bases. */
 enum { NERVURE_CONST, NERVURE_PARAM, NERVURE_STATE, NERVURE_DERIVED, NERVURE_REGION };
 
-/* `sync`: wait for all workers before it. A phase that is not `ranged` is worker 0's alone. */
+/* A phase that is not `ranged` is the caller's alone. All of a phase is done before the next one starts. */
 typedef struct {
     void (*run)(char *const *base, char *scratch, int32_t begin, int32_t end);
     int32_t tasks;
-    uint8_t ranged, sync;
+    uint8_t ranged;
 } nervure_phase;
 
 /* An input or output: its slot in a region, its size and the alignment that the caller's buffer must have. */
@@ -117,11 +118,8 @@ const char *nervure_status_text(const nervure_program *program, int status);
 size_t nervure_pool_size(void);
 int nervure_pool_start(nervure_pool *pool, nervure_context *context, void *workers);
 void nervure_pool_stop(nervure_pool *pool);
-int nervure_pool_run(nervure_pool *pool, const nervure_entry *entry, uint64_t *ticks);
-void nervure_pool_barrier(nervure_pool *pool);
-
-/* nervure.c: one worker's walk through an entry's phases. */
-void nervure_walk(nervure_context *context, const nervure_entry *entry, int worker, uint64_t *ticks);
+bool nervure_pool_alive(const nervure_pool *pool);                             /* false after fork() */
+void nervure_pool_phase(nervure_pool *pool, const nervure_phase *phase); /* all its tasks, by all workers */
 
 /* cpu.c */
 int nervure_cpu_lacks(const nervure_feature *features, int count); /* index of the first missing one, or -1 */

@@ -1,6 +1,10 @@
-/* Worker threads. They are woken once a run, walk the same phases, and meet at barriers. A wait spins shortly, then
- * sleeps; where there are more workers than cores it sleeps at once, because a spinning worker would keep the one that
- * it waits for from running. */
+/* Worker threads that help the caller's thread through the phases of a run.
+ *
+ * The caller walks the phases; a helper takes tasks of the phase that is open. Tasks are claimed, not assigned: the
+ * caller from the front, helpers from the back, so that a helper that the system has put aside holds nobody up (on a
+ * quiet machine they meet in the middle, and a worker finds in its cache what it wrote before). A phase ends when all
+ * its tasks are done. A wait spins shortly; then a helper sleeps and the caller gives way. Where there are more workers
+ * than cores nobody spins. */
 #define _GNU_SOURCE
 #include "nervure.h"
 
@@ -9,17 +13,14 @@
 #include <signal.h>
 #include <unistd.h>
 
-/* Pauses, each some tens of nanoseconds: between runs a worker soon lets go of its core, within a run it stays. */
-enum { START_SPINS = 3000, MEET_SPINS = 20000 };
+/* Pauses, each some tens of nanoseconds. */
+enum { HELPER_SPINS = 6000, CALLER_SPINS = 2000 };
 
-/* A counter that threads wait on. `sleepers` lets `gate_open` skip the lock: both sides order their accesses
- * sequentially (Dekker), so a waiter either sees the new count or is seen by the opener. */
-typedef struct {
-    _Alignas(NERVURE_ALIGN) atomic_uint count;
-    atomic_uint sleepers;
-    pthread_mutex_t lock;
-    pthread_cond_t opened;
-} gate;
+/* What is left of the open phase, in one word, so that a claim can never meet another phase than the one it saw:
+ * a phase counter (24 bits), the first task (20) and the end of the tasks (20) that nobody has claimed. */
+enum { TASK_BITS = 20 };
+#define TASK_MASK ((UINT64_C(1) << TASK_BITS) - 1)
+_Static_assert(NERVURE_MAX_TASKS <= (1 << TASK_BITS) - 1, "a phase's tasks must fit their bits");
 
 typedef struct {
     nervure_pool *pool;
@@ -28,13 +29,18 @@ typedef struct {
 } worker;
 
 struct nervure_pool {
-    gate start, meet;
-    _Alignas(NERVURE_ALIGN) atomic_uint arrived;
+    _Alignas(NERVURE_ALIGN) _Atomic uint64_t open;
+    _Atomic(const nervure_phase *) phase;
+    _Alignas(NERVURE_ALIGN) atomic_int done;
+    /* `sleepers` lets the caller skip the lock: both sides order their accesses sequentially (Dekker), so a helper
+     * either sees the new phase or is seen by the caller. */
+    _Alignas(NERVURE_ALIGN) atomic_int sleepers;
+    atomic_bool stopping;
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
     nervure_context *context;
     worker *workers;
-    const nervure_entry *entry; /* NULL: leave */
-    uint64_t *ticks;
-    int32_t started, start_spins, meet_spins;
+    int32_t started, helper_spins, caller_spins;
     pid_t process; /* fork() leaves the threads behind */
 };
 
@@ -50,69 +56,71 @@ static inline void pause_core(void) {
 #endif
 }
 
-static void gate_init(gate *g) {
-    atomic_init(&g->count, 0);
-    atomic_init(&g->sleepers, 0);
-    pthread_mutex_init(&g->lock, NULL);
-    pthread_cond_init(&g->opened, NULL);
+/* Claims some tasks of the phase that `open` speaks of and runs them; false when there is none left. Claims get smaller
+ * towards the end, so that the workers finish together. */
+static bool take(nervure_pool *pool, int32_t index) {
+    uint64_t open = atomic_load_explicit(&pool->open, memory_order_acquire);
+    int32_t from = (int32_t)(open >> TASK_BITS & TASK_MASK), to = (int32_t)(open & TASK_MASK);
+    if (from >= to) return false;
+    const nervure_phase *phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
+    int32_t count = (to - from) / (2 * pool->context->workers);
+    if (count < 1) count = 1;
+    uint64_t rest = index == 0 ? open + ((uint64_t)count << TASK_BITS) : open - (uint64_t)count;
+    if (!atomic_compare_exchange_strong_explicit(&pool->open, &open, rest, memory_order_acquire, memory_order_relaxed))
+        return true;
+    if (index != 0) from = to - count;
+    char *scratch = pool->context->scratch + (size_t)index * pool->context->scratch_stride;
+    phase->run(pool->context->base, scratch, from, from + count);
+    atomic_fetch_add_explicit(&pool->done, count, memory_order_release);
+    return true;
 }
 
-static void gate_destroy(gate *g) {
-    pthread_cond_destroy(&g->opened);
-    pthread_mutex_destroy(&g->lock);
+static void open_phase(nervure_pool *pool, uint64_t tasks) {
+    uint64_t next = (atomic_load_explicit(&pool->open, memory_order_relaxed) >> 2 * TASK_BITS) + 1;
+    atomic_store(&pool->open, next << 2 * TASK_BITS | tasks);
+    if (atomic_load(&pool->sleepers) == 0) return;
+    pthread_mutex_lock(&pool->lock);
+    pthread_cond_broadcast(&pool->opened);
+    pthread_mutex_unlock(&pool->lock);
 }
 
-static void gate_open(gate *g) {
-    atomic_fetch_add(&g->count, 1);
-    if (atomic_load(&g->sleepers) == 0) return;
-    pthread_mutex_lock(&g->lock);
-    pthread_cond_broadcast(&g->opened);
-    pthread_mutex_unlock(&g->lock);
-}
-
-static void gate_wait(gate *g, unsigned seen, int spins) {
-    for (int i = 0; i < spins; i++) {
-        if (atomic_load_explicit(&g->count, memory_order_acquire) != seen) return;
-        pause_core();
-    }
-    pthread_mutex_lock(&g->lock);
-    atomic_fetch_add(&g->sleepers, 1);
-    while (atomic_load(&g->count) == seen) pthread_cond_wait(&g->opened, &g->lock);
-    atomic_fetch_sub(&g->sleepers, 1);
-    pthread_mutex_unlock(&g->lock);
-}
-
-void nervure_pool_barrier(nervure_pool *pool) {
-    unsigned seen = atomic_load_explicit(&pool->meet.count, memory_order_relaxed);
-    unsigned all = (unsigned)pool->context->workers;
-    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) + 1 == all) {
-        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-        gate_open(&pool->meet);
-    } else {
-        gate_wait(&pool->meet, seen, pool->meet_spins);
+void nervure_pool_phase(nervure_pool *pool, const nervure_phase *phase) {
+    atomic_store_explicit(&pool->phase, phase, memory_order_relaxed);
+    atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
+    open_phase(pool, (uint64_t)phase->tasks);
+    while (take(pool, 0)) continue;
+    for (int32_t spins = 0; atomic_load_explicit(&pool->done, memory_order_acquire) < phase->tasks; spins++) {
+        if (spins < pool->caller_spins)
+            pause_core();
+        else
+            sched_yield();
     }
 }
 
-static void *work(void *argument) {
+static void *help(void *argument) {
     worker *self = argument;
     nervure_pool *pool = self->pool;
     nervure_float_enter();
-    for (unsigned run = 0;; run++) {
-        gate_wait(&pool->start, run, pool->start_spins);
-        if (pool->entry == NULL) return NULL;
-        nervure_walk(pool->context, pool->entry, self->index, pool->ticks);
-        nervure_pool_barrier(pool);
+    for (;;) {
+        uint64_t seen = atomic_load_explicit(&pool->open, memory_order_acquire);
+        if (atomic_load_explicit(&pool->stopping, memory_order_acquire)) return NULL;
+        if (take(pool, self->index)) continue;
+        int32_t spins = 0;
+        while (spins < pool->helper_spins && atomic_load_explicit(&pool->open, memory_order_relaxed) == seen) {
+            pause_core();
+            spins++;
+        }
+        if (spins < pool->helper_spins) continue;
+        pthread_mutex_lock(&pool->lock);
+        atomic_fetch_add(&pool->sleepers, 1);
+        while (atomic_load(&pool->open) == seen) pthread_cond_wait(&pool->opened, &pool->lock);
+        atomic_fetch_sub(&pool->sleepers, 1);
+        pthread_mutex_unlock(&pool->lock);
     }
 }
 
-int nervure_pool_run(nervure_pool *pool, const nervure_entry *entry, uint64_t *ticks) {
-    if (pool->process != getpid()) return NERVURE_FORKED;
-    pool->entry = entry;
-    pool->ticks = ticks;
-    gate_open(&pool->start);
-    nervure_walk(pool->context, entry, 0, ticks);
-    nervure_pool_barrier(pool);
-    return NERVURE_OK;
+bool nervure_pool_alive(const nervure_pool *pool) {
+    return pool->process == getpid();
 }
 
 static int core_count(void) {
@@ -125,15 +133,19 @@ size_t nervure_pool_size(void) {
 }
 
 int nervure_pool_start(nervure_pool *pool, nervure_context *context, void *workers) {
-    gate_init(&pool->start);
-    gate_init(&pool->meet);
-    atomic_init(&pool->arrived, 0);
+    atomic_init(&pool->open, 0);
+    atomic_init(&pool->phase, NULL);
+    atomic_init(&pool->done, 0);
+    atomic_init(&pool->sleepers, 0);
+    atomic_init(&pool->stopping, false);
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->opened, NULL);
     pool->context = context;
     pool->workers = workers;
     pool->process = getpid();
     bool cores_for_all = context->workers <= core_count();
-    pool->start_spins = cores_for_all ? START_SPINS : 0;
-    pool->meet_spins = cores_for_all ? MEET_SPINS : 0;
+    pool->helper_spins = cores_for_all ? HELPER_SPINS : 0;
+    pool->caller_spins = cores_for_all ? CALLER_SPINS : 0;
     sigset_t all, before; /* signals are for the caller's own threads */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -142,7 +154,7 @@ int nervure_pool_start(nervure_pool *pool, nervure_context *context, void *worke
         worker *w = &pool->workers[i - 1];
         w->pool = pool;
         w->index = i;
-        failed = pthread_create(&w->thread, NULL, work, w);
+        failed = pthread_create(&w->thread, NULL, help, w);
         if (!failed) pool->started++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -152,11 +164,11 @@ int nervure_pool_start(nervure_pool *pool, nervure_context *context, void *worke
 }
 
 void nervure_pool_stop(nervure_pool *pool) {
-    if (pool->process != getpid()) return;
-    pool->entry = NULL;
-    gate_open(&pool->start);
+    if (!nervure_pool_alive(pool)) return;
+    atomic_store(&pool->stopping, true);
+    open_phase(pool, 0);
     for (int32_t i = 0; i < pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
     pool->started = 0;
-    gate_destroy(&pool->start);
-    gate_destroy(&pool->meet);
+    pthread_cond_destroy(&pool->opened);
+    pthread_mutex_destroy(&pool->lock);
 }
