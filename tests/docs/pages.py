@@ -53,9 +53,12 @@ def environment(package: Path | None = None) -> dict[str, str]:
 def run(block: Block, folder: Path, env: dict[str, str]) -> None:
     """Runs a block in ``folder``; ``AssertionError`` with what it printed when it fails.
 
-    Python blocks are scripts; of console blocks the lines after ``$`` are run; C blocks are only written down, for a
-    later console block to compile.
+    Python and shell blocks are scripts; of console blocks the lines after ``$`` are run; C blocks are only written
+    down, for a later block to compile.
     """
+    if block.kind == "sh":
+        _call(["bash", "-euc", block.text], folder, env, f"the block at line {block.line}")
+        return
     if block.kind == "console":
         for line in block.text.splitlines():
             if line.startswith("$ "):
