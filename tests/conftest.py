@@ -5,4 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+
+class Checkout:
+    """The root of the checkout is the package ``nervure``, but pytest would import it by its folder's name."""
+
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == HERE.parent else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Checkout())
