@@ -105,9 +105,9 @@ def _sizes(program: Program) -> str:
     alone, _ = render.context_bytes(program, regions=False)
     regions = zip(distinct(r.name for r in program.regions), program.regions, strict=True)
     lines = [
-        f"#define @@_CONTEXT_BYTES(threads) ({_size(base)} + ((threads) < 1 ? 1u : (threads) + 0u) * {_size(worker)})",
+        f"#define @@_CONTEXT_BYTES(threads) ({_size(base)} + ((threads) < 2 ? 0u : (threads) - 1u) * {_size(worker)})",
         f"#define @@_CONTEXT_BYTES_WITHOUT_REGIONS(threads) "
-        f"({_size(alone)} + ((threads) < 1 ? 1u : (threads) + 0u) * {_size(worker)})",
+        f"({_size(alone)} + ((threads) < 2 ? 0u : (threads) - 1u) * {_size(worker)})",
         f"#define @@_REGIONS {len(program.regions)}",
         *(f"#define @@_REGION_{n.upper()}_BYTES {_size(r.nbytes)}" for n, r in regions),
     ]

@@ -25,7 +25,8 @@ class Ref:
     Bases: ``const`` (read-only block), ``param``, ``state`` (blocks of the context), ``derived`` (block of the context
     that ``refresh`` writes), ``input`` and ``output`` (of the entry; ``index`` says which; the caller's buffer, or its
     slot in the arena if the caller gave none), ``region`` (``index`` into ``Program.regions``; 0 is the arena),
-    ``worker`` (this worker's own scratch). A caller's buffer is aligned to its elements only, all else to ``ALIGN``.
+    ``worker`` (this worker's own scratch: for
+    the calling thread at ``Phase.scratch``). A caller's buffer is aligned to its elements only, all else to ``ALIGN``.
     """
 
     base: str
@@ -42,6 +43,7 @@ class Phase:
     args: tuple[Ref, ...]
     tasks: int = 1
     ranged: bool = False
+    scratch: Ref = Ref("region")  # where ``worker`` lies for the calling thread; each further thread has its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Entry:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     steps: tuple[Step, ...]
-    worker_bytes: int = 0  # scratch of each worker
+    worker_bytes: int = 0  # scratch of each thread beside the calling one
     bindings: dict[str, int] = field(default_factory=dict)
     region_bytes: tuple[int, ...] = ()  # what this entry needs of each region
     lower_bound: int = 0  # largest live set in logical bytes, inputs and outputs included
@@ -148,4 +150,4 @@ class Program:
     def arena_bytes(self, entry: Entry, threads: int = 1) -> int:
         """Everything a run of ``entry`` needs with that many workers: all regions (input and output slots lie in them)
         and the workers' scratch."""
-        return sum(entry.region_bytes) + threads * entry.worker_bytes
+        return sum(entry.region_bytes) + max(threads - 1, 0) * entry.worker_bytes

@@ -51,6 +51,8 @@ def check(program: Program) -> None:
                 raise ValueError(f"kernel {phase.kernel} has {phase.tasks} tasks, more than {MAX_TASKS}")
             for ref in phase.args:
                 base_index(program, ref)
+            if phase.scratch.base != "region":
+                raise ValueError(f"the caller's scratch of {phase.kernel} lies in no region")
         for port in (*entry.inputs, *entry.outputs):
             if port.slot.base != "region" or port.slot.index >= regions or port.slot.offset % ALIGN:
                 raise ValueError(f"port {port.name!r} of {entry.name} has no aligned slot in a region")
@@ -113,7 +115,7 @@ def worker_bytes(program: Program) -> int:
 
 
 def context_bytes(program: Program, *, regions: bool = True) -> tuple[int, int]:
-    """Bytes of a context without workers, and for each worker; as ``nervure_context_bytes`` has it."""
+    """Bytes of a context of one thread, and for each further one; as ``nervure_context_bytes`` has it."""
     inputs, outputs = most_ports(program)
     size = HEADER_BYTES + round_up(8 * (REGION_BASE + len(program.regions) + inputs + outputs))
     size += round_up(block_bytes(program.params)) + round_up(block_bytes(program.states))
@@ -193,7 +195,8 @@ def _entry_tables(program: Program, entry: Entry, number: int, thunks: _Thunks) 
     for step in entry.steps:
         for phase in step.phases:
             ranged = phase.ranged and phase.tasks > 1  # a single task is the caller's: helpers need not look
-            rows.append(f"{{{thunks.name(phase)}, {phase.tasks}, {int(ranged)}}}")
+            own = f"{phase.scratch.index}, {phase.scratch.offset}"
+            rows.append(f"{{{thunks.name(phase)}, {phase.tasks}, {int(ranged)}, {own}}}")
         ends.append(str(len(rows)))
     return (
         _table("nervure_phase", f"phases_{number}", rows)

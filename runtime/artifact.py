@@ -56,7 +56,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry point. ``arena_bytes`` are its regions, ``worker_bytes`` come on top for each thread."""
+    """An entry point. ``arena_bytes`` are its regions, ``worker_bytes`` come on top for each thread beside the first."""
 
     name: str
     function: str
@@ -70,7 +70,7 @@ class Entry:
 
     def arena_bytes(self, threads: int = 1) -> int:
         """Everything that a run needs beside weights and states: regions and the scratch of the workers."""
-        return sum(self.region_bytes) + max(threads, 1) * self.worker_bytes
+        return sum(self.region_bytes) + max(threads - 1, 0) * self.worker_bytes
 
 
 @dataclass(frozen=True)

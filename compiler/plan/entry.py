@@ -211,7 +211,7 @@ class _Planner:
     ) -> None:
         self.layout, self.graph, self.tasks, self.pool = layout, layout.graph, tasks, pool
         self.merged, self.fast = merged, fast
-        self.worker_bytes = max((_aligned(t.job.plan.worker_bytes) for t in tasks), default=0)
+        self.worker_bytes = max((_aligned(t.job.plan.worker_bytes) for t in tasks if _shared_out(t)), default=0)
         self._lifetimes()
 
     def _home(self, buffer: int) -> int:
@@ -236,8 +236,8 @@ class _Planner:
         self.homes = sorted(life)
         spans = [Span(self.layout.buffers[b].nbytes, life[b][0], life[b][1]) for b in self.homes]
         self.lower_bound = lower_bound(spans)
-        self.scratch = [t for t, task in enumerate(self.tasks) if task.job.plan.shared_bytes]
-        spans += [Span(self.tasks[t].job.plan.shared_bytes, t, t) for t in self.scratch]
+        self.scratch = [t for t, task in enumerate(self.tasks) if _scratch(task)]
+        spans += [Span(_scratch(self.tasks[t]), t, t) for t in self.scratch]
         placed, self.region_bytes = self._addresses(spans)
         self.addresses = dict(zip(self.homes, placed, strict=False))
         self.scratch_at = dict(zip(self.scratch, placed[len(self.homes) :], strict=True))
@@ -268,7 +268,7 @@ class _Planner:
     def _heat(self, index: int) -> float:
         """How many bytes the steps move to and from a buffer."""
         if index >= len(self.homes):
-            return 2.0 * self.tasks[self.scratch[index - len(self.homes)]].job.plan.shared_bytes
+            return 2.0 * _scratch(self.tasks[self.scratch[index - len(self.homes)]])
         home = self.homes[index]
         touches = sum(self._home(p.buffer) == home for t in self.tasks for p in (*t.inputs, *t.outputs))
         return float(touches * self.layout.buffers[home].nbytes)
@@ -307,11 +307,13 @@ class _Planner:
                 return Ref("region", offset + arg.offset, region)
             return Ref("worker", arg.offset)
 
+        region, offset = self.scratch_at.get(t, (0, 0))
+        own = Ref("region", offset + _aligned(plan.shared_bytes), region)
         phases = []
         for draft in plan.phases:
             self.pool.drafts[draft.spec.name] = draft
             args = tuple(resolve(a) for a in draft.args)
-            phases.append(Phase(draft.spec.name, args, draft.tasks or 1, draft.tasks is not None))
+            phases.append(Phase(draft.spec.name, args, draft.tasks or 1, draft.tasks is not None, own))
         body = job.region.body
         moved = sum(o.type.nbytes for o in (*job.region.inputs, *job.region.outputs) if o.const is None)
         return Step(
@@ -356,6 +358,18 @@ class _Planner:
                 region, offset = self.addresses[b]
                 return Ref("region", offset, region)
         return Ref("region", 0, 0)  # an input that nothing reads
+
+
+def _scratch(task: _Task) -> int:
+    """What the step needs beside its operands while one thread runs it: the calling thread's own scratch is planned
+    like everything else."""
+    plan = task.job.plan
+    return _aligned(plan.shared_bytes) + plan.worker_bytes if plan.worker_bytes else plan.shared_bytes
+
+
+def _shared_out(task: _Task) -> bool:
+    """Whether more than one thread may work on the step."""
+    return any((draft.tasks or 1) > 1 for draft in task.job.plan.phases)
 
 
 def _aligned(nbytes: int) -> int:

@@ -15,12 +15,12 @@ static size_t base_count(const nervure_program *p) {
 }
 
 size_t nervure_context_bytes(const nervure_program *p, int threads, bool own_regions) {
-    size_t n = (size_t)worker_count(threads);
+    size_t helpers = (size_t)worker_count(threads) - 1;
     /* 8 bytes a base, whatever a pointer takes: model.h states the same sizes for every machine */
     size_t bytes = NERVURE_HEADER_BYTES + round_up(8 * base_count(p));
     bytes += round_up(p->params.bytes) + round_up(p->states.bytes) + round_up(p->derived_bytes);
     for (int32_t i = 0; own_regions && i < p->region_count; i++) bytes += round_up(p->region_bytes[i]);
-    return bytes + n * (NERVURE_WORKER_BYTES + round_up(p->worker_bytes));
+    return bytes + helpers * (NERVURE_WORKER_BYTES + round_up(p->worker_bytes));
 }
 
 static void load_image(char *to, const nervure_block *block) {
@@ -85,7 +85,7 @@ int nervure_create(const nervure_program *p, void *memory, size_t bytes, void *c
         size_t pool_at = round_up(sizeof *c);
         if (pool_at + nervure_pool_size() > NERVURE_HEADER_BYTES) return NERVURE_MEMORY;
         c->pool = (void *)((char *)memory + pool_at);
-        char *workers = c->scratch + (size_t)c->workers * c->scratch_stride;
+        char *workers = c->scratch + (size_t)(c->workers - 1) * c->scratch_stride;
         status = nervure_pool_start(c->pool, c, workers);
         if (status != NERVURE_OK) return status;
     }
@@ -137,6 +137,10 @@ static int bind(const nervure_context *c, const nervure_port *ports, int32_t cou
     return NERVURE_OK;
 }
 
+char *nervure_own_scratch(const nervure_context *c, const nervure_phase *phase) {
+    return c->base[NERVURE_REGION + phase->region] + phase->scratch;
+}
+
 static void walk(nervure_context *c, const nervure_entry *entry, uint64_t *ticks) {
     const nervure_phase *phase = entry->phases;
     uint64_t before = ticks != NULL ? c->clock(c->clock_user) : 0;
@@ -145,7 +149,7 @@ static void walk(nervure_context *c, const nervure_entry *entry, uint64_t *ticks
             if (c->pool != NULL && phase->ranged && phase->tasks > 1)
                 nervure_pool_phase(c->pool, phase);
             else
-                phase->run(c->base, c->scratch, 0, phase->tasks);
+                phase->run(c->base, nervure_own_scratch(c, phase), 0, phase->tasks);
         }
         if (ticks != NULL) {
             uint64_t now = c->clock(c->clock_user);

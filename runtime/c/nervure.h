@@ -12,7 +12,7 @@
 
 #define NERVURE_ALIGN 64
 #define NERVURE_HEADER_BYTES 1024 /* of a context: nervure_context and nervure_pool */
-#define NERVURE_WORKER_BYTES 64   /* of each worker, beside its scratch */
+#define NERVURE_WORKER_BYTES 64   /* of each helper, beside its scratch */
 #define NERVURE_MAX_THREADS 256
 #define NERVURE_MAX_TASKS 1000000 /* of a phase */
 
@@ -38,7 +38,8 @@ enum { NERVURE_CONST, NERVURE_PARAM, NERVURE_STATE, NERVURE_DERIVED, NERVURE_REG
 typedef struct {
     void (*run)(char *const *base, char *scratch, int32_t begin, int32_t end);
     int32_t tasks;
-    uint8_t ranged;
+    uint16_t ranged, region; /* the caller's own scratch lies in a region; helpers have theirs behind the regions */
+    size_t scratch;
 } nervure_phase;
 
 /* An input or output: its slot in a region, its size and the alignment that the caller's buffer must have. */
@@ -77,7 +78,7 @@ typedef struct {
     const size_t *region_bytes;
     const size_t *param_offsets, *state_offsets;
     const nervure_feature *features;
-    size_t worker_bytes; /* scratch of each worker, for the entry that needs most */
+    size_t worker_bytes; /* scratch of each helper, for the entry that needs most */
     int32_t entry_count, region_count, param_count, state_count, feature_count;
     int32_t most_inputs, most_outputs; /* of any entry */
     int32_t refresh;                   /* entry that rebuilds derived copies, or -1 */
@@ -113,6 +114,8 @@ void *nervure_state(const nervure_context *context, int index);
 int nervure_params_changed(nervure_context *context);
 int nervure_profile(nervure_context *context, nervure_clock clock, void *user, uint64_t *ticks);
 const char *nervure_status_text(const nervure_program *program, int status);
+
+char *nervure_own_scratch(const nervure_context *context, const nervure_phase *phase);
 
 /* pool.c: threads. The pool lies in the context's memory. */
 size_t nervure_pool_size(void);

@@ -69,8 +69,9 @@ static bool take(nervure_pool *pool, int32_t index) {
     if (!atomic_compare_exchange_strong_explicit(&pool->open, &open, rest, memory_order_acquire, memory_order_relaxed))
         return true;
     if (index != 0) from = to - count;
-    char *scratch = pool->context->scratch + (size_t)index * pool->context->scratch_stride;
-    phase->run(pool->context->base, scratch, from, from + count);
+    nervure_context *c = pool->context;
+    char *scratch = index == 0 ? nervure_own_scratch(c, phase) : c->scratch + (size_t)(index - 1) * c->scratch_stride;
+    phase->run(c->base, scratch, from, from + count);
     atomic_fetch_add_explicit(&pool->done, count, memory_order_release);
     return true;
 }

@@ -21,14 +21,18 @@ def port(name: str, dtype: str, shape: tuple[int, ...], offset: int, region: int
     return Port(name, TensorType(dtype, shape), Ref("region", offset, region), **more)
 
 
-def step(kernel: str, *args: Ref, tasks: int = 1, ranged: bool = False) -> Step:
-    return Step(kernel, kernel, (Phase(kernel, args, tasks, ranged),), origin=(f"line of {kernel}",))
+START = Ref("region")
+
+
+def step(kernel: str, *args: Ref, tasks: int = 1, ranged: bool = False, scratch: Ref = START) -> Step:
+    return Step(kernel, kernel, (Phase(kernel, args, tasks, ranged, scratch),), origin=(f"line of {kernel}",))
 
 
 def batch_entry(batch: int) -> Entry:
     """y = sum of 0.1 * x * w over each group of 64: ranged phases, scratch of the workers, a phase of one worker."""
     rows, size = 4 * batch, 256 * batch
     product, sums = Ref("region", size), Ref("region", 2 * size)
+    own = Ref("region", 3 * size + 64)
     groups = tuple(Phase("total4", (Ref("region", 2 * size + 16 * i), Ref("output", 4 * i))) for i in range(batch))
     return Entry(
         "infer",
@@ -36,12 +40,12 @@ def batch_entry(batch: int) -> Entry:
         (port("y", "float32", (batch,), 3 * size),),
         (
             step("multiply", INPUT, CONST, product, tasks=rows, ranged=True),
-            step("row_sums", product, sums, Ref("worker"), tasks=rows, ranged=True),
+            step("row_sums", product, sums, Ref("worker"), tasks=rows, ranged=True, scratch=own),
             Step("y", "sum", groups),
         ),
         worker_bytes=64,
         bindings={"batch": batch},
-        region_bytes=(3 * size + 64,),
+        region_bytes=(3 * size + 128,),
         lower_bound=2 * size,
     )
 
@@ -49,7 +53,7 @@ def batch_entry(batch: int) -> Entry:
 def batches() -> Program:
     """Two batch sizes over the same constants."""
     entries = tuple(map(batch_entry, (1, 8)))
-    return Program("batches", entries, const=WEIGHTS.tobytes(), regions=(Region("arena", 3 * 2048 + 64),))
+    return Program("batches", entries, const=WEIGHTS.tobytes(), regions=(Region("arena", 3 * 2048 + 128),))
 
 
 def trainable() -> Program:
@@ -94,14 +98,22 @@ def two_regions() -> Program:
         (port("y", "float32", (1,), 256),),
         (
             step("multiply", INPUT, CONST, fast, tasks=4, ranged=True),
-            step("row_sums", fast, Ref("region", 320, 1), Ref("worker"), tasks=4, ranged=True),
+            step(
+                "row_sums",
+                fast,
+                Ref("region", 320, 1),
+                Ref("worker"),
+                tasks=4,
+                ranged=True,
+                scratch=Ref("region", 384, 1),
+            ),
             step("total4", Ref("region", 320, 1), OUTPUT),
         ),
         worker_bytes=64,
-        region_bytes=(320, 384),
+        region_bytes=(320, 448),
     )
     return Program(
-        "two regions", (entry,), const=WEIGHTS.tobytes(), regions=(Region("arena", 320), Region("fast", 384))
+        "two regions", (entry,), const=WEIGHTS.tobytes(), regions=(Region("arena", 320), Region("fast", 448))
     )
 
 
