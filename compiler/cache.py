@@ -6,16 +6,15 @@ An entry holds its own digest and is written beside and renamed: torn writes and
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import MissingTool
-from ..targets.files import cache_dir
+from ..errors import MissingTool, NervureError
+from ..targets.files import cache_dir, writable, write_atomic
 from .ir import Graph
 
 _PINNED = ("apache-tvm", "apache-tvm-ffi", "ziglang")
@@ -35,13 +34,9 @@ def read_entry(path: Path) -> bytes | None:
 
 def write_entry(path: Path, payload: bytes) -> None:
     """Writes an entry beside and renames it. A cache that cannot be written is no error: it is only slower."""
-    try:
+    with suppress(NervureError), writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-            f.write(hashlib.sha256(payload).digest() + payload)
-        os.replace(f.name, path)
-    except OSError:
-        return
+        write_atomic(path, hashlib.sha256(payload).digest() + payload)
 
 
 @cache

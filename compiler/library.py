@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from ..runtime.arrays import check_array, host_dtype
 from ..runtime.artifact import DIGEST_BYTES, FORMAT, Artifact, digest_of, find_note, read_artifact
 from ..targets import Machine, emulator, toolchain
-from ..targets.files import writable, write_atomic
+from ..targets.files import temporary_folder, write_atomic
 from . import render
 from .names import entry_names, prefix
 from .program import Entry, Port, Program, Step, Stored
@@ -27,8 +26,7 @@ def build_library(program: Program, objects: Sequence[Path], machine: Machine, o
     ``NervureError`` where ``out`` cannot be written, ``ToolError`` where the kernels do not link.
     """
     out = Path(out)
-    with writable(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="nervure-") as place:
-        folder = Path(place)
+    with temporary_folder() as folder:
         files = render.sources(program, machine)
         for name, data in files.items():
             (folder / name).write_bytes(data)

@@ -6,7 +6,6 @@ frontends' work, everything after it the runtime's.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 
 from ..errors import NervureError
 from ..runtime.artifact import Artifact
+from ..targets.files import temporary_folder
 from ..targets.machine import Machine
 from .cache import pins
 from .ir import Graph
@@ -100,9 +100,9 @@ def compile_entries(
     started = time.perf_counter()
     tell("planning", 0, 1)
     program, pool = plan_program(entries, machine, options)
-    with tempfile.TemporaryDirectory(prefix="nervure-") as folder:
+    with temporary_folder() as folder:
         objects = compile_kernels(
-            list(pool.drafts.values()), machine, Path(folder), lambda done, total: tell("kernels", done, total)
+            list(pool.drafts.values()), machine, folder, lambda done, total: tell("kernels", done, total)
         )
         tell("linking", 0, 1)
         artifact = build_library(program, objects, machine, out)

@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -111,7 +112,7 @@ _folders: list[Path] = []
 
 
 def _temporary() -> Path:
-    with writable(Path(tempfile.gettempdir())):
+    with writable(Path(os.environ.get("TMPDIR") or "/tmp")):
         _folders.append(Path(tempfile.mkdtemp(prefix="nervure-")))
     return _folders[-1]
 

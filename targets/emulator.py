@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import MissingTool, NervureError
 from . import host, toolchain
-from .files import cache_dir, writable, write_atomic
+from .files import cache_dir, temporary_folder, writable, write_atomic
 from .machine import Machine
 
 
@@ -57,9 +57,8 @@ def run(
     ``NervureError`` with the program's message when it fails, dies of a signal or takes over ``timeout`` seconds.
     """
     before = command(machine)
-    with tempfile.TemporaryDirectory(prefix="nervure-") as place:
-        folder = Path(place)
-        program = _runner(machine)
+    with temporary_folder() as folder:
+        program = _runner(machine, folder)
         given = []
         for i, data in enumerate(inputs):
             (folder / f"in{i}").write_bytes(data)
@@ -78,17 +77,16 @@ def run(
         return [(folder / f"out{i}").read_bytes() for i in range(len(output_bytes))]
 
 
-def _runner(machine: Machine) -> Path:
-    """The program that loads a library and runs it; built once for each kind of machine."""
+def _runner(machine: Machine, folder: Path) -> Path:
+    """The program that loads a library and runs it; built in ``folder`` once for each kind of machine, then cached."""
     source = (toolchain.RUNTIME / "runner.c").read_bytes()
     key = hashlib.sha256(b"\0".join((source, machine.zig_target.encode(), machine.zig_baseline.encode()))).hexdigest()
     program = cache_dir() / "runner" / key[:32]
-    if not program.exists():
-        with tempfile.TemporaryDirectory(prefix="nervure-") as place:
-            folder = Path(place)
-            (folder / "runner.c").write_bytes(source)
-            made = toolchain.link_program(folder, ["runner.c"], machine, out="runner", flags=("-ldl",))
-            with writable(program):
-                program.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(program, made.read_bytes(), mode=0o755)
-    return program
+    if program.exists():
+        return program
+    (folder / "runner.c").write_bytes(source)
+    made = toolchain.link_program(folder, ["runner.c"], machine, out="runner", flags=("-ldl",))
+    with suppress(NervureError), writable(program):
+        program.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(program, made.read_bytes(), mode=0o755)
+    return made

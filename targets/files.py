@@ -12,11 +12,14 @@ from ..errors import NervureError
 
 
 def cache_dir() -> Path:
-    """The folder for caches: ``NERVURE_CACHE_DIR``, else ``nervure`` in the user's cache folder (XDG)."""
+    """The folder for caches: ``NERVURE_CACHE_DIR``, else ``nervure`` in the user's cache folder (XDG). It need not be
+    writable, nor exist: where a user has no home, nothing is kept."""
     own = os.environ.get("NERVURE_CACHE_DIR")
     if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nervure"
+        return Path(own).absolute()
+    home = os.path.expanduser("~")
+    cache = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home.startswith("/") else "/nonexistent")
+    return Path(cache).absolute() / "nervure"
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -42,6 +45,16 @@ def _umask() -> int:
     except OSError:
         pass
     return 0o022
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that goes when the body ends; ``NervureError`` where there is no room for it or for what lies in it."""
+    with (
+        writable(Path(os.environ.get("TMPDIR") or "/tmp")),
+        tempfile.TemporaryDirectory(prefix="nervure-", ignore_cleanup_errors=True) as place,
+    ):
+        yield Path(place)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ information, time or path.
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 from collections.abc import Sequence
 from functools import cache
@@ -26,6 +28,10 @@ C_FLAGS = (
 )
 # TVM's objects carry debug information and half-precision helpers that nothing calls.
 DISCARD = "SECTIONS { /DISCARD/ : { *(.debug_*) *(.text.tvm.fp16.conv) *(.comment) *(.eh_frame) } }\n"
+_UNWRITABLE = re.compile(
+    r"NoSpaceLeft|No space left|AccessDenied|PermissionDenied|Permission denied|ReadOnlyFileSystem|Read-only|"
+    r"FileTooBig|File too large|DiskQuota"
+)
 SYSTEM_LIBRARIES = ("libc.so.", "libm.so.", "libpthread.so.", "ld-linux")
 
 
@@ -45,25 +51,30 @@ def zig() -> Path:
 def run_zig(args: Sequence[str], folder: Path) -> None:
     """Runs zig in ``folder``, a temporary one.
 
-    What it builds once for a target (C library stubs) stays in nervure's cache; what it would keep of this very call,
-    as large as the weights, goes into ``folder``.
+    What it builds once for a target (C library stubs) stays in nervure's cache, or in ``folder`` where that cannot be
+    written; what it would keep of this very call, as large as the weights, goes into ``folder``.
     """
-    place = cache_dir() / "zig"
+    code, said = _call_zig(args, folder, cache_dir() / "zig")
+    if code and _UNWRITABLE.search(said):
+        code, said = _call_zig(args, folder, folder / ".zig-all")
+    if code == -signal.SIGXFSZ or (code and _UNWRITABLE.search(said)):
+        raise NervureError("the disk is full", where=str(folder), why=said[-200:], hint="make room, or set TMPDIR")
+    if code:
+        raise ToolError(f"zig {' '.join(args)} failed in {folder}:\n{said[:4000]}")
+
+
+def _call_zig(args: Sequence[str], folder: Path, shared: Path) -> tuple[int, str]:
+    """Exit code and output; ``shared`` is where zig keeps what it builds for a target."""
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        shared.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise NervureError(
-            "cannot write the cache", where=str(place), why=error.strerror, hint="set NERVURE_CACHE_DIR"
-        ) from error
+        return 1, f"AccessDenied: {error}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ZIG_", "C_INCLUDE", "CPATH", "CPLUS_"))}
-    environment |= {"ZIG_GLOBAL_CACHE_DIR": str(place), "ZIG_LOCAL_CACHE_DIR": str(folder / ".zig")}
-    done = subprocess.run([str(zig()), *args], cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode == 0:
-        return
-    said = (done.stderr or done.stdout).strip()
-    if "NoSpaceLeft" in said or "No space left" in said:
-        raise NervureError("the disk is full", where=str(folder), hint="make room, or set TMPDIR and NERVURE_CACHE_DIR")
-    raise ToolError(f"zig {' '.join(args)} failed in {folder}:\n{said[:4000]}")
+    environment |= {"ZIG_GLOBAL_CACHE_DIR": str(shared), "ZIG_LOCAL_CACHE_DIR": str(folder / ".zig")}
+    done = subprocess.run(
+        [str(zig()), *args], cwd=folder, env=environment, capture_output=True, text=True, errors="replace"
+    )
+    return done.returncode, (done.stderr or done.stdout).strip()
 
 
 def compile_c(source: Path, out: Path, machine: Machine, *, baseline: bool = False, flags: Sequence[str] = ()) -> Path:

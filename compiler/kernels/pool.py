@@ -10,12 +10,16 @@ import atexit
 import hashlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -27,6 +31,8 @@ from ..cache import cache_dir, pins, read_entry, write_entry
 from .spec import Draft, machine_key
 
 WORKERS = 2
+SECONDS = 300  # for one kernel: the slowest ones take a few
+_FULL = re.compile(r"No space left|File too large|Disk quota")
 
 
 @cache
@@ -51,31 +57,33 @@ class _Worker:
         self._log: Any = None
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The worker's answer; NervureError names the kernel if the worker dies of it."""
+        """The worker's answer; NervureError names the kernel if the worker dies of it or takes too long."""
         if self.process is None or self.process.poll() is not None:
+            self.stop()
             self._start()
-        assert self.process and self.process.stdin and self.process.stdout
+        process, log, begin = self.process, self._log, time.monotonic()
+        assert process and process.stdin and process.stdout
+        patience = threading.Timer(SECONDS, process.kill)
+        patience.daemon = True
+        patience.start()
         try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
         except OSError:
             line = ""
-        if line:
+        finally:
+            patience.cancel()
+        if line.endswith("\n"):
             return json.loads(line)  # type: ignore[no-any-return]
-        code = self.process.wait()
-        self._log.seek(0)
-        last = self._log.read().strip().splitlines()[-1:] or ["nothing was printed"]
-        self.process = None
-        raise NervureError(
-            f"the compile worker died of kernel {request['name']}",
-            where=f"template {request['template']} for {request['machine']['name']}",
-            why=f"exit status {code}; its last line: {last[0]}",
-            hint="report it with this message; --target x86-64-v3 or another template may avoid it",
-        )
+        code = process.wait()
+        log.seek(0)
+        last = (log.read().strip().splitlines()[-1:] or ["nothing was printed"])[0]
+        self.stop()
+        raise _death(request, last, code if time.monotonic() - begin < SECONDS else None)
 
     def _start(self) -> None:
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (lives as long as the process)
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TVM_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.worker"],
@@ -87,9 +95,34 @@ class _Worker:
         )
 
     def stop(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        """Ends the process, whatever it is doing."""
+        process, log, self.process, self._log = self.process, self._log, None, None
+        if process:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with suppress(OSError):
+                    if pipe:
+                        pipe.close()
+        if log:
+            log.close()
+
+
+def _death(request: Mapping[str, Any], last: str, code: int | None) -> NervureError:
+    """The error for a worker that died of ``request``; ``code`` is None where its time was up."""
+    if code == -signal.SIGXFSZ or _FULL.search(last):
+        return _disk_full(request["out"], last)
+    kernel = f"template {request['template']} for {request['machine']['name']}"
+    return NervureError(
+        f"the compile worker {'died of' if code is not None else 'got stuck in'} kernel {request['name']}",
+        where=kernel,
+        why=f"exit status {code}; its last line: {last}" if code is not None else f"no answer in {SECONDS} seconds",
+        hint="report it with this message; --target x86-64-v3 or another template may avoid it",
+    )
+
+
+def _disk_full(path: str, said: str) -> NervureError:
+    return NervureError("the disk is full", where=path, why=said, hint="make room, or set TMPDIR to another folder")
 
 
 _idle: SimpleQueue[_Worker] = SimpleQueue()
@@ -107,8 +140,19 @@ def _borrow() -> _Worker:
 
 @atexit.register
 def stop_workers() -> None:
+    """Ends all workers. The next compile starts new ones."""
     for worker in _started:
         worker.stop()
+
+
+def _forget_workers() -> None:
+    """A forked child has copies of its parent's pipes and must not talk through them."""
+    global _idle, _lock
+    _idle, _lock = SimpleQueue(), threading.Lock()
+    _started.clear()
+
+
+os.register_at_fork(after_in_child=_forget_workers)
 
 
 def compile_kernels(
@@ -146,7 +190,11 @@ def compile_kernels(
         return target
 
     with ThreadPoolExecutor(WORKERS) as threads:
-        return list(threads.map(one, [distinct[name] for name in sorted(distinct)]))
+        try:
+            return list(threads.map(one, [distinct[name] for name in sorted(distinct)]))
+        except (KeyboardInterrupt, SystemExit):
+            stop_workers()  # the threads wait for them
+            raise
 
 
 def _compile(draft: Draft, row: Mapping[str, Any], target: Path) -> None:
@@ -166,6 +214,8 @@ def _compile(draft: Draft, row: Mapping[str, Any], target: Path) -> None:
     finally:
         _idle.put(worker)
     if not reply["ok"]:
+        if _FULL.search(reply["error"]):
+            raise _disk_full(str(target), reply["error"])
         raise RuntimeError(
             f"kernel {spec.name} ({spec.template}): {reply['error']}\n{reply.get('trace', '')}\n{spec.canonical[:4000]}"
         )

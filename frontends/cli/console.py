@@ -89,7 +89,7 @@ def progress(title: str) -> Iterator[Stages]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         name = printable(title, 60)
         task = bar.add_task(name, total=None)
 

@@ -40,11 +40,11 @@ def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     assert cache_dir() == tmp_path / "nervure"
 
 
-def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NERVURE_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.raises(NervureError, match=r"(?s)cannot write the cache.*NERVURE_CACHE_DIR"):
-        toolchain.run_zig(["version"], tmp_path)
+    toolchain.run_zig(["version"], tmp_path)
+    assert (tmp_path / ".zig-all").is_dir()
 
 
 def test_without_ziglang_the_command_that_brings_it_is_named(monkeypatch):
