@@ -57,7 +57,7 @@ def bench(
 
     with tempfile.TemporaryDirectory(prefix="nervure-") as folder:
         data = Path(folder) / "inputs.npz"
-        np.savez(data, **{f"a{i}": v for i, v in enumerate(inputs.values())})
+        np.savez(data, **{f"a{i}": v for i, v in enumerate(inputs.values())})  # type: ignore[arg-type]
         names = list(inputs)
         running = [_Process(p, data, names, seconds) for p in peers]
         try:
@@ -84,7 +84,7 @@ def bench(
 
 def ratio(peer: Mapping[str, Any], ours: Mapping[str, Any]) -> float:
     """The peer's time over ours, the median of the rounds' ratios: above 1 we are faster."""
-    return statistics.median(p / o for p, o in zip(peer["rounds_ms"], ours["rounds_ms"], strict=True))
+    return float(statistics.median(p / o for p, o in zip(peer["rounds_ms"], ours["rounds_ms"], strict=True)))
 
 
 class _Process:

@@ -56,7 +56,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry point. ``arena_bytes`` are its regions, ``worker_bytes`` come on top for each thread beside the first."""
+    """An entry point. ``arena_bytes`` are its regions, ``worker_bytes`` come on top for each further thread."""
 
     name: str
     function: str

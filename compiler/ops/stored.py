@@ -15,6 +15,13 @@ def _declared(call: Call) -> Sequence[TensorType]:
 OPS = (
     Op("input", Kind.STORED, _declared, doc="An argument of the entry point.", inputs=()),
     Op("const", Kind.STORED, _declared, doc="Read-only; may be folded and packed.", inputs=(), attrs={"value": None}),
-    Op("param", Kind.STORED, _declared, doc="Mutable, canonical layout, image in the artifact.", inputs=(), attrs={"value": None}),
-    Op("state", Kind.STORED, _declared, doc="Lives from call to call; reset sets it back.", inputs=(), attrs={"value": None}),
+    Op(
+        "param",
+        Kind.STORED,
+        _declared,
+        doc="Mutable, canonical layout.",
+        inputs=(),
+        attrs={"value": None},
+    ),
+    Op("state", Kind.STORED, _declared, doc="Lives from call to call.", inputs=(), attrs={"value": None}),
 )

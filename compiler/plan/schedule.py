@@ -53,9 +53,9 @@ def _lives(
             first.setdefault(b, t)
             last[b] = t
     for value in graph.outputs:
-        b = buffer_of(value)
-        if b is not None:
-            last[b] = len(order)
+        home = buffer_of(value)
+        if home is not None:
+            last[home] = len(order)
     return first, last
 
 
@@ -85,9 +85,9 @@ def _greedy(
         for b in touched[k][0]:
             readers[b] = readers.get(b, 0) + 1
     for value in graph.outputs:
-        b = buffer_of(value)
-        if b is not None:
-            readers[b] = readers.get(b, 0) + 1
+        home = buffer_of(value)
+        if home is not None:
+            readers[home] = readers.get(home, 0) + 1
     waits = {k: len(_work_before(graph, k, wanted)) for k in work}
     after: dict[int, list[int]] = {}
     for k in work:

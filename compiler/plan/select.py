@@ -122,7 +122,7 @@ def _copy_job(layout: Layout, key: int, arg: int, machine: Machine, choices: Cho
 
 def concat_offset(graph: Graph, key: int, arg: int, strides: Sequence[int]) -> int:
     """Elements from the start of a concat to its input ``arg``."""
-    axis = graph.node(key).attrs["axis"] % len(strides)
+    axis = int(graph.node(key).attrs["axis"]) % len(strides)
     before = [graph.type(a).dims[axis] for a in graph.args(key)[:arg] if a is not None]
     return sum(before) * strides[axis]
 

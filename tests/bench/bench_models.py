@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import nervure as nv
+import numpy as np
 from nervure.frontends import bench, verify
 from nervure.runtime.artifact import read_artifact
 
@@ -28,7 +27,9 @@ def one(path: Path, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with np.load(path.with_suffix(".npz")) as held:
         real = {k: held[k] for k in held.files}
     started = time.perf_counter()
-    model = nv.compile(path, args.target, threads=args.threads, precision=args.precision, out=folder / f"{path.stem}.so")
+    model = nv.compile(
+        path, args.target, threads=args.threads, precision=args.precision, out=folder / f"{path.stem}.so"
+    )
     row: dict[str, Any] = {"model": path.stem, "compile_s": time.perf_counter() - started}
     report = model.report
     row["arena"] = report.arena_bytes / max(1, report.arena_lower_bound_bytes)
@@ -48,6 +49,25 @@ def one(path: Path, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ours, ort = bench.bench(peers, real, rounds=args.rounds)
         row |= {"ours_ms": ours["median_ms"], "ort_ms": ort["median_ms"], "time": 1 / bench.ratio(ort, ours)}
     return row
+
+
+HEADER = (
+    f"{'model':24} {'ours ms':>9} {'ORT ms':>9} {'ratio':>6} {'error':>8} {'arena x':>7} {'weights x':>9} "
+    f"{'code KB':>8} {'compile s':>9}"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    ours, ort, ratio = (row.get(k, math.nan) for k in ("ours_ms", "ort_ms", "time"))
+    return (
+        f"{row['model']:24} {ours:9.3f} {ort:9.3f} {ratio:6.2f} {row['error']:8.1e} {row['arena']:7.2f} "
+        f"{row['weights']:9.2f} {row['code_kb']:8.0f} {row['compile_s']:9.1f}"
+    )
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((text.split(":")[1].strip() for text in lines if text.startswith("model name")), platform.machine())
 
 
 def mean(rows: list[dict[str, Any]], key: str) -> float:
@@ -70,28 +90,21 @@ def main() -> None:
     args = parser.parse_args()
     out = Path("build/bench")
     out.mkdir(parents=True, exist_ok=True)
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
-    print(f"{cpu}; {args.threads} thread(s), {args.mode}, precision {args.precision}, target {args.target}")
-    header = f"{'model':24} {'ours ms':>9} {'ORT ms':>9} {'ratio':>6} {'error':>8} {'arena x':>7} {'weights x':>9} {'code KB':>8} {'compile s':>9}"
-    print(header)
+    print(f"{cpu_name()}; {args.threads} thread(s), {args.mode}, precision {args.precision}, target {args.target}")
+    print(HEADER)
     rows = []
     for path in sorted(args.folder.glob("*.onnx")):
         if args.only and path.stem not in args.only:
             continue
         try:
-            row = one(path, args, out)
+            rows.append(one(path, args, out))
+            print(line(rows[-1]), flush=True)
         except Exception as error:
-            print(f"{path.stem:24} FAILED {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}", flush=True)
             rows.append({"model": path.stem, "failed": str(error)})
-            continue
-        rows.append(row)
-        print(
-            f"{row['model']:24} {row.get('ours_ms', math.nan):9.3f} {row.get('ort_ms', math.nan):9.3f} {row.get('time', math.nan):6.2f} "
-            f"{row['error']:8.1e} {row['arena']:7.2f} {row['weights']:9.2f} {row['code_kb']:8.0f} {row['compile_s']:9.1f}",
-            flush=True,
-        )
+            print(f"{path.stem:24} FAILED {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
     good = [r for r in rows if "failed" not in r]
-    print(f"geometric means: time {mean(good, 'time'):.3f}, arena {mean(good, 'arena'):.3f}; {len(good)} of {len(rows)} models")
+    means = f"time {mean(good, 'time'):.3f}, arena {mean(good, 'arena'):.3f}"
+    print(f"geometric means: {means}; {len(good)} of {len(rows)} models")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 

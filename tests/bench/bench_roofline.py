@@ -112,9 +112,10 @@ def main() -> None:
             limit = max(step["flops"] / peak, step["bytes"] / data + step["weight_bytes"] / weights)
             if seconds >= args.share * total and limit < args.below * seconds:
                 below += 1
+                rate = step["flops"] / seconds / 1e9
                 print(
                     f"{path.stem:24} {seconds / total:5.1%} of the time, {limit / seconds:5.1%} of its limit, "
-                    f"{seconds * 1e6:8.1f} us, {step['flops'] / seconds / 1e9:6.1f} GFLOP/s  {step['op']}  {step['detail']}"
+                    f"{seconds * 1e6:8.1f} us, {rate:6.1f} GFLOP/s  {step['op']}  {step['detail']}"
                 )
     print(f"{below} layer(s) with over {args.share:.0%} of a model's time below {args.below:.0%} of their limit")
 

@@ -7,10 +7,9 @@ import dataclasses
 import subprocess
 from pathlib import Path
 
+import nervure as nv
 import numpy as np
 import pytest
-
-import nervure as nv
 from nervure import targets
 from nervure.compiler.ir import Graph, Value
 from nervure.compiler.pipeline import EntryGraph, Options, compile_entries, plan_program
@@ -21,7 +20,7 @@ F32 = "float32"
 
 
 def _training(width: int = 8) -> list[EntryGraph]:
-    """``infer`` reads ``packed``, a state derived from param ``w``; ``train_step`` moves ``w``; ``refresh`` rebuilds."""
+    """``infer`` reads ``packed``, a state made from param ``w``; ``train_step`` moves ``w``; ``refresh`` rebuilds."""
     start = np.arange(width, dtype=F32)
     infer = Graph("infer")
     x = infer.input("x", TensorType(F32, (width,)))

@@ -88,4 +88,4 @@ def test_node_tests_compiled(tmp_path: Path) -> None:
     for name, problem in sorted(missed.items()):
         print(f"  {name}: {problem}")
     assert total - len(missed) >= 0.95 * total
-    assert set(missed) == {*backend.MISSES, *MISSES}, missed
+    assert set(missed) <= {*backend.MISSES, *MISSES}, missed
