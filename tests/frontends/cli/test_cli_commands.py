@@ -291,8 +291,8 @@ def test_internal_errors_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_closed_pipe_is_quiet(tiny: Path) -> None:
-    line = f"{sys.executable} -m nervure inspect {tiny} --json | true"
-    found = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    line = '"$0" -m nervure inspect "$1" --json | true'
+    found = subprocess.run(["bash", "-c", line, sys.executable, str(tiny)], capture_output=True, text=True)
     assert found.stderr == ""
 
 
