@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import platform
+import stat
 import struct
 import sys
 from dataclasses import dataclass
@@ -181,8 +182,9 @@ def read_artifact(path: str | Path) -> Artifact:
     path = Path(path)
     try:
         data = _map(path)
-    except OSError as error:
-        raise NervureError("cannot read the model", where=str(path), why=error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise NervureError("cannot read the model", where=str(path), why=why) from error
     bits, machine, note = find_note(path, data)
     verify_digest(path, data, note)
     block = _block(path, data[note[0] + DIGEST_BYTES : note[0] + note[1]])
@@ -210,6 +212,8 @@ def read_artifact(path: str | Path) -> Artifact:
 
 def _map(path: Path) -> bytes | mmap.mmap:
     """The file's bytes, mapped: the loader will map the same pages, so that they are in memory once."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is not a file")
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return b""
@@ -257,7 +261,7 @@ def find_note(path: Path, data: bytes | mmap.mmap) -> tuple[int, int, tuple[int,
                 if sections_end > len(data):
                     _cut(path)
                 return 64 if wide else 32, machine, found
-    except (struct.error, IndexError, KeyError):
+    except (struct.error, IndexError, KeyError, OverflowError):
         _cut(path)
     raise NervureError("this library is not a nervure model", where=str(path), why="it carries no nervure note")
 

@@ -62,6 +62,8 @@ class Variant:
 
     def wanted(self, names: Sequence[str], artifact: Artifact) -> list[int]:
         """Places of the named outputs."""
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise NervureError(f"output names are a list, got {type(names).__name__}", hint="None gives all outputs")
         places = {p.name: i for i, p in enumerate(self.entry.outputs)}
         check_names(names, self.entry.outputs, "output", artifact)
         return [places[n] for n in names]
@@ -71,6 +73,12 @@ def choose(variants: Sequence[Variant], feeds: Mapping[str, Any], artifact: Arti
     """The variant whose input shapes fit; ``NervureError`` for wrong names, or where none fits."""
     first = variants[0]
     ports = first.entry.inputs
+    if type(feeds) is not dict and not isinstance(feeds, Mapping):
+        raise NervureError(
+            f"inputs are given by name, got {type(feeds).__name__}",
+            why=f"inputs: {port_list(ports)}",
+            hint="run(None, {name: array})",
+        )
     if len(feeds) != len(ports) or any(p.name not in feeds for p in ports):
         check_names(feeds, ports, "input", artifact)
         missing = next(p.name for p in ports if p.name not in feeds)
@@ -95,7 +103,7 @@ def check_names(given: Any, ports: Sequence[Port], kind: str, artifact: Artifact
     """``NervureError`` for a name that is not among ``ports``."""
     known = {p.name for p in ports}
     for name in given:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise NervureError(
                 f"the model has no {kind} {name!r}", where=str(artifact.path), why=f"{kind}s: {port_list(ports)}"
             )
