@@ -145,7 +145,7 @@ def _check_ram(program: Program, options: Options) -> None:
     for entry in program.entries:
         needed = program.arena_bytes(entry, options.threads)
         if needed > options.max_ram:
-            widest = max(entry.buffers, key=lambda b: b.nbytes, default=None)
+            widest = max((b for b in entry.buffers if not b.scratch), key=lambda b: b.nbytes, default=None)
             raise NervureError(
                 f"{entry.name} needs {needed} bytes of RAM, --max-ram allows {options.max_ram}",
                 why=f"the largest tensor is {widest.name} with {widest.nbytes} bytes; "

@@ -87,7 +87,8 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """One planned buffer, for reports: bytes at ``offset`` of a region, alive for steps ``first`` to ``last``."""
+    """One planned buffer, for reports: bytes at ``offset`` of a region, alive for steps ``first`` to ``last``; a tensor,
+    or the scratch of the step that makes the tensor of that name."""
 
     name: str
     region: int
@@ -95,6 +96,7 @@ class Buffer:
     nbytes: int
     first: int
     last: int
+    scratch: bool = False
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,11 @@ def shortest(source: Shape, steps: Sequence[Step], target: Shape) -> list[Step] 
 
 def _on_source_axes(factors: _Factors, source: Shape, runs: list[list[int]], target: Shape) -> list[Step] | None:
     """A transpose of the source's own axes, if each of them stays whole; then a reshape if one is needed."""
-    owner = _owners(factors, source)
-    order = [axis for axis, _ in _grouped([owner[f] for run in runs for f in run])]
+    owner, place = _owners(factors, source), {f: i for i, f in enumerate(factors.source)}
+    flat = [f for run in runs for f in run]
+    if any(owner[a] == owner[b] and place[b] != place[a] + 1 for a, b in itertools.pairwise(flat)):
+        return None  # the parts of one axis changed places: channels are shuffled
+    order = [axis for axis, _ in _grouped([owner[f] for f in flat])]
     if len(order) != len(set(order)):
         return None
     units = [i for i, d in enumerate(source) if d == 1]

@@ -242,9 +242,15 @@ class _Planner:
         self.addresses = dict(zip(self.homes, placed, strict=False))
         self.scratch_at = dict(zip(self.scratch, placed[len(self.homes) :], strict=True))
         self.buffers = tuple(
-            Buffer(self.graph.tensor_name(self.layout.buffers[b].root), *self.addresses[b], s.nbytes, s.first, s.last)
-            for b, s in zip(self.homes, spans, strict=False)
+            Buffer(self._buffer_name(i), *at, s.nbytes, s.first, s.last, i >= len(self.homes))
+            for i, (at, s) in enumerate(zip(placed, spans, strict=True))
         )
+
+    def _buffer_name(self, index: int) -> str:
+        if index < len(self.homes):
+            return self.graph.tensor_name(self.layout.buffers[self.homes[index]].root)
+        step = self.tasks[self.scratch[index - len(self.homes)]]
+        return self.graph.tensor_name(step.job.outputs[0])
 
     def _addresses(self, spans: Sequence[Span]) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
         """``(region, offset)`` of each span, and the bytes of every region."""

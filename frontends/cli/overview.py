@@ -127,6 +127,7 @@ def _planned(program: Program, entry: Entry, machine: Machine, threads: int) -> 
                 "nbytes": b.nbytes,
                 "first": b.first,
                 "last": b.last,
+                "scratch": b.scratch,
             }
             for b in entry.buffers
         ],

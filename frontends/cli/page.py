@@ -194,7 +194,7 @@ def _plan(facts: dict[str, Any]) -> dict[str, Any]:
                 "y": PLAN_HEIGHT - (b["offset"] + b["nbytes"]) * scale,
                 "w": max(1.0, (min(b["last"], count_ - 1) - b["first"] + 1) * unit),
                 "h": max(0.5, b["nbytes"] * scale),
-                "label": _label(b["name"], (b["last"] - b["first"] + 1) * unit),
+                "label": _label("scratch" if b["scratch"] else b["name"], (b["last"] - b["first"] + 1) * unit),
                 "end": _end(b, facts),
             }
             for b in own
@@ -225,6 +225,8 @@ def _label(name: str, width: float) -> str:
 
 
 def _end(buffer: dict[str, Any], facts: dict[str, Any]) -> str:
+    if buffer["scratch"]:
+        return "scratch"
     if buffer["name"] in {p["name"] for p in facts["inputs"]}:
         return "input"
     return "output" if buffer["last"] >= len(facts["steps"]) else "inner"
