@@ -95,12 +95,13 @@ class Writer:
         return self.emit("Cast", [name], outs, to=CODES[to])
 
 
-def to_model(graph: Graph) -> onnx.ModelProto:
-    """The graph as a ``ModelProto`` of opset 21. Tensors keep their names.
+def to_model(network: Graph | Any) -> onnx.ModelProto:
+    """A graph, or a network of the DSL, as a ``ModelProto`` of opset 21. Tensors keep their names.
 
     ``const`` and ``param`` become initializers. A ``param`` or ``state`` that the graph binds becomes an input with a
     default (its initial value) and an output ``NAME.next``. Raises ``NervureError`` for operators without a rule.
     """
+    graph: Graph = network if isinstance(network, Graph) else network.to_graph({})
     writer = Writer(set())
     names = _names(graph, writer)
     inputs, outputs = _ports(graph, names, writer)
@@ -120,10 +121,13 @@ def to_model(graph: Graph) -> onnx.ModelProto:
     )
 
 
-def save(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Writes the graph to an ONNX file, whole or not at all; weights beyond 2 GB go to ``NAME.data`` beside it."""
+def save(network: Graph | Any, path: str | os.PathLike[str]) -> None:
+    """Writes a graph, or a network of the DSL, to an ONNX file, whole or not at all.
+
+    Weights beyond 2 GB go to ``NAME.data`` beside it.
+    """
     target = Path(path)
-    model = to_model(graph)
+    model = to_model(network)
     size = sum(len(t.raw_data) for t in model.graph.initializer)
     if size >= EXTERNAL_BYTES:
         location = f"{target.name}.data"
