@@ -36,6 +36,7 @@ class Block:
 
     @property
     def kind(self) -> str:
+        """What it is called in summaries and errors."""
         return type(self).__name__
 
     # -- weights -----------------------------------------------------------------------------------------------------

@@ -271,6 +271,7 @@ class Tensor(Operators):
 
     @property
     def type(self) -> TensorType:
+        """Element type and shape."""
         return self.trace.graph.type(self.value)
 
     @property
@@ -285,6 +286,7 @@ class Tensor(Operators):
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     def __repr__(self) -> str:
@@ -313,6 +315,7 @@ class Weight(Operators):
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return self.array.size
 
     def numpy(self) -> np.ndarray:
