@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ def cache_dir() -> Path:
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Writes beside ``path`` and renames; ``NervureError`` when the disk is full or the folder cannot be written to."""
     with writable(path):
+        if "\0" in str(path):
+            raise OSError(errno.EINVAL, "the name holds a null character")
         handle, beside = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
