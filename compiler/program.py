@@ -87,8 +87,10 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """One planned buffer, for reports: bytes at ``offset`` of a region, alive for steps ``first`` to ``last``; a tensor,
-    or the scratch of the step that makes the tensor of that name."""
+    """One planned buffer, for reports: bytes at ``offset`` of a region, alive for steps ``first`` to ``last``.
+
+    A tensor, or the scratch of the step that makes the tensor of that name.
+    """
 
     name: str
     region: int

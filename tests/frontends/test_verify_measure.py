@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from nervure.frontends.verify import slice_error
 
 F32 = np.float32
