@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from .errors import missing_package
 from .frontends.dsl.names import PUBLIC as _DSL
 
 __version__ = "0.1.0"
@@ -33,7 +34,10 @@ __all__ = sorted(["__version__", *_NAMES])
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module 'nervure' has no attribute {name!r}")
-    value = getattr(import_module(f".{_NAMES[name]}", __name__), name)
+    try:
+        value = getattr(import_module(f".{_NAMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise missing_package(f"nervure.{name}", error) from error
     globals()[name] = value
     return value
 

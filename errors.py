@@ -50,6 +50,18 @@ class MissingTool(NervureError):
     exit_code = 2
 
 
+EXTRAS = {"onnxruntime": "verify"}  # package -> the extra that brings it; all others come with ``compile``
+
+
+def missing_package(what: str, error: ModuleNotFoundError) -> MissingTool | ModuleNotFoundError:
+    """The error to raise where ``what`` needs a package that is not installed; ``error`` itself if it is our own."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "nervure"):
+        return error
+    extra = EXTRAS.get(package, "compile")
+    return MissingTool(f"{what} needs {package}, which is not installed", hint=f"pip install 'nervure[{extra}]'")
+
+
 def printable(text: str, limit: int = 400, *, newlines: bool = False) -> str:
     """``text`` without control characters, cut to ``limit`` characters a line.
 
