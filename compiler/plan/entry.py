@@ -16,9 +16,12 @@ from ..passes.fuse import VIEWS
 from ..program import ALIGN, Buffer, Entry, Phase, Port, Ref, Step, Stored
 from .layout import Layout, Place, lay_out
 from .memory import Span, lower_bound, place
-from .schedule import schedule
+from .schedule import live_bytes, schedule
 from .select import Choices, Job, NoTemplate, concat_offset, no_kernel, select
 from .strides import same_walk
+
+_ARENA_SHARE = 1.35  # scratch may make the arena so much larger than the largest live set
+_LEAST_SCRATCH = 1024
 
 
 @dataclass
@@ -71,8 +74,7 @@ def build_entry(
 ) -> Entry:
     """Plans one entry point of a fused, static graph. ``fast``: bytes of the memories beside the arena.
     Raises NervureError where an operation has no kernel."""
-    layout, jobs = _lay_out_and_select(graph, machine, choices)
-    order = _order(layout)
+    layout, order, jobs = _lay_out_and_select(graph, machine, choices)
     tasks = [t for key in order for t in _tasks(layout, key, jobs.get(key, [])) if _makes_something(t)]
     tasks += _binding_copies(layout, tasks, machine, choices)
     merged = _merge_in_place(layout, tasks)
@@ -83,12 +85,16 @@ def _makes_something(task: _Task) -> bool:
     return any(o.type.size for o in task.job.region.outputs)
 
 
-def _lay_out_and_select(graph: Graph, machine: Machine, choices: Choices) -> tuple[Layout, dict[int, list[Job]]]:
+def _lay_out_and_select(
+    graph: Graph, machine: Machine, choices: Choices
+) -> tuple[Layout, list[int], dict[int, list[Job]]]:
+    """The layout, the order of the steps, and for each step its jobs."""
     plain: list[int] = []
     while True:
         layout = lay_out(graph, plain)
+        order, room = _order(layout)
         try:
-            return layout, select(layout, machine, choices)
+            return layout, order, select(layout, machine, choices, room)
         except NoTemplate as found:
             fresh = [n for n in found.nodes if n in graph.nx and n not in plain]
             if not fresh:
@@ -96,12 +102,20 @@ def _lay_out_and_select(graph: Graph, machine: Machine, choices: Choices) -> tup
             plain += fresh
 
 
-def _order(layout: Layout) -> list[int]:
+def _order(layout: Layout) -> tuple[list[int], dict[int, int]]:
+    """The order of the steps, and the scratch that each may take so that it does not decide the arena's size."""
+
     def buffer_of(value: Value) -> int | None:
         at = layout.places.get(value)
         return at.buffer if at is not None and layout.buffers[at.buffer].kind in ("arena", "output", "input") else None
 
-    return schedule(layout.graph, buffer_of, lambda b: layout.buffers[b].nbytes)
+    def nbytes(buffer: int) -> int:
+        return layout.buffers[buffer].nbytes
+
+    order = schedule(layout.graph, buffer_of, nbytes)
+    live = live_bytes(layout.graph, order, buffer_of, nbytes)
+    allowed = _ARENA_SHARE * max(live.values(), default=0)
+    return order, {key: max(_LEAST_SCRATCH, int(allowed - held)) for key, held in live.items()}
 
 
 def _tasks(layout: Layout, key: int, jobs: list[Job]) -> list[_Task]:

@@ -62,16 +62,23 @@ def _lives(
 def _peak(
     graph: Graph, order: list[int], buffer_of: Callable[[Value], int | None], nbytes: Callable[[int], int]
 ) -> int:
+    return max(live_bytes(graph, order, buffer_of, nbytes).values(), default=0)
+
+
+def live_bytes(
+    graph: Graph, order: list[int], buffer_of: Callable[[Value], int | None], nbytes: Callable[[int], int]
+) -> dict[int, int]:
+    """The bytes of all buffers that are alive while each node of ``order`` runs."""
     first, last = _lives(graph, order, buffer_of)
     change = [0] * (len(order) + 2)
     for b, t in first.items():
         change[t] += nbytes(b)
         change[last[b] + 1] -= nbytes(b)
-    peak = now = 0
-    for delta in change:
-        now += delta
-        peak = max(peak, now)
-    return peak
+    now, found = 0, {}
+    for t, key in enumerate(order):
+        now += change[t]
+        found[key] = now
+    return found
 
 
 def _greedy(

@@ -47,8 +47,13 @@ class NoTemplate(Exception):
         super().__init__(f"no template for nodes {self.nodes}")
 
 
-def select(layout: Layout, machine: Machine, choices: Choices) -> dict[int, list[Job]]:
-    """The jobs of every working node (a concat has one for each input that must be copied to its place)."""
+def select(
+    layout: Layout, machine: Machine, choices: Choices, room: Mapping[int, int] | None = None
+) -> dict[int, list[Job]]:
+    """The jobs of every working node (a concat has one for each input that must be copied to its place).
+
+    ``room`` bounds the bytes of scratch of each node, where a plan with so little can be had.
+    """
     graph = layout.graph
     proposals: dict[int, list[tuple[Job, list[Plan]]]] = {}
     failed: list[int] = []
@@ -60,7 +65,7 @@ def select(layout: Layout, machine: Machine, choices: Choices) -> dict[int, list
             jobs = [_copy_job(layout, key, arg, machine, choices) for arg in layout.writes[key]]
         else:
             continue
-        found = [(job, _plans(job.region)) for job in jobs]
+        found = [(job, _roomy(_plans(job.region), (room or {}).get(key))) for job in jobs]
         if any(not options for _, options in found):
             failed.append(key)
         proposals[key] = found
@@ -83,6 +88,15 @@ def _operand(layout: Layout, value: Value) -> Operand:
 
 
 _NO_PLAN = Plan("", (), 0.0)
+
+
+def _roomy(options: list[Plan], room: int | None) -> list[Plan]:
+    """The plans whose scratch fits; where none does, those that need least."""
+    if room is None or not options:
+        return options
+    needs = [p.shared_bytes + p.worker_bytes for p in options]
+    limit = max(room, min(needs))
+    return [p for p, need in zip(options, needs, strict=True) if need <= limit]
 
 
 def _plans(region: Region) -> list[Plan]:

@@ -42,7 +42,6 @@ def plan(region: Region) -> list[Plan]:
     dtype = "float64" if found["x"].type.dtype == "float64" else "float32"
     size = 8 if dtype == "float64" else 4
     tasks = directions * (batch // rows)
-    scratch = [chunk * rows * gates * hidden * size, (4 if op == "gru" else 3) * rows * hidden * size]
     config: dict[str, Any] = {
         "op": op,
         "steps": steps,
@@ -69,22 +68,27 @@ def plan(region: Region) -> list[Plan]:
     arguments = [Arg("in", numbers[n] or 0) for n in direct]
     arguments += [Arg("out", i) for i in range(len(region.outputs))]
     weights, phases, consts, shared = _weights(config, found, numbers)
-    offset = -(-scratch[0] // 64) * 64
-    arguments += [*weights, Arg("worker", 0, 0), Arg("worker", 0, offset)]
-    main = Draft(KernelSpec("recurrent", config), tuple(arguments), tasks if tasks > 1 else None)
     flops = 2.0 * steps * batch * directions * gates * hidden * (features + hidden)
     cost = 300 + flops / (machine.flops_per_cycle if batch >= 4 else machine.l2_bandwidth / 2) / 2.5
-    return [
-        Plan(
-            "recurrent",
-            (*phases, main),
-            cost,
-            tuple(consts),
-            shared_bytes=shared,
-            worker_bytes=offset + scratch[1],
-            detail=f"{op} {rows}x{gates}x{wide}, {chunk} steps at once",
+    held = (4 if op == "gru" else 3) * rows * hidden * size
+    plans = []
+    for count in sorted({chunk, 1}):  # fewer steps at once want less scratch
+        offset = -(-count * rows * gates * hidden * size // 64) * 64
+        scratch = [Arg("worker", 0, 0), Arg("worker", 0, offset)]
+        spec = KernelSpec("recurrent", {**config, "chunk": count})
+        main = Draft(spec, (*arguments, *weights, *scratch), tasks if tasks > 1 else None)
+        plans.append(
+            Plan(
+                "recurrent",
+                (*phases, main),
+                cost * (1 + 0.1 * (chunk - count) / chunk),
+                tuple(consts),
+                shared_bytes=shared,
+                worker_bytes=offset + held,
+                detail=f"{op} {rows}x{gates}x{wide}, {count} steps at once",
+            )
         )
-    ]
+    return plans
 
 
 def _operand(operand: Operand) -> dict[str, Any]:
