@@ -299,6 +299,7 @@ COMPILED = {
 SCRIPT = """
 import json, resource, sys, time
 import nervure as nv
+from nervure.compiler.kernels.pool import stop_workers
 from nervure.errors import NervureError
 import numpy as np
 begin = time.perf_counter()
@@ -309,6 +310,7 @@ try:
 except NervureError as error:
     said = str(error)
 spent = time.perf_counter() - begin
+stop_workers()  # only children that have ended are counted
 most = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
 print(json.dumps([said, spent, most]))
 """

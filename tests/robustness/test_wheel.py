@@ -29,20 +29,25 @@ def test_every_package_is_listed() -> None:
     assert sorted(listed) == sorted(found)
 
 
+def _tracked() -> list[str]:
+    """The files of the checkout; outside of git, all but what was built."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 0:
+        return [name for name in done.stdout.split("\0") if (ROOT / name).is_file()]
+    left_out = ("build", "dist", "__pycache__", "nervure.egg-info")
+    files = (p.relative_to(ROOT) for p in sorted(ROOT.rglob("*")) if p.is_file())
+    return [str(p) for p in files if not any(part in left_out or part.startswith(".") for part in p.parts)]
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel and the source distribution, built of what git tracks, in a folder of another name."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "a-clone"
     source.mkdir()
-    if subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True).returncode:
-        names = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file() and "build" not in p.parts]
-    else:
-        names = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    for name in _tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and any(s in done.stdout + done.stderr for s in ("No matching distribution", "Connection")):
@@ -75,8 +80,7 @@ def _files() -> set[str]:
     kinds = (".py", ".c", ".h", ".j2", ".typed")
     rooms = {p for room in OURS for p in (ROOT / room).rglob("*") if p.suffix in kinds or room == "examples"}
     tops = {ROOT / n for n in ("__init__.py", "__main__.py", "errors.py", "py.typed")}
-    tracked = set(subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines())
-    return {str(p.relative_to(ROOT)) for p in rooms | tops if p.is_file()} & tracked
+    return {str(p.relative_to(ROOT)) for p in rooms | tops if p.is_file()} & set(_tracked())
 
 
 @pytest.mark.slow
