@@ -22,6 +22,7 @@ class Checkout:
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Checkout())
 
+
 # A shell's background job inherits that SIGINT is ignored, and would pass that on to the programs that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
