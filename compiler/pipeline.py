@@ -6,7 +6,6 @@ frontends' work, everything after it the runtime's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +96,6 @@ def compile_entries(
     """Writes the library ``out`` (and its header beside it) and returns the artifact, read back and verified."""
     options = options or Options()
     tell = progress or (lambda stage, done, total: None)
-    started = time.perf_counter()
     tell("planning", 0, 1)
     program, pool = plan_program(entries, machine, options)
     with temporary_folder() as folder:
@@ -107,7 +105,6 @@ def compile_entries(
         tell("linking", 0, 1)
         artifact = build_library(program, objects, machine, out)
     tell("done", 1, 1)
-    del started
     return artifact
 
 

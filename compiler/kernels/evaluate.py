@@ -47,9 +47,11 @@ class Evaluator:
         for r in program["results"]:
             self._uses[r] = self._uses.get(r, 0) + 1
         self._held: dict[Any, Expr] = {}
+        self._kept: list[Any] = []
 
     def begin(self) -> None:
         self._held.clear()
+        self._kept.clear()
 
     def result(self, index: int, coords: list[Coord], lanes: int = 1) -> Expr:
         """The value of result ``index`` there, of the result's element type."""
@@ -112,8 +114,7 @@ class Evaluator:
         if self._uses.get(at, 0) > 1 and not isinstance(found, int | float):
             found = self.k.bind(found)
         self._held[key] = found
-        self._keep = getattr(self, "_keep", [])
-        self._keep.append(coords)  # keys hold identities: keep the objects alive
+        self._kept.append(coords)  # keys hold identities: keep the objects alive
         return found
 
     def _compute(self, at: int, coords: list[Coord], lanes: int) -> Expr:

@@ -17,7 +17,7 @@ from ..program import ALIGN, Buffer, Entry, Phase, Port, Ref, Step, Stored
 from .layout import Layout, Place, lay_out
 from .memory import Span, lower_bound, place
 from .schedule import live_bytes, schedule
-from .select import Choices, Job, NoTemplate, concat_offset, no_kernel, select
+from .select import Choices, Job, NoTemplate, concat_offset, copy_job, no_kernel, select
 from .strides import same_walk
 
 _ARENA_SHARE = 1.35  # scratch may make the arena so much larger than the largest live set
@@ -142,18 +142,8 @@ def _binding_copies(layout: Layout, tasks: list[_Task], machine: Machine, choice
     for stored, value in sorted(graph.bindings.items()):
         if value == Value(stored):
             continue
-        body = Graph("copy")
-        inner = body.input("x", graph.type(value), graph.node(value).origin)
-        body.output(body.add("copy", inner, origin=graph.node(stored).origin))
-        single = Graph("copy")
-        source = single.input("x", graph.type(value), graph.node(value).origin)
-        result = single.add("fused", source, names=[graph.node(stored).names[0]], body=body)
-        single.output(result)
-        target = layout.places[Value(stored)]
-        copy_layout = Layout(single)
-        copy_layout.places = {source: layout.places[value], result: target}
-        job = select(copy_layout, machine, choices)[result.node][0]
-        found.append(_Task(replace(job, inputs=(value,), outputs=(Value(stored),)), (layout.places[value],), (target,)))
+        job = copy_job(layout, value, Value(stored), machine, choices)
+        found.append(_Task(job, _at(layout, job.inputs), _at(layout, job.outputs)))
     return found
 
 

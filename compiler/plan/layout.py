@@ -98,11 +98,17 @@ def anchor_op(graph: Graph, key: int) -> str:
     return found[0] if found else "pointwise"
 
 
-def insert_copy(graph: Graph, value: Value, users: Sequence[tuple[int, int]] | None = None) -> Value:
-    """A fused ``copy`` of ``value``, to which ``users`` (default: all) are rewired. Its layout is row-major."""
+def copy_body(graph: Graph, value: Value, made_for: int) -> Graph:
+    """The body of a fused copy of ``value``, on behalf of node ``made_for``."""
     body = Graph("copy")
     inner = body.input("x", graph.type(value), graph.node(value).origin)
-    body.output(body.add("copy", inner, origin=graph.node(value).origin))
+    body.output(body.add("copy", inner, origin=graph.node(made_for).origin))
+    return body
+
+
+def insert_copy(graph: Graph, value: Value, users: Sequence[tuple[int, int]] | None = None) -> Value:
+    """A fused ``copy`` of ``value``, to which ``users`` (default: all) are rewired. Its layout is row-major."""
+    body = copy_body(graph, value, value.node)
     wired = graph.users(value) if users is None else users
     name = graph.tensor_name(value)
     new = graph.add("fused", value, names=[f"{name}.copy"], origin=graph.node(value).origin, body=body)

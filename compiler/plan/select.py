@@ -11,7 +11,7 @@ from ..ir import Graph, Value
 from ..kernels.spec import Operand, Plan, Region
 from ..kernels.templates import plans
 from ..passes.fuse import op_label
-from .layout import Layout
+from .layout import Layout, copy_body
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ def select(
         if node.op == "fused":
             jobs = [_job(layout, key, machine, choices)]
         elif node.op == "concat":
-            jobs = [_copy_job(layout, key, arg, machine, choices) for arg in layout.writes[key]]
+            args = graph.args(key)
+            parts = [a for a in (args[arg] for arg in layout.writes[key]) if a is not None]
+            jobs = [copy_job(layout, a, Value(key), machine, choices) for a in parts]
         else:
             continue
         found = [(job, _roomy(_plans(job.region), (room or {}).get(key))) for job in jobs]
@@ -120,18 +122,13 @@ def _job(layout: Layout, key: int, machine: Machine, choices: Choices) -> Job:
     return Job(key, op_label(body), inputs, outputs, region, _NO_PLAN)
 
 
-def _copy_job(layout: Layout, key: int, arg: int, machine: Machine, choices: Choices) -> Job:
-    """The copy of one concat input to its place."""
+def copy_job(layout: Layout, value: Value, target: Value, machine: Machine, choices: Choices) -> Job:
+    """A copy of ``value`` to where ``target`` lies or, for a concat, to a part of it; with the cheapest plan."""
     graph = layout.graph
-    value = graph.args(key)[arg]
-    assert value is not None
-    type_ = graph.type(value)
-    body = Graph("copy")
-    inner = body.input("x", type_, graph.node(value).origin)
-    body.output(body.add("copy", inner, origin=graph.node(key).origin))
-    out = Operand(type_, layout.places[Value(key)].strides)
+    body = copy_body(graph, value, target.node)
+    out = Operand(graph.type(value), layout.places[target].strides)
     region = Region(body, (_operand(layout, value),), (out,), machine, choices.exact, choices.small)
-    return Job(key, "copy", (value,), (Value(key),), region, _NO_PLAN)
+    return Job(target.node, "copy", (value,), (target,), region, _plans(region)[0])
 
 
 def concat_offset(graph: Graph, key: int, arg: int, strides: Sequence[int]) -> int:
