@@ -95,7 +95,8 @@ class Op:
     cost: Callable[[Call], Cost] | None = None
     cases: Callable[[], Iterable[Case]] | None = None
     onnx: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # ONNX name -> attribute renames (plain data)
-    gradient: Callable[..., Any] | None = None
+    gradient: Callable[..., Any] | None = None  # gradient.Gradient: one gradient for each input
+    training: Callable[..., Any] | None = None  # gradient.Training: the outputs in a form cheap to differentiate
     quantize: Any = None
     channels: Any = None  # how output channels depend on input channels (pruning)
     inplace: tuple[int, ...] = ()  # inputs whose buffer the output may take over
