@@ -14,6 +14,7 @@ from .numeric import quiet, widen
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import f32, t
 from .shapes import (
+    FLOATS,
     NUMBERS,
     broadcast_shapes,
     count,
@@ -254,6 +255,68 @@ def _conv_transpose_cases() -> Iterable[Case]:
     yield _conv_transpose_case((1, 2, 3, 4, 3), (2, 3, 2, 3, 3), strides=(2, 1, 2))
 
 
+# -- the weights' gradient of a convolution ----------------------------------------------------------------------
+
+
+def _conv_grad_weight_infer(call: Call) -> Sequence[TensorType]:
+    x, g, attrs = call.type(0), call.type(1), call.attrs
+    spatial_rank(x, attrs, ("kernel_shape", "strides", "dilations"))
+    require_dtype(x, FLOATS, "x")
+    require_same_dtype(x, g, ("x", "g"))
+    require_rank(g, x.rank, x.rank, "g")
+    channels, outputs, group = known(x.shape[1], "channels"), known(g.shape[1], "g"), attrs["group"]
+    if group < 1 or channels % group or outputs % group:
+        raise OpError(f"group: expected a divisor of the channels; got {group} for x {x} and g {g}")
+    extents = [known(d, "spatial axis") for d in x.shape[2:]]
+    kernel = tuple(attrs["kernel_shape"])
+    found = output_extents(extents, kernel, attrs["strides"], attrs["pads"], attrs["dilations"])
+    require_shape(g, (x.shape[0], outputs, *found), "g")
+    return (x.with_shape((outputs, channels // group, *kernel)),)
+
+
+def _conv_grad_weight(
+    x: np.ndarray,
+    g: np.ndarray,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    group: int,
+) -> np.ndarray:
+    batch, channels = x.shape[:2]
+    padded = pad_spatial(widen(x), pads, 0).reshape(batch, group, channels // group, *_padded_extents(x, pads))
+    wide = widen(g).reshape(batch, group, g.shape[1] // group, -1)
+    w = np.empty((group, g.shape[1] // group, channels // group, *kernel_shape))
+    for at, cut in taps(kernel_shape, g.shape[2:], strides, dilations):
+        met = padded[cut].reshape(*padded.shape[:3], -1)
+        w[(Ellipsis, *at)] = np.matmul(wide, np.swapaxes(met, 2, 3)).sum(0)
+    return w.reshape(g.shape[1], channels // group, *kernel_shape).astype(x.dtype)
+
+
+def _padded_extents(x: np.ndarray, pads: Sequence[int]) -> list[int]:
+    rank = x.ndim - 2
+    return [n + begin + end for n, begin, end in zip(x.shape[2:], pads[:rank], pads[rank:], strict=True)]
+
+
+def _conv_grad_weight_cost(call: Call) -> Cost:
+    (w,) = _conv_grad_weight_infer(call)
+    return Cost(2.0 * count(call.type(1).shape) * count(w.shape[1:]))
+
+
+def _conv_grad_weight_cases() -> Iterable[Case]:
+    for case in _conv_cases():
+        x, w = case.inputs[:2]
+        assert isinstance(x, TensorType) and isinstance(w, TensorType)
+        if x.dtype in FLOATS:
+            (g,) = _conv_infer(Call((x, w), case.attrs))
+            yield Case((x, g), {"kernel_shape": w.dims[2:], **case.attrs})
+    yield Case(
+        (f32(4, 16, 6, 6), f32(4, 32, 3, 3)),
+        {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1), "group": 1},
+    )
+
+
 _CONV = {"strides": REQUIRED, "pads": REQUIRED, "dilations": REQUIRED, "group": 1}
 
 OPS = (
@@ -289,5 +352,16 @@ OPS = (
         attrs={**_CONV, "output_padding": REQUIRED},
         cost=_conv_transpose_cost,
         cases=_conv_transpose_cases,
+    ),
+    Op(
+        "conv_grad_weight",
+        Kind.CONTRACTION,
+        _conv_grad_weight_infer,
+        quiet(_conv_grad_weight),
+        "The gradient of conv's w [O,C/group,kernel] from its x [N,C,spatial] and its output's gradient g [N,O,out].",
+        inputs=("x", "g"),
+        attrs={"kernel_shape": REQUIRED, **_CONV},
+        cost=_conv_grad_weight_cost,
+        cases=_conv_grad_weight_cases,
     ),
 )

@@ -12,7 +12,7 @@ from ..types import TensorType
 from .numeric import lowest, quiet, widen
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import t
-from .shapes import FLOATS, NUMBERS, count, known, require_dtype, window_extent
+from .shapes import FLOATS, NUMBERS, count, known, require_dtype, require_same_dtype, require_shape, window_extent
 from .windows import output_extents, pad_spatial, padding_for, spatial_rank, taps
 
 
@@ -55,6 +55,20 @@ def _max_pool(
             where = np.where(better, flat[cut], where)
         best = np.maximum(best, padded[cut])
     return (best, where) if indices else best
+
+
+def _max_pool_grad_infer(call: Call) -> Sequence[TensorType]:
+    x, g = call.type(0), call.type(1)
+    require_same_dtype(x, g, ("x", "g"))
+    require_shape(g, _pool_infer(call, FLOATS).shape, "g")
+    return (x,)
+
+
+def _max_pool_grad(x: np.ndarray, g: np.ndarray, **window: Any) -> np.ndarray:
+    _, where = _max_pool(x, **window, indices=True)
+    total = np.zeros(x.size)
+    np.add.at(total, where.ravel(), widen(g).ravel())
+    return total.reshape(x.shape).astype(x.dtype)
 
 
 def _avg_pool_infer(call: Call) -> Sequence[TensorType]:
@@ -122,6 +136,17 @@ def _max_pool_cases() -> Iterable[Case]:
     yield _pool_case((1, 3, 8, 8), (2, 2), dtype="int8", indices=True)
 
 
+def _max_pool_grad_cases() -> Iterable[Case]:
+    for case in _pool_cases():
+        (x,) = case.inputs
+        assert isinstance(x, TensorType)
+        attrs = {"ceil_mode": False, **case.attrs}
+        yield Case((x, _pool_infer(Call((x,), attrs), FLOATS)), attrs, case.low, case.high)
+    ties = np.array([[[[0, 1, 1, 0], [1, 0, 0, 1], [0, 0, 2, 2], [0, 0, 2, 2]]]], np.float32)
+    attrs = {"kernel_shape": (2, 2), "strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1)}
+    yield Case((ties, t("float32", 1, 1, 3, 3)), attrs, note="ties")
+
+
 def _avg_pool_cases() -> Iterable[Case]:
     for case in _pool_cases():
         yield case
@@ -140,6 +165,17 @@ OPS = (
         attrs={**_WINDOW, "indices": False},
         cost=_pool_cost,
         cases=_max_pool_cases,
+    ),
+    Op(
+        "max_pool_grad",
+        Kind.CONTRACTION,
+        _max_pool_grad_infer,
+        quiet(_max_pool_grad),
+        "The gradient of max_pool's x from its output's gradient g: each goes to the first largest of its window.",
+        inputs=("x", "g"),
+        attrs=_WINDOW,
+        cost=_pool_cost,
+        cases=_max_pool_grad_cases,
     ),
     Op(
         "avg_pool",

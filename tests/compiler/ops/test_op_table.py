@@ -275,6 +275,34 @@ def _max_pool(s: Sample) -> Node:
     return made
 
 
+def _conv_grad_weight(s: Sample) -> Array:
+    """A convolution is linear in its weights: each one's gradient is g times the convolution by it alone."""
+    x, g = (a.astype(np.float64) for a in s.arrays)  # type: ignore[union-attr]
+    attrs = {k: v for k, v in s.attrs.items() if k != "kernel_shape"}
+    made = np.zeros((g.shape[1], x.shape[1] // s.attrs["group"], *s.attrs["kernel_shape"]))
+    for at in np.ndindex(*made.shape):
+        one = np.zeros_like(made)
+        one[at] = 1
+        made[at] = np.sum(g * OPS["conv"].reference(x, one, **attrs))
+    return made.astype(s.arrays[0].dtype)
+
+
+def _max_pool_grad(s: Sample) -> Array:
+    """Window by window, plainly."""
+    x, g = s.arrays
+    rank, window = x.ndim - 2, s.attrs
+    made = np.zeros(x.shape)
+    for at in np.ndindex(*g.shape):
+        starts = [o * n - p for o, n, p in zip(at[2:], window["strides"], window["pads"][:rank], strict=True)]
+        taps = [
+            tuple(b + i * d for b, i, d in zip(starts, tap, window["dilations"], strict=True))
+            for tap in np.ndindex(*window["kernel_shape"])
+        ]
+        inside = [p for p in taps if all(0 <= i < n for i, n in zip(p, x.shape[2:], strict=True))]
+        made[(*at[:2], *max(inside, key=lambda p: x[(*at[:2], *p)]))] += g[at]
+    return made.astype(x.dtype)
+
+
 ORACLES: dict[str, Oracle] = {
     **{name: _same(next(iter(op.onnx))) for name, op in TABLE.items() if list(op.onnx.values()) == [{}]},
     "rsqrt": _exact(lambda x: x**-0.5),
@@ -302,7 +330,9 @@ ORACLES: dict[str, Oracle] = {
     "cumprod": _running_product,
     "conv": _same("Conv"),
     "conv_transpose": _same("ConvTranspose"),
+    "conv_grad_weight": _conv_grad_weight,
     "max_pool": _max_pool,
+    "max_pool_grad": _max_pool_grad,
     "avg_pool": _same("AveragePool"),
     "softmax": _same("Softmax"),
     "log_softmax": _same("LogSoftmax"),
