@@ -59,7 +59,9 @@ class EntryGraph:
 
 
 @np.errstate(all="ignore")  # what folding computes may overflow: that is the model's affair
-def plan_program(entries: Sequence[EntryGraph], machine: Machine, options: Options) -> tuple[Program, Pool]:
+def plan_program(
+    entries: Sequence[EntryGraph], machine: Machine, options: Options, meta: Mapping[str, Any] | None = None
+) -> tuple[Program, Pool]:
     """Graphs to a Program: passes, fusion, layout, kernels chosen, memory planned. Nothing is compiled yet."""
     pool = Pool()
     fast = [nbytes for _, nbytes in options.fast]
@@ -80,7 +82,7 @@ def plan_program(entries: Sequence[EntryGraph], machine: Machine, options: Optio
         params=tuple(pool.params.values()),
         states=tuple(pool.states.values()),
         regions=tuple(regions),
-        meta=_facts(entries, options),
+        meta={**_facts(entries, options), **(meta or {})},
     )
     _check_ram(program, options)
     return program, pool
@@ -92,12 +94,16 @@ def compile_entries(
     out: Path,
     options: Options | None = None,
     progress: Progress | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Writes the library ``out`` (and its header beside it) and returns the artifact, read back and verified."""
+    """Writes the library ``out`` (and its header beside it) and returns the artifact, read back and verified.
+
+    ``meta``: further facts (plain data) for the artifact, such as ``training``.
+    """
     options = options or Options()
     tell = progress or (lambda stage, done, total: None)
     tell("planning", 0, 1)
-    program, pool = plan_program(entries, machine, options)
+    program, pool = plan_program(entries, machine, options, meta)
     with temporary_folder() as folder:
         objects = compile_kernels(
             list(pool.drafts.values()), machine, folder, lambda done, total: tell("kernels", done, total)

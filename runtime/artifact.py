@@ -105,6 +105,11 @@ class Artifact:
         return str(self.block["prefix"])
 
     @property
+    def meta(self) -> dict[str, Any]:
+        """Free facts: versions, options; ``training`` says what ``Trainer`` must know."""
+        return dict(self.block.get("meta", {}))
+
+    @property
     def weights_bytes(self) -> int:
         """Constants and parameters in the file."""
         return int(self.block["weights_bytes"])

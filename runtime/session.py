@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from .variant import Variant, by_name, check_names, choose, port_list
 __all__ = ["Session", "load"]
 
 Arrays = Mapping[str, Any] | Sequence[Any]
+Call = Callable[[], int]
 
 
 def load(path: str | Path, threads: int = 1) -> Session:
@@ -33,6 +35,22 @@ def load(path: str | Path, threads: int = 1) -> Session:
     artifact = read_artifact(path)
     artifact.check_host()
     return Session(open_library(artifact), threads)
+
+
+class Binding:
+    """An entry point bound to arrays that it reads and writes in place; made by ``Session.binding``, called without
+    arguments."""
+
+    __slots__ = ("_call", "_session", "inputs", "outputs")
+
+    def __init__(self, session: Session, call: Call, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]):
+        self._session, self._call = session, call
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+
+    def __call__(self) -> None:
+        status = self._call()
+        if status:
+            self._session._check(status)
 
 
 class Session:
@@ -55,7 +73,7 @@ class Session:
         )
         self._context = context
         self._run: Callable[..., int] = library.function("run")
-        self._bound: tuple[Any, ...] = ()
+        self._bound: Call | None = None
         self._variants: dict[str, list[Variant]] = {}
         for number, entry in enumerate(self.artifact.entries):
             variant = Variant(entry, number)
@@ -119,24 +137,20 @@ class Session:
         Without ``outputs`` (or for those not named) arrays are made. Returns all outputs in order. Outputs with a count
         hold their full bound.
         """
-        feeds = by_name(inputs, self._entry(entry).inputs)
-        variant = choose(self._family(entry), feeds, self.artifact)
-        arrays, held = variant.inputs(feeds, copy=False), variant.outputs()
-        ports = variant.entry.outputs
-        given = by_name(outputs, ports)
-        check_names(given, ports, "output", self.artifact)
-        for i, port in enumerate(ports):
-            if port.name in given:
-                held[i] = check_array(given[port.name], port, "output", copy=False, write=True)
-        self._bound = (self._context, ctypes.c_int(variant.number), *variant.tables(arrays, held))
-        self._kept = (arrays, held)
-        return list(held)
+        self._bound, *self._kept = self._bind(inputs, outputs, entry)
+        return list(self._kept[1])
 
     def invoke(self) -> None:
         """Runs the model on the arrays given to ``bind``, without any further check."""
-        status = self._run(*self._bound) if self._bound else -1
+        status = self._bound() if self._bound else -1
         if status:
             self._check(status)
+
+    def binding(
+        self, inputs: Arrays | None = None, outputs: Arrays | None = None, *, entry: str | None = None
+    ) -> Binding:
+        """As ``bind``, but gives the bound call itself: several can be held at a time."""
+        return Binding(self, *self._bind(inputs, outputs, entry))
 
     def reset(self) -> None:
         """States (recurrent state, key-value caches, ...) back to their initial values."""
@@ -211,6 +225,21 @@ class Session:
         return [{**s, "seconds": int(t) * 1e-9 / max(runs, 1)} for s, t in zip(chosen.steps, ticks, strict=False)]
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _bind(
+        self, inputs: Arrays | None, outputs: Arrays | None, entry: str | None
+    ) -> tuple[Call, list[np.ndarray], list[np.ndarray]]:
+        feeds = by_name(inputs, self._entry(entry).inputs)
+        variant = choose(self._family(entry), feeds, self.artifact)
+        arrays, held = variant.inputs(feeds, copy=False), variant.outputs()
+        ports = variant.entry.outputs
+        given = by_name(outputs, ports)
+        check_names(given, ports, "output", self.artifact)
+        for i, port in enumerate(ports):
+            if port.name in given:
+                held[i] = check_array(given[port.name], port, "output", copy=False, write=True)
+        call = partial(self._run, self._context, ctypes.c_int(variant.number), *variant.tables(arrays, held))
+        return call, arrays, held
 
     def _family(self, entry: str | None) -> list[Variant]:
         """All variants of an entry point."""
