@@ -7,142 +7,16 @@ Transcendental references are computed in float64 and rounded once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from ..types import TensorType
-from .numeric import divide, erf, normal_cdf, power, quiet, sigmoid, widen
-from .record import Call, Case, Cost, Kind, Op
-from .sampling import f32, t
-from .shapes import (
-    ANY,
-    BOOLS,
-    FLOATS,
-    INTEGERS,
-    NUMBERS,
-    broadcast_shapes,
-    count,
-    require_dtype,
-    require_same_dtype,
-)
-
-TRANSCENDENTAL = 10.0  # a polynomial approximation's operations, about
-
-
-def _cost(work: float) -> Callable[[Call], Cost]:
-    def cost(call: Call) -> Cost:
-        return Cost(work * count(broadcast_shapes(*(i.shape for i in call.types if i is not None))))
-
-    return cost
-
-
-def _cases(accepts: frozenset[str], arity: int, low: float, high: float) -> Iterable[Case]:
-    """The cases of an operator without attributes: plain, scalar, wide types, and every way to broadcast."""
-    main = "float32" if "float32" in accepts else "int32" if "int32" in accepts else "bool"
-    shapes: list[tuple[tuple[int, ...], ...]] = [((2, 3, 5),) * arity, ((),) * arity, ((67,),) * arity]
-    if arity == 2:
-        shapes += [((2, 3, 4), (4,)), ((2, 1, 4), (3, 1)), ((), (3, 2)), ((1, 3, 1, 5), (2, 1, 4, 1)), ((0, 3), (1, 3))]
-    for shape in shapes:
-        yield Case(tuple(t(main, *s) for s in shape), low=low, high=high)
-    for dtype in ("float64", "float16", "int32", "int64", "int8", "uint8", "bool"):
-        if dtype in accepts and dtype != main:
-            yield Case((t(dtype, 4, 9),) * arity, low=low, high=high, note=dtype)
-
-
-def _unary(
-    name: str,
-    function: Callable[..., Any],
-    doc: str,
-    *,
-    onnx: str = "",
-    accepts: frozenset[str] = FLOATS,
-    attrs: Mapping[str, Any] | None = None,
-    variants: Sequence[Mapping[str, Any]] = (),
-    predicate: bool = False,
-    work: float = 1.0,
-    wide: bool = False,
-    special: bool = False,
-    low: float = -3.0,
-    high: float = 3.0,
-) -> Op:
-    """A row of the unary table. ``wide`` computes in float64, ``predicate`` gives bool, ``variants`` are attribute
-    settings of further cases, ``special`` adds cases with infinities, NaN and halves."""
-
-    def infer(call: Call) -> Sequence[TensorType]:
-        x = call.type(0)
-        require_dtype(x, accepts, "x")
-        return (x.with_dtype("bool") if predicate else x,)
-
-    def reference(x: np.ndarray, **given: Any) -> np.ndarray:
-        result = function(widen(x) if wide else x, **given)
-        return np.asarray(result).astype(bool if predicate else x.dtype, copy=False)
-
-    def cases() -> Iterable[Case]:
-        yield from _cases(accepts, 1, low, high)
-        for variant in variants:
-            yield Case((f32(3, 40),), variant, low=low, high=high)
-        for variant in ({}, *variants) if special else ():
-            yield Case((_SPECIAL,), variant, note="special")
-
-    return Op(
-        name,
-        Kind.ELEMENTWISE,
-        infer,
-        quiet(reference),
-        doc,
-        attrs=dict(attrs or {}),
-        cost=_cost(work),
-        cases=cases,
-        onnx={onnx: {}} if onnx else {},
-        inplace=() if predicate else (0,),
-    )
-
-
-def _binary(
-    name: str,
-    function: Callable[..., Any],
-    doc: str,
-    *,
-    onnx: str = "",
-    accepts: frozenset[str] = NUMBERS,
-    predicate: bool = False,
-    commutative: bool = False,
-    work: float = 1.0,
-    low: float = -3.0,
-    high: float = 3.0,
-    more: Sequence[Case] = (),
-) -> Op:
-    """A row of the binary table: numpy broadcasting, equal element types."""
-
-    def infer(call: Call) -> Sequence[TensorType]:
-        a, b = call.type(0), call.type(1)
-        require_dtype(a, accepts, "a")
-        require_same_dtype(a, b, ("a", "b"))
-        return (TensorType("bool" if predicate else a.dtype, broadcast_shapes(a.shape, b.shape)),)
-
-    def reference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.asarray(function(a, b)).astype(bool if predicate else a.dtype, copy=False)
-
-    return Op(
-        name,
-        Kind.ELEMENTWISE,
-        infer,
-        quiet(reference),
-        doc,
-        inputs=("a", "b"),
-        cost=_cost(work),
-        cases=lambda: [*_cases(accepts, 2, low, high), *more],
-        onnx={onnx: {}} if onnx else {},
-        inplace=() if predicate else (0, 1),
-        commutative=commutative,
-    )
-
-
-def _transcendental(name: str, function: Callable[..., Any], doc: str, onnx: str = "", **rest: Any) -> Op:
-    return _unary(name, function, doc, onnx=onnx, work=TRANSCENDENTAL, wide=True, **rest)
-
+from .gradient import Call as Grad
+from .gradient import Sym
+from .numeric import divide, erf, normal_cdf, power, sigmoid
+from .record import Case
+from .rows import binary, transcendental, unary
+from .sampling import f32
+from .shapes import ANY, BOOLS, INTEGERS, NUMBERS
 
 # -- functions of one tensor -------------------------------------------------------------------------------------
 
@@ -171,53 +45,203 @@ def _clip(x: np.ndarray, low: float | None, high: float | None) -> np.ndarray:
     return below if high is None else np.minimum(below, np.asarray(high).astype(x.dtype))
 
 
-_SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 0.5, -1.5, 2.5], np.float32)
+# -- their gradients; what reads the output rather than the input leaves the input free to be overwritten ----------
+
+
+def _silu_gradient(c: Grad) -> Sym:
+    s = c.x.op("sigmoid")
+    return c.g * (s + c.y * (1 - s))
+
+
+def _gelu_gradient(c: Grad) -> Sym:
+    """Of x s(x): s + x s'. By tanh, s is the sigmoid of twice tanh's argument."""
+    if c.attrs["approximate"] == "none":
+        density = (c.x * c.x * -0.5).op("exp") * (1 / math.sqrt(2 * math.pi))
+        return c.g * (0.5 + 0.5 * (c.x * math.sqrt(0.5)).op("erf") + c.x * density)
+    square, slope = c.x * c.x, 2 * math.sqrt(2 / math.pi)
+    s = (slope * c.x * (0.044715 * square + 1)).op("sigmoid")
+    return c.g * (s + c.y * (1 - s) * (slope + 3 * 0.044715 * slope * square))
+
+
+def _signed(c: Grad) -> Sym:
+    """What has x's sign."""
+    return c.y if c.attrs["alpha"] >= 0 else c.x
+
+
+def _within(x: Sym, low: float, high: float) -> Sym:
+    return (x > low).op("logical_and", x < high)
+
+
+def _elu_gradient(c: Grad) -> Sym:
+    return (_signed(c) > 0).where(c.g, c.g * (c.y + c.attrs["alpha"]))
+
+
+def _hard_swish_gradient(c: Grad) -> Sym:
+    return _within(c.x, -3, 3).where(c.g * (c.x * (1 / 3) + 0.5), (c.x > 0).where(c.g, 0))
+
+
+def _clip_gradient(c: Grad) -> Sym:
+    """Zero at a bound, as of relu at 0."""
+    low, high, passed = c.attrs["low"], c.attrs["high"], c.g
+    if low is not None:
+        passed = (c.y > low).where(passed, 0)
+    return passed if high is None else (c.y < high).where(passed, 0)
+
+
+def _pow_gradient(c: Grad) -> list[Sym]:
+    """At a = 0 the limits, as far as there are any: 0 for b = 0, and for the gradient of b."""
+    a, b = c.x, c.input(1)
+    none = a.op("equal", 0).op("logical_and", b >= 0)
+    return [b.op("equal", 0).where(0, c.g * b * a.op("pow", b - 1)), none.where(0, c.g * c.y * a.op("log"))]
+
+
+def _extremum_gradient(c: Grad) -> list[Sym]:
+    """Equals share, as in PyTorch."""
+    share = c.x.op("equal", c.input(1)).where(c.g * 0.5, c.g)
+    return [x.op("equal", c.y).where(share, 0) for x in (c.x, c.input(1))]
+
+
+def _mod_gradient(c: Grad) -> list[Sym]:
+    """y = a - n b, for the whole number n of times that b goes into a."""
+    return [c.g, -c.g * ((c.x - c.y) / c.input(1)).op("round")]
+
 
 UNARY = (
-    _unary("neg", np.negative, "-x.", onnx="Neg", accepts=NUMBERS),
-    _unary("abs", np.abs, "|x|.", onnx="Abs", accepts=NUMBERS),
-    _unary("sign", np.sign, "-1, 0 or 1; NaN stays.", onnx="Sign", accepts=NUMBERS),
-    _unary("sqrt", np.sqrt, "The square root; NaN below 0.", onnx="Sqrt", work=4, low=0.0),
-    _unary("rsqrt", lambda x: 1.0 / np.sqrt(x), "1 / sqrt(x).", work=8, wide=True, low=0.1),
-    _unary("reciprocal", lambda x: 1.0 / x, "1 / x.", onnx="Reciprocal", work=4, wide=True, low=0.2),
-    _transcendental("exp", np.exp, "e to the power x.", "Exp"),
-    _transcendental("log", np.log, "The natural logarithm.", "Log", low=0.05),
-    _transcendental("log1p", np.log1p, "log(1 + x), exact near 0.", low=-0.9),
-    _transcendental("expm1", np.expm1, "exp(x) - 1, exact near 0."),
-    _transcendental("sin", np.sin, "Sine; radians.", "Sin"),
-    _transcendental("cos", np.cos, "Cosine; radians.", "Cos"),
-    _transcendental("tan", np.tan, "Tangent; radians.", "Tan", low=-1.4, high=1.4),
-    _transcendental("asin", np.arcsin, "Inverse sine.", "Asin", low=-1.0, high=1.0),
-    _transcendental("acos", np.arccos, "Inverse cosine.", "Acos", low=-1.0, high=1.0),
-    _transcendental("atan", np.arctan, "Inverse tangent.", "Atan"),
-    _transcendental("sinh", np.sinh, "Hyperbolic sine.", "Sinh"),
-    _transcendental("cosh", np.cosh, "Hyperbolic cosine.", "Cosh"),
-    _transcendental("tanh", np.tanh, "Hyperbolic tangent.", "Tanh"),
-    _transcendental("asinh", np.arcsinh, "Inverse hyperbolic sine.", "Asinh"),
-    _transcendental("acosh", np.arccosh, "Inverse hyperbolic cosine.", "Acosh", low=1.0),
-    _transcendental("atanh", np.arctanh, "Inverse hyperbolic tangent.", "Atanh", low=-0.95, high=0.95),
-    _transcendental("erf", erf, "The error function.", "Erf"),
-    _transcendental("sigmoid", sigmoid, "1 / (1 + exp(-x)).", "Sigmoid", low=-20.0, high=20.0),
-    _transcendental("silu", lambda x: x * sigmoid(x), "x sigmoid(x).", low=-20.0, high=20.0),
-    _transcendental("softplus", lambda x: np.logaddexp(0.0, x), "log(1 + exp(x)).", "Softplus", low=-20.0, high=20.0),
-    _transcendental(
+    unary("neg", np.negative, "-x.", onnx="Neg", accepts=NUMBERS, gradient=lambda c: -c.g),
+    unary("abs", np.abs, "|x|.", onnx="Abs", accepts=NUMBERS, gradient=lambda c: c.g * c.x.op("sign")),
+    unary("sign", np.sign, "-1, 0 or 1; NaN stays.", onnx="Sign", accepts=NUMBERS, gradient=lambda c: None),
+    unary(
+        "sqrt",
+        np.sqrt,
+        "The square root; NaN below 0.",
+        onnx="Sqrt",
+        work=4,
+        low=0.0,
+        gradient=lambda c: 0.5 * c.g / c.y,
+    ),
+    unary(
+        "rsqrt",
+        lambda x: 1.0 / np.sqrt(x),
+        "1 / sqrt(x).",
+        work=8,
+        wide=True,
+        low=0.1,
+        gradient=lambda c: -0.5 * c.g * (c.y * c.y * c.y),
+    ),
+    unary(
+        "reciprocal",
+        lambda x: 1.0 / x,
+        "1 / x.",
+        onnx="Reciprocal",
+        work=4,
+        wide=True,
+        low=0.2,
+        gradient=lambda c: -c.g * (c.y * c.y),
+    ),
+    transcendental("exp", np.exp, "e to the power x.", "Exp", gradient=lambda c: c.g * c.y),
+    transcendental("log", np.log, "The natural logarithm.", "Log", low=0.05, gradient=lambda c: c.g / c.x),
+    transcendental("log1p", np.log1p, "log(1 + x), exact near 0.", low=-0.9, gradient=lambda c: c.g / (c.x + 1)),
+    transcendental("expm1", np.expm1, "exp(x) - 1, exact near 0.", gradient=lambda c: c.g * (c.y + 1)),
+    transcendental("sin", np.sin, "Sine; radians.", "Sin", gradient=lambda c: c.g * c.x.op("cos")),
+    transcendental("cos", np.cos, "Cosine; radians.", "Cos", gradient=lambda c: -c.g * c.x.op("sin")),
+    transcendental(
+        "tan", np.tan, "Tangent; radians.", "Tan", low=-1.4, high=1.4, gradient=lambda c: c.g * (c.y * c.y + 1)
+    ),
+    transcendental(
+        "asin",
+        np.arcsin,
+        "Inverse sine.",
+        "Asin",
+        low=-1.0,
+        high=1.0,
+        gradient=lambda c: c.g * (1 - c.x * c.x).op("rsqrt"),
+    ),
+    transcendental(
+        "acos",
+        np.arccos,
+        "Inverse cosine.",
+        "Acos",
+        low=-1.0,
+        high=1.0,
+        gradient=lambda c: -c.g * (1 - c.x * c.x).op("rsqrt"),
+    ),
+    transcendental("atan", np.arctan, "Inverse tangent.", "Atan", gradient=lambda c: c.g / (c.x * c.x + 1)),
+    transcendental("sinh", np.sinh, "Hyperbolic sine.", "Sinh", gradient=lambda c: c.g * c.x.op("cosh")),
+    transcendental("cosh", np.cosh, "Hyperbolic cosine.", "Cosh", gradient=lambda c: c.g * c.x.op("sinh")),
+    transcendental("tanh", np.tanh, "Hyperbolic tangent.", "Tanh", gradient=lambda c: c.g * (1 - c.y * c.y)),
+    transcendental(
+        "asinh", np.arcsinh, "Inverse hyperbolic sine.", "Asinh", gradient=lambda c: c.g * (c.x * c.x + 1).op("rsqrt")
+    ),
+    transcendental(
+        "acosh",
+        np.arccosh,
+        "Inverse hyperbolic cosine.",
+        "Acosh",
+        low=1.0,
+        gradient=lambda c: c.g * ((c.x - 1) * (c.x + 1)).op("rsqrt"),
+    ),
+    transcendental(
+        "atanh",
+        np.arctanh,
+        "Inverse hyperbolic tangent.",
+        "Atanh",
+        low=-0.95,
+        high=0.95,
+        gradient=lambda c: c.g / (1 - c.x * c.x),
+    ),
+    transcendental(
+        "erf",
+        erf,
+        "The error function.",
+        "Erf",
+        gradient=lambda c: c.g * (2 / math.sqrt(math.pi)) * (-(c.x * c.x)).op("exp"),
+    ),
+    transcendental(
+        "sigmoid",
+        sigmoid,
+        "1 / (1 + exp(-x)).",
+        "Sigmoid",
+        low=-20.0,
+        high=20.0,
+        gradient=lambda c: c.g * (c.y * (1 - c.y)),
+    ),
+    transcendental("silu", lambda x: x * sigmoid(x), "x sigmoid(x).", low=-20.0, high=20.0, gradient=_silu_gradient),
+    transcendental(
+        "softplus",
+        lambda x: np.logaddexp(0.0, x),
+        "log(1 + exp(x)).",
+        "Softplus",
+        low=-20.0,
+        high=20.0,
+        gradient=lambda c: c.g * c.x.op("sigmoid"),
+    ),
+    transcendental(
         "gelu",
         _gelu,
         "x times the normal distribution function of x, exact or by tanh (Hendrycks and Gimpel 2016).",
         "Gelu",
         attrs={"approximate": "none"},
         variants=[{"approximate": "tanh"}],
+        gradient=_gelu_gradient,
     ),
-    _transcendental(
+    transcendental(
         "elu",
         lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
         "x above 0, alpha (exp(x) - 1) below.",
         "Elu",
         attrs={"alpha": 1.0},
         variants=[{"alpha": 0.3}],
+        gradient=_elu_gradient,
     ),
-    _unary("relu", lambda x: np.maximum(x, x.dtype.type(0)), "max(x, 0).", onnx="Relu", accepts=NUMBERS),
-    _unary(
+    unary(
+        "relu",
+        lambda x: np.maximum(x, x.dtype.type(0)),
+        "max(x, 0).",
+        onnx="Relu",
+        accepts=NUMBERS,
+        gradient=lambda c: (c.y > 0).where(c.g, 0),
+    ),
+    unary(
         "leaky_relu",
         lambda x, alpha: np.where(x < 0, alpha * x, x),
         "x above 0, alpha x below.",
@@ -226,8 +250,9 @@ UNARY = (
         variants=[{"alpha": 0.25}],
         work=2,
         wide=True,
+        gradient=lambda c: (_signed(c) > 0).where(c.g, c.g * c.attrs["alpha"]),
     ),
-    _unary(
+    unary(
         "hard_sigmoid",
         _hard_sigmoid,
         "clip(alpha x + beta, 0, 1).",
@@ -238,8 +263,9 @@ UNARY = (
         wide=True,
         low=-5.0,
         high=5.0,
+        gradient=lambda c: _within(c.y, 0, 1).where(c.g * c.attrs["alpha"], 0),
     ),
-    _unary(
+    unary(
         "hard_swish",
         lambda x: x * _hard_sigmoid(x, 1 / 6, 0.5),
         "x clip(x / 6 + 1/2, 0, 1) (Howard et al. 2019).",
@@ -248,14 +274,22 @@ UNARY = (
         wide=True,
         low=-5.0,
         high=5.0,
+        gradient=_hard_swish_gradient,
     ),
-    _unary("floor", np.floor, "The next integer below.", onnx="Floor", special=True),
-    _unary("ceil", np.ceil, "The next integer above.", onnx="Ceil", special=True),
-    _unary("round", np.rint, "The nearest integer, halves to the even one.", onnx="Round", special=True),
-    _unary("logical_not", np.logical_not, "Not x.", onnx="Not", accepts=BOOLS),
-    _unary("bitwise_not", np.invert, "Every bit turned over.", onnx="BitwiseNot", accepts=INTEGERS),
-    _unary("isnan", np.isnan, "Whether x is NaN.", onnx="IsNaN", predicate=True, special=True),
-    _unary(
+    unary("floor", np.floor, "The next integer below.", onnx="Floor", special=True, gradient=lambda c: None),
+    unary("ceil", np.ceil, "The next integer above.", onnx="Ceil", special=True, gradient=lambda c: None),
+    unary(
+        "round",
+        np.rint,
+        "The nearest integer, halves to the even one.",
+        onnx="Round",
+        special=True,
+        gradient=lambda c: None,
+    ),
+    unary("logical_not", np.logical_not, "Not x.", onnx="Not", accepts=BOOLS),
+    unary("bitwise_not", np.invert, "Every bit turned over.", onnx="BitwiseNot", accepts=INTEGERS),
+    unary("isnan", np.isnan, "Whether x is NaN.", onnx="IsNaN", predicate=True, special=True),
+    unary(
         "isinf",
         _isinf,
         "Whether x is one of the chosen infinities.",
@@ -264,7 +298,7 @@ UNARY = (
         predicate=True,
         special=True,
     ),
-    _unary(
+    unary(
         "clip",
         _clip,
         "x bounded to [low, high]; a bound of None is no bound, NaN passes, low above high gives high.",
@@ -273,8 +307,17 @@ UNARY = (
         variants=[{"low": -1.0}, {"high": 1.5}, {"low": -0.5, "high": 0.5}, {"low": 1.0, "high": -1.0}],
         work=2,
         special=True,
+        gradient=_clip_gradient,
     ),
-    _unary("identity", lambda x: x, "x itself; passes remove it.", onnx="Identity", accepts=ANY, work=0),
+    unary(
+        "identity",
+        lambda x: x,
+        "x itself; passes remove it.",
+        onnx="Identity",
+        accepts=ANY,
+        work=0,
+        gradient=lambda c: c.g,
+    ),
 )
 
 # -- functions of two tensors ------------------------------------------------------------------------------------
@@ -288,30 +331,56 @@ _POWERS = (
 )
 
 BINARY = (
-    _binary("add", np.add, "a + b.", onnx="Add", commutative=True),
-    _binary("sub", np.subtract, "a - b.", onnx="Sub"),
-    _binary("mul", np.multiply, "a b.", onnx="Mul", commutative=True),
-    _binary(
-        "div", divide, "a / b; of integers truncated toward 0.", onnx="Div", work=4, low=1.0, high=9.0, more=_SIGNS
+    binary("add", np.add, "a + b.", onnx="Add", commutative=True, gradient=lambda c: [c.g, c.g]),
+    binary("sub", np.subtract, "a - b.", onnx="Sub", gradient=lambda c: [c.g, -c.g]),
+    binary("mul", np.multiply, "a b.", onnx="Mul", commutative=True, gradient=lambda c: [c.g * c.input(1), c.g * c.x]),
+    binary(
+        "div",
+        divide,
+        "a / b; of integers truncated toward 0.",
+        onnx="Div",
+        work=4,
+        low=1.0,
+        high=9.0,
+        more=_SIGNS,
+        gradient=lambda c: [c.g / c.input(1), -(c.g / c.input(1)) * c.y],
     ),
-    _binary("pow", power, "a to the power b.", work=20, low=0.0, more=_POWERS),
-    _binary("minimum", np.minimum, "The smaller; NaN wins.", commutative=True),
-    _binary("maximum", np.maximum, "The larger; NaN wins.", commutative=True),
-    _binary("mod", np.mod, "The remainder with the sign of b.", work=6, low=1.0, high=9.0, more=_SIGNS),
-    _binary("fmod", np.fmod, "The remainder with the sign of a, as in C.", work=6, low=1.0, high=9.0, more=_SIGNS),
-    _binary("logical_and", np.logical_and, "a and b.", onnx="And", accepts=BOOLS, commutative=True),
-    _binary("logical_or", np.logical_or, "a or b.", onnx="Or", accepts=BOOLS, commutative=True),
-    _binary("logical_xor", np.logical_xor, "Either a or b.", onnx="Xor", accepts=BOOLS, commutative=True),
-    _binary("bitwise_and", np.bitwise_and, "a & b.", onnx="BitwiseAnd", accepts=INTEGERS, commutative=True),
-    _binary("bitwise_or", np.bitwise_or, "a | b.", onnx="BitwiseOr", accepts=INTEGERS, commutative=True),
-    _binary("bitwise_xor", np.bitwise_xor, "a ^ b.", onnx="BitwiseXor", accepts=INTEGERS, commutative=True),
-    _binary("left_shift", np.left_shift, "a << b; 0 from the type's width on.", accepts=INTEGERS, low=0.0, high=6.0),
-    _binary("right_shift", np.right_shift, "a >> b, with the sign.", accepts=INTEGERS, low=0.0, high=6.0),
-    _binary("equal", np.equal, "a == b.", onnx="Equal", accepts=ANY, predicate=True, commutative=True),
-    _binary("less", np.less, "a < b.", onnx="Less", predicate=True),
-    _binary("less_equal", np.less_equal, "a <= b.", onnx="LessOrEqual", predicate=True),
-    _binary("greater", np.greater, "a > b.", onnx="Greater", predicate=True),
-    _binary("greater_equal", np.greater_equal, "a >= b.", onnx="GreaterOrEqual", predicate=True),
+    binary("pow", power, "a to the power b.", work=20, low=0.0, more=_POWERS, gradient=_pow_gradient),
+    binary("minimum", np.minimum, "The smaller; NaN wins.", commutative=True, gradient=_extremum_gradient),
+    binary("maximum", np.maximum, "The larger; NaN wins.", commutative=True, gradient=_extremum_gradient),
+    binary(
+        "mod",
+        np.mod,
+        "The remainder with the sign of b.",
+        work=6,
+        low=1.0,
+        high=9.0,
+        more=_SIGNS,
+        gradient=_mod_gradient,
+    ),
+    binary(
+        "fmod",
+        np.fmod,
+        "The remainder with the sign of a, as in C.",
+        work=6,
+        low=1.0,
+        high=9.0,
+        more=_SIGNS,
+        gradient=_mod_gradient,
+    ),
+    binary("logical_and", np.logical_and, "a and b.", onnx="And", accepts=BOOLS, commutative=True),
+    binary("logical_or", np.logical_or, "a or b.", onnx="Or", accepts=BOOLS, commutative=True),
+    binary("logical_xor", np.logical_xor, "Either a or b.", onnx="Xor", accepts=BOOLS, commutative=True),
+    binary("bitwise_and", np.bitwise_and, "a & b.", onnx="BitwiseAnd", accepts=INTEGERS, commutative=True),
+    binary("bitwise_or", np.bitwise_or, "a | b.", onnx="BitwiseOr", accepts=INTEGERS, commutative=True),
+    binary("bitwise_xor", np.bitwise_xor, "a ^ b.", onnx="BitwiseXor", accepts=INTEGERS, commutative=True),
+    binary("left_shift", np.left_shift, "a << b; 0 from the type's width on.", accepts=INTEGERS, low=0.0, high=6.0),
+    binary("right_shift", np.right_shift, "a >> b, with the sign.", accepts=INTEGERS, low=0.0, high=6.0),
+    binary("equal", np.equal, "a == b.", onnx="Equal", accepts=ANY, predicate=True, commutative=True),
+    binary("less", np.less, "a < b.", onnx="Less", predicate=True),
+    binary("less_equal", np.less_equal, "a <= b.", onnx="LessOrEqual", predicate=True),
+    binary("greater", np.greater, "a > b.", onnx="Greater", predicate=True),
+    binary("greater_equal", np.greater_equal, "a >= b.", onnx="GreaterOrEqual", predicate=True),
 )
 
 OPS = (*UNARY, *BINARY)

@@ -12,6 +12,7 @@ rule reads of the forward pass (inputs ``c.x``, outputs ``c.y``) is what has to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,6 +140,29 @@ class Sym:
 
     def expand(self, shape: Sequence[int]) -> Sym:
         return self if tuple(shape) == self.shape else self.op("expand", shape=tuple(shape))
+
+    def flip(self, axes: Sequence[int]) -> Sym:
+        """Some axes (not negative) backwards."""
+        turned = [i for i in axes if self.shape[i] > 1]
+        ranges = [(d - 1, -1, -1) if i in turned else (0, d, 1) for i, d in enumerate(self.shape)]
+        return self.cut(*zip(*ranges, strict=True)) if turned else self
+
+    def cut(self, starts: Sequence[int], stops: Sequence[int], steps: Sequence[int] | None = None) -> Sym:
+        """``slice``, steps of 1 unless said."""
+        steps = [1] * self.rank if steps is None else steps
+        return self.op("slice", starts=tuple(starts), stops=tuple(stops), steps=tuple(steps))
+
+    def pad(self, before: Sequence[int], after: Sequence[int]) -> Sym:
+        """Zeros around."""
+        return self.op("pad", pads=(*before, *after)) if any((*before, *after)) else self
+
+    def along(self, axis: int, matrix: np.ndarray) -> Sym:
+        """Every line along ``axis`` (not negative) times a constant matrix [extent, new extent]."""
+        lead, rest = self.shape[:axis], self.shape[axis + 1 :]
+        if not rest:
+            return self @ self.constant(matrix)
+        flat = self.reshape((*lead, self.shape[axis], math.prod(rest)))
+        return (self.constant(matrix.T) @ flat).reshape((*lead, matrix.shape[1], *rest))
 
     def zeros(self) -> Sym:
         """Zeros of this tensor's type."""

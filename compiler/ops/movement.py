@@ -9,6 +9,8 @@ import numpy as np
 
 from ..types import Dim, TensorType
 from .dims import missing_factor, same_size
+from .gradient import Call as Grad
+from .gradient import Sym
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import f32
 from .shapes import known, normalise_axis, require_length, shape_text
@@ -56,6 +58,10 @@ def _transpose_infer(call: Call) -> list[TensorType]:
 
 def _transpose(x: np.ndarray, perm: Sequence[int]) -> np.ndarray:
     return np.transpose(x, perm)
+
+
+def _transpose_gradient(c: Grad) -> list[Sym]:
+    return [c.g.transpose(np.argsort(c.attrs["perm"]).tolist())]
 
 
 def _expand_infer(call: Call) -> list[TensorType]:
@@ -122,6 +128,31 @@ def _slice(x: np.ndarray, starts: Sequence[int], stops: Sequence[int], steps: Se
     return x[tuple(slice(b, None if e < 0 else e, s) for b, e, s in bounds)]
 
 
+def _slice_gradient(c: Grad) -> list[Sym]:
+    """Zeros where x was not read: between the elements for steps, then around them."""
+    if 0 in c.g.shape:
+        return [c.x.zeros()]
+    starts, steps = c.attrs["starts"], c.attrs["steps"]
+    g = c.g.flip([i for i, step in enumerate(steps) if step < 0])
+    first, span = [], []
+    for i, (start, step, n) in enumerate(zip(starts, steps, c.g.shape, strict=True)):
+        g = _spaced(g, i, abs(step))
+        span.append((n - 1) * abs(step) + 1)
+        first.append(min(start, start + (n - 1) * step))
+    return [g.pad(first, [d - b - s for d, b, s in zip(c.x.shape, first, span, strict=True)])]
+
+
+def _spaced(x: Sym, axis: int, step: int) -> Sym:
+    """``step - 1`` zeros between neighbours along an axis."""
+    n, shape = x.shape[axis], x.shape
+    if step == 1 or n == 1:
+        return x
+    apart = x.reshape((*shape[: axis + 1], 1, *shape[axis + 1 :]))
+    apart = apart.pad([0] * apart.rank, [step - 1 if i == axis + 1 else 0 for i in range(apart.rank)])
+    wide = apart.reshape((*shape[:axis], n * step, *shape[axis + 1 :]))
+    return wide.cut([0] * x.rank, [*shape[:axis], (n - 1) * step + 1, *shape[axis + 1 :]])
+
+
 # -- concat, pad, tile, copy -----------------------------------------------------------------------------------
 
 
@@ -147,6 +178,16 @@ def _without(shape: Sequence[Dim], axis: int) -> list[Dim]:
 
 def _concat(*xs: np.ndarray, axis: int) -> np.ndarray:
     return np.concatenate(xs, axis=axis)
+
+
+def _concat_gradient(c: Grad) -> list[Sym]:
+    axis, at, parts = normalise_axis(c.attrs["axis"], c.g.rank), 0, []
+    for x in (x for x in c.xs if x is not None):
+        starts, stops = [0] * c.g.rank, list(c.g.shape)
+        starts[axis], stops[axis] = at, at + x.shape[axis]
+        parts.append(c.g.cut(starts, stops))
+        at += x.shape[axis]
+    return parts
 
 
 PAD_MODES = ("constant", "reflect", "edge", "wrap")
@@ -193,6 +234,23 @@ def _pad(x: np.ndarray, pads: Sequence[int], mode: str, value: float) -> np.ndar
     return x
 
 
+def _pad_gradient(c: Grad) -> list[Sym]:
+    """The middle; of the modes that copy, the border is added to where it came from."""
+    g, rank, pads = c.g, c.x.rank, c.attrs["pads"]
+    for i, size in enumerate(c.x.shape):
+        before, after = pads[i], pads[i + rank]
+        if before or after:
+            starts, stops = [0] * rank, list(g.shape)
+            starts[i], stops[i] = before, before + size
+            middle = g.cut(starts, stops)
+            if c.attrs["mode"] != "constant":
+                sources = np.eye(size)[pad_source(size, before, after, c.attrs["mode"])]
+                sources[before : before + size] = 0
+                middle = middle + g.along(i, sources)
+            g = middle
+    return [g]
+
+
 def _tile_infer(call: Call) -> list[TensorType]:
     x, repeats = call.type(0), tuple(call.attrs["repeats"])
     require_length(repeats, x.rank, "repeats")
@@ -207,6 +265,11 @@ def _tile_infer(call: Call) -> list[TensorType]:
 
 def _tile(x: np.ndarray, repeats: Sequence[int]) -> np.ndarray:
     return np.tile(x, repeats)
+
+
+def _tile_gradient(c: Grad) -> list[Sym]:
+    pairs = [d for pair in zip(c.attrs["repeats"], c.x.shape, strict=True) for d in pair]
+    return [c.g.reshape(pairs).sum(range(0, len(pairs), 2))]
 
 
 def _same(call: Call) -> list[TensorType]:
@@ -291,6 +354,7 @@ OPS = (
         attrs={"shape": REQUIRED},
         cost=free,
         cases=_reshape_cases,
+        gradient=lambda c: [c.g.reshape(c.x.shape)],
     ),
     Op(
         "transpose",
@@ -301,6 +365,7 @@ OPS = (
         attrs={"perm": REQUIRED},
         cost=free,
         cases=_transpose_cases,
+        gradient=_transpose_gradient,
         onnx={"Transpose": {}},
     ),
     Op(
@@ -312,6 +377,7 @@ OPS = (
         attrs={"starts": REQUIRED, "stops": REQUIRED, "steps": REQUIRED},
         cost=free,
         cases=_slice_cases,
+        gradient=_slice_gradient,
     ),
     Op(
         "expand",
@@ -322,6 +388,7 @@ OPS = (
         attrs={"shape": REQUIRED},
         cost=free,
         cases=_expand_cases,
+        gradient=lambda c: [c.g.sum_to(c.x.shape)],
     ),
     Op(
         "concat",
@@ -333,6 +400,7 @@ OPS = (
         attrs={"axis": REQUIRED},
         cost=free,
         cases=_concat_cases,
+        gradient=_concat_gradient,
         onnx={"Concat": {}},
     ),
     Op(
@@ -344,6 +412,7 @@ OPS = (
         attrs={"pads": REQUIRED, "mode": "constant", "value": 0.0},
         cost=free,
         cases=_pad_cases,
+        gradient=_pad_gradient,
     ),
     Op(
         "tile",
@@ -354,6 +423,7 @@ OPS = (
         attrs={"repeats": REQUIRED},
         cost=free,
         cases=_tile_cases,
+        gradient=_tile_gradient,
     ),
     Op(
         "copy",
@@ -363,5 +433,6 @@ OPS = (
         doc="x itself, written anew: made by passes where another memory order is wanted.",
         cost=free,
         cases=_copy_cases,
+        gradient=lambda c: [c.g],
     ),
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..types import Dim, TensorType
+from .gradient import Call as Grad
+from .gradient import Sym
 from .numeric import divide, highest, lowest, quiet, widen
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import f32, t
@@ -49,7 +52,41 @@ def _min(x: np.ndarray, axes: tuple[int, ...], keepdims: bool) -> Any:
     return np.min(x, axis=axes, keepdims=keepdims, initial=highest(x.dtype))
 
 
-def _fold(name: str, function: Callable[..., Any], doc: str, accepts: frozenset[str] = NUMBERS) -> Op:
+def _spread(c: Grad, folded: Sym) -> Sym:
+    """A value for each fold, at every element that was folded."""
+    axes = normalise_axes(c.attrs["axes"], c.x.rank)
+    return folded.reshape([1 if i in axes else d for i, d in enumerate(c.x.shape)]).expand(c.x.shape)
+
+
+def _mean_gradient(c: Grad) -> Sym:
+    return _spread(c, c.g * (c.y.type.size / max(c.x.type.size, 1)))
+
+
+def _extremum_gradient(c: Grad) -> Sym:
+    """Equals share, as in PyTorch's amax."""
+    chosen = c.x.op("equal", _spread(c, c.y))
+    number = chosen.op("cast", to=c.x.dtype).sum(c.attrs["axes"], c.attrs["keepdims"])
+    return chosen.where(_spread(c, c.g / number), 0)
+
+
+def _prod_gradient(c: Grad) -> Sym:
+    """Of each element the product of all before it and all behind it: right where elements are 0 too."""
+    axes = normalise_axes(c.attrs["axes"], c.x.rank)
+    perm = [*(i for i in range(c.x.rank) if i not in axes), *axes]
+    ordered = c.x.transpose(perm)
+    lines = ordered.reshape([*ordered.shape[: c.x.rank - len(axes)], math.prod(c.x.shape[a] for a in axes)])
+    before, behind = (lines.op("cumprod", axis=-1, exclusive=True, reverse=r) for r in (False, True))
+    others = (before * behind).reshape(ordered.shape).transpose(np.argsort(perm).tolist())
+    return _spread(c, c.g) * others
+
+
+def _fold(
+    name: str,
+    function: Callable[..., Any],
+    doc: str,
+    gradient: Callable[[Grad], Sym],
+    accepts: frozenset[str] = NUMBERS,
+) -> Op:
     def infer(call: Call) -> Sequence[TensorType]:
         x = call.type(0)
         require_dtype(x, accepts, "x")
@@ -81,6 +118,7 @@ def _fold(name: str, function: Callable[..., Any], doc: str, accepts: frozenset[
         attrs={"axes": REQUIRED, "keepdims": False},
         cost=_input_cost,
         cases=cases,
+        gradient=lambda c: [gradient(c)],
     )
 
 
@@ -128,7 +166,30 @@ def _arg(name: str, function: Callable[..., Any], doc: str) -> Op:
 # -- running folds -----------------------------------------------------------------------------------------------
 
 
-def _running(name: str, function: Callable[..., Any], unit: int, doc: str) -> Op:
+def _cumsum_gradient(c: Grad) -> Sym:
+    return c.g.op("cumsum", **{**c.attrs, "reverse": not c.attrs["reverse"]})
+
+
+def _cumprod_gradient(c: Grad) -> Sym:
+    """Of x[j]: the product before it, times the sum over i >= j of g[i] x[j + 1] ... x[i]; right at zeros too.
+
+    The inner products are a triangle, [n, n] for a line of n elements.
+    """
+    axis, last = normalise_axis(c.attrs["axis"], c.x.rank), c.x.rank - 1
+    perm = [*(i for i in range(c.x.rank) if i != axis), axis]
+    turned = [last] if c.attrs["reverse"] else []
+    x, g = (v.transpose(perm).flip(turned) for v in (c.x, c.g))
+    n, none = x.shape[-1], (0,) * last
+    if c.attrs["exclusive"]:  # y[i + 1] is what y[i] would be
+        g = g.cut((*none, min(1, n)), g.shape).pad((*none, 0), (*none, min(1, n)))
+    square = x.reshape([*x.shape[:-1], 1, n]).expand([*x.shape[:-1], n, n])
+    behind = square.constant(np.triu(np.ones((n, n), bool), 1), "bool").where(square, 1).op("cumprod", axis=-1)
+    total = (behind.op("trilu") @ g.reshape([*g.shape, 1])).reshape(g.shape)
+    found = x.op("cumprod", axis=-1, exclusive=True) * total
+    return found.flip(turned).transpose(np.argsort(perm).tolist())
+
+
+def _running(name: str, function: Callable[..., Any], unit: int, doc: str, gradient: Callable[[Grad], Sym]) -> Op:
     def infer(call: Call) -> Sequence[TensorType]:
         x = call.type(0)
         require_dtype(x, NUMBERS, "x")
@@ -166,21 +227,22 @@ def _running(name: str, function: Callable[..., Any], unit: int, doc: str) -> Op
         cost=_input_cost,
         cases=cases,
         inplace=(0,),
+        gradient=lambda c: [gradient(c)],
     )
 
 
 OPS = (
-    _fold("reduce_sum", _sum, "The sum over the axes (of none: x)."),
-    _fold("reduce_mean", _mean, "The mean over the axes; of integers truncated toward 0."),
-    _fold("reduce_max", _max, "The largest over the axes; NaN wins.", NUMBERS | BOOLS),
-    _fold("reduce_min", _min, "The smallest over the axes; NaN wins.", NUMBERS | BOOLS),
-    _fold("reduce_prod", _prod, "The product over the axes."),
+    _fold("reduce_sum", _sum, "The sum over the axes (of none: x).", lambda c: _spread(c, c.g)),
+    _fold("reduce_mean", _mean, "The mean over the axes; of integers truncated toward 0.", _mean_gradient),
+    _fold("reduce_max", _max, "The largest over the axes; NaN wins.", _extremum_gradient, NUMBERS | BOOLS),
+    _fold("reduce_min", _min, "The smallest over the axes; NaN wins.", _extremum_gradient, NUMBERS | BOOLS),
+    _fold("reduce_prod", _prod, "The product over the axes.", _prod_gradient),
     _arg(
         "argmax", np.argmax, "Position (int64) of the largest along an axis: the first, or the last with select_last."
     ),
     _arg(
         "argmin", np.argmin, "Position (int64) of the smallest along an axis: the first, or the last with select_last."
     ),
-    _running("cumsum", np.cumsum, 0, "The running sum along an axis (ONNX CumSum)."),
-    _running("cumprod", np.cumprod, 1, "The running product along an axis (ONNX CumProd)."),
+    _running("cumsum", np.cumsum, 0, "The running sum along an axis (ONNX CumSum).", _cumsum_gradient),
+    _running("cumprod", np.cumprod, 1, "The running product along an axis (ONNX CumProd).", _cumprod_gradient),
 )
