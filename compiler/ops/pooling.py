@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..types import TensorType
+from .gradient import Call as Grad
+from .gradient import Sym
 from .numeric import lowest, quiet, widen
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import t
@@ -71,6 +73,16 @@ def _max_pool_grad(x: np.ndarray, g: np.ndarray, **window: Any) -> np.ndarray:
     return total.reshape(x.shape).astype(x.dtype)
 
 
+def _max_pool_gradient(c: Grad) -> list[Sym]:
+    return [c.x.op("max_pool_grad", c.g, **{name: c.attrs[name] for name in _WINDOW})]
+
+
+def _max_pool_grad_gradient(c: Grad) -> list[Sym | None]:
+    """Nothing to x, which only chooses; to g what arrives at the chosen places."""
+    _, chosen = c.x.ops("max_pool", **c.attrs, indices=True)
+    return [None, c.g.reshape((c.g.type.size,)).op("gather", chosen, axis=0)]
+
+
 def _avg_pool_infer(call: Call) -> Sequence[TensorType]:
     return (_pool_infer(call, FLOATS),)
 
@@ -87,20 +99,64 @@ def _avg_pool(
     outputs = output_extents(x.shape[2:], kernel_shape, strides, pads, dilations, ceil_mode)
     reach = padding_for(x.shape[2:], outputs, kernel_shape, strides, pads, dilations)
     padded = pad_spatial(widen(x), reach, 0.0)
-    # What counts: elements of x, and of the declared padding if asked for, never the overhang of ceil_mode.
-    counted = np.ones(x.shape[2:])
-    if count_include_pad:
-        counted = pad_spatial(counted, pads, 1.0)
-        overhang = [r - p for r, p in zip(reach, pads, strict=True)]
-        counted = pad_spatial(counted, overhang, 0.0)
-    else:
-        counted = pad_spatial(counted, reach, 0.0)
     total = np.zeros((*x.shape[:2], *outputs))
-    number = np.zeros(outputs)
     for _, cut in taps(kernel_shape, outputs, strides, dilations):
         total += padded[cut]
+    number = _counted(x.shape[2:], kernel_shape, strides, pads, dilations, ceil_mode, count_include_pad)
+    return np.asarray(total / number).astype(x.dtype)
+
+
+def _counted(
+    extents: Sequence[int],
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> np.ndarray:
+    """How many elements each window's mean is over: those of x, and of the declared padding if asked for, never the
+    overhang of ceil_mode."""
+    outputs = output_extents(extents, kernel_shape, strides, pads, dilations, ceil_mode)
+    reach = padding_for(extents, outputs, kernel_shape, strides, pads, dilations)
+    counted = np.ones(extents)
+    if count_include_pad:
+        counted = pad_spatial(counted, pads, 1.0)
+        reach = [r - p for r, p in zip(reach, pads, strict=True)]  # type: ignore[assignment]
+    counted = pad_spatial(counted, reach, 0.0)
+    number = np.zeros(outputs)
+    for _, cut in taps(kernel_shape, outputs, strides, dilations):
         number += counted[cut]
-    return (total / number).astype(x.dtype)
+    return number
+
+
+def _avg_pool_gradient(c: Grad) -> list[Sym]:
+    """Each window's share, spread over the window."""
+    extents, attrs, channels = c.x.shape[2:], c.attrs, c.x.shape[1]
+    kernel, strides, dilations = attrs["kernel_shape"], attrs["strides"], attrs["dilations"]
+    number = _counted(extents, **attrs)
+    share = c.g * (1 / number if np.ptp(number) else 1 / float(number.flat[0]))
+    spans = [window_extent(k, d) for k, d in zip(kernel, dilations, strict=True)]
+    tiles = [n * k for n, k in zip(c.g.shape[2:], kernel, strict=True)]
+    if tuple(spans) == tuple(strides) == tuple(kernel) and tuple(tiles) == extents and not any(attrs["pads"]):
+        return [_tiled(share, kernel)]
+    pads = padding_for(extents, c.g.shape[2:], kernel, strides, attrs["pads"], dilations)
+    rank = len(kernel)
+    rows = zip(extents, c.g.shape[2:], strides, spans, pads[:rank], pads[rank:], strict=True)
+    rest = tuple(e + begin + end - (n - 1) * stride - span for e, n, stride, span, begin, end in rows)
+    ones = share.constant(np.ones((channels, 1, *kernel)))
+    window = {"strides": strides, "pads": pads, "dilations": dilations, "group": channels}
+    return [share.op("conv_transpose", ones, **window, output_padding=rest)]
+
+
+def _tiled(x: Sym, kernel: Sequence[int]) -> Sym:
+    """Each element at every place of its window, where windows tile the input."""
+    single, full, joined = [*x.shape[:2]], [*x.shape[:2]], [*x.shape[:2]]
+    for extent, size in zip(x.shape[2:], kernel, strict=True):
+        single += [extent, 1]
+        full += [extent, size]
+        joined += [extent * size]
+    return x.reshape(single).expand(full).reshape(joined)
 
 
 def _pool_cost(call: Call) -> Cost:
@@ -165,6 +221,7 @@ OPS = (
         attrs={**_WINDOW, "indices": False},
         cost=_pool_cost,
         cases=_max_pool_cases,
+        gradient=_max_pool_gradient,
     ),
     Op(
         "max_pool_grad",
@@ -176,6 +233,7 @@ OPS = (
         attrs=_WINDOW,
         cost=_pool_cost,
         cases=_max_pool_grad_cases,
+        gradient=_max_pool_grad_gradient,
     ),
     Op(
         "avg_pool",
@@ -186,5 +244,6 @@ OPS = (
         attrs={**_WINDOW, "count_include_pad": False},
         cost=_pool_cost,
         cases=_avg_pool_cases,
+        gradient=_avg_pool_gradient,
     ),
 )

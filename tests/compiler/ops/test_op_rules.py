@@ -171,7 +171,7 @@ def test_convolution_in_blocks_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
     x, w = rng.standard_normal((2, 4, 19, 9)), rng.standard_normal((6, 2, 3, 2))
     attrs = {"strides": (2, 1), "pads": (1, 0, 2, 1), "dilations": (2, 3), "group": 2}
     whole = reference("conv", x, w, **attrs)
-    monkeypatch.setattr("nervure.compiler.ops.contractions.COLUMN_BYTES", 3 * 2 * 4 * 6 * 7 * 8)  # three rows
+    monkeypatch.setattr("nervure.compiler.ops.convolutions.COLUMN_BYTES", 3 * 2 * 4 * 6 * 7 * 8)  # three rows
     np.testing.assert_allclose(reference("conv", x, w, **attrs), whole, rtol=1e-13, atol=1e-13)
 
 
