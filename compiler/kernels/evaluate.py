@@ -69,6 +69,15 @@ class Evaluator:
         else:
             self.k.store(buffer, base, value, step)
 
+    def store_all(self, buffers: Sequence[Any], coords: list[Coord], lanes: int = 1) -> None:
+        """Stores every result there. All are computed before the first is stored: an output may lie where an input
+        of another one does."""
+        if len(buffers) > 1:
+            for index in self.program["results"]:
+                self._held[self._key(index, coords, lanes)] = self.k.bind(self.value(index, coords, lanes))
+        for index, buffer in enumerate(buffers):
+            self.store(index, buffer, coords, lanes)
+
     def address(self, strides: Sequence[int], coords: Sequence[Coord]) -> Coord:
         """The element offset of coordinates."""
         base: Any = 0
@@ -107,7 +116,7 @@ class Evaluator:
 
     def value(self, at: int, coords: list[Coord], lanes: int = 1) -> Expr:
         """The value numbered ``at`` at its own coordinates."""
-        key = (at, lanes, tuple((id(b) if not isinstance(b, int) else ("n", b), s) for b, s in coords))
+        key = self._key(at, coords, lanes)
         if key in self._held:
             return self._held[key]
         found = self._compute(at, coords, lanes)
@@ -116,6 +125,9 @@ class Evaluator:
         self._held[key] = found
         self._kept.append(coords)  # keys hold identities: keep the objects alive
         return found
+
+    def _key(self, at: int, coords: list[Coord], lanes: int) -> Any:
+        return (at, lanes, tuple((id(b) if not isinstance(b, int) else ("n", b), s) for b, s in coords))
 
     def _compute(self, at: int, coords: list[Coord], lanes: int) -> Expr:
         if at < len(self.inputs):

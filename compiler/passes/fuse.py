@@ -6,7 +6,8 @@
 2. Prologues. Reductions, softmax and norms take in the elementwise work that only feeds their first input.
 3. What elementwise work is left is grouped the same way.
 
-A group has one way out, so that no group can wait for itself. Reshape, transpose, slice, expand and concat stay: the
+A group has one way out, so that no group can wait for itself; what becomes the next value of a param or state leaves
+the graph, and may leave a group beside it (an optimizer's update in the epilogue of its gradient). Reshape, transpose, slice, expand and concat stay: the
 layout decides whether they cost anything.
 """
 
@@ -73,6 +74,10 @@ def _groups(graph: Graph) -> list[list[int]]:
             groups[key] = [key]
             owner[key] = key
             _grow(graph, key, groups[key], owner, ipdom, place)
+    bound = {v.node for v in graph.bindings.values()}
+    for leader in sorted(groups, key=place.__getitem__):
+        if leader in groups and bound & set(groups[leader]):
+            _take_feeders(graph, groups, leader, owner)
     return [sorted(groups[k], key=place.__getitem__) for k in sorted(groups, key=place.__getitem__)]
 
 
@@ -85,7 +90,7 @@ def _post_dominators(graph: Graph) -> dict[int, int]:
     """The immediate post-dominator of every node: where all that it feeds comes together again."""
     flow = nx.DiGraph(graph.nx.reverse(copy=False))
     flow.add_node(_SINK)
-    for value in [*graph.outputs, *graph.bindings.values()]:
+    for value in graph.outputs:
         flow.add_edge(_SINK, value.node)
     for key in graph.nx:
         if graph.nx.out_degree(key) == 0:
@@ -101,7 +106,10 @@ def _grow(
     shape = graph.node(start).types[0].shape
     while True:
         end = ipdom.get(result, _SINK)
-        if end in (_SINK, result) or not _may_join(graph, end, shape, owner):
+        if end == _SINK:
+            _take_updates(graph, result, members, owner, place)
+            return
+        if end == result or not _may_join(graph, end, shape, owner):
             return
         between = _between(graph, result, end, place)
         if any(not _may_join(graph, k, shape, owner) for k in between):
@@ -113,6 +121,44 @@ def _grow(
             owner[key] = leader
             members.append(key)
         result = end
+
+
+def _take_updates(graph: Graph, result: int, members: list[int], owner: dict[int, int], place: dict[int, int]) -> None:
+    """Takes in all that the group's result leads to, where that only ends in next values of params and states."""
+    shape = graph.node(result).types[0].shape
+    found = sorted(nx.descendants(graph.nx, result), key=place.__getitem__)
+    if not found or any(not _may_join(graph, k, shape, owner) for k in found):
+        return
+    joined = [*members, *found]
+    if len(joined) > _MEMBERS or _operand_count(graph, joined) > _OPERANDS:
+        return
+    for key in found:
+        owner[key] = members[0]
+        members.append(key)
+
+
+def _take_feeders(graph: Graph, groups: dict[int, list[int]], leader: int, owner: dict[int, int]) -> None:
+    """Takes elementwise groups into an update that alone reads them (decayed moments, weight decay)."""
+    members = groups[leader]
+    shape = graph.node(members[-1]).types[0].shape
+    queue = list(members)
+    while queue:
+        for arg in graph.args(queue.pop(0)):
+            other = None if arg is None else owner.get(arg.node)
+            if other is None or other == leader or any(not _elementwise(graph, k) for k in groups[other]):
+                continue
+            joined = [*groups[other], *members]
+            inside = set(joined)
+            last = groups[other][-1]
+            alone = set(graph.nx.successors(last)) <= inside and Value(last) not in graph.outputs
+            if not alone or graph.node(last).types[0].shape != shape or len(joined) > _MEMBERS:
+                continue
+            if _operand_count(graph, joined) > _OPERANDS:
+                continue
+            taken = groups.pop(other)
+            owner.update(dict.fromkeys(taken, leader))
+            members[:0] = taken
+            queue += taken
 
 
 def _may_join(graph: Graph, key: int, shape: tuple[int | str, ...], owner: dict[int, int]) -> bool:
@@ -192,7 +238,7 @@ def _wrap(graph: Graph, members: list[int]) -> None:
         new = body.insert(node, [None if a is None else inner[a] for a in graph.args(key)])
         for i in range(len(node.types)):
             inner[Value(key, i)] = Value(new, i)
-    results = graph.values(last) if len(members) == 1 else [Value(last)]
+    results = graph.values(last) if len(members) == 1 else [*_exits(graph, members[:-1], inside), Value(last)]
     for value in results:
         body.output(inner[value])
     origin = join_origins(graph.node(k).origin for k in members)
@@ -203,6 +249,13 @@ def _wrap(graph: Graph, members: list[int]) -> None:
     for key in reversed(members):
         if key in inside:
             graph.remove(key)
+
+
+def _exits(graph: Graph, members: Iterable[int], inside: set[int]) -> list[Value]:
+    """What members' results are read outside of the group (next values, and what reads those)."""
+    bound = set(graph.bindings.values())
+    values = [v for k in members for v in graph.values(k)]
+    return [v for v in values if v in bound or any(user not in inside for user, _ in graph.users(v))]
 
 
 def op_label(body: Graph) -> str:

@@ -90,16 +90,34 @@ def _lay_out_and_select(
 ) -> tuple[Layout, list[int], dict[int, list[Job]]]:
     """The layout, the order of the steps, and for each step its jobs."""
     plain: list[int] = []
+    apart: list[int] = []
     while True:
-        layout = lay_out(graph, plain)
+        layout = lay_out(graph, plain, apart)
         order, room = _order(layout)
         try:
-            return layout, order, select(layout, machine, choices, room)
+            jobs = select(layout, machine, choices, room)
+            overlapping = _overlapping(layout, jobs)
+            if not overlapping:
+                return layout, order, jobs
+            apart += overlapping
         except NoTemplate as found:
             fresh = [n for n in found.nodes if n in graph.nx and n not in plain]
             if not fresh:
                 raise no_kernel(layout.graph, found.nodes, machine) from None
             plain += fresh
+
+
+def _overlapping(layout: Layout, jobs: Mapping[int, list[Job]]) -> list[int]:
+    """The params and states whose next value a kernel would write where it still reads the old one."""
+    found = []
+    for value, stored in sorted(layout.updates.items()):
+        buffer = layout.places[value].buffer
+        for job in jobs[value.node]:
+            out = job.outputs.index(value)
+            reads = [i for i, v in enumerate(job.inputs) if layout.places[v].buffer == buffer]
+            if any((i, out) not in job.plan.inplace for i in reads):
+                found.append(stored)
+    return found
 
 
 def _order(layout: Layout) -> tuple[list[int], dict[int, int]]:
@@ -112,7 +130,7 @@ def _order(layout: Layout) -> tuple[list[int], dict[int, int]]:
     def nbytes(buffer: int) -> int:
         return layout.buffers[buffer].nbytes
 
-    order = schedule(layout.graph, buffer_of, nbytes)
+    order = schedule(layout.graph, buffer_of, nbytes, layout.waits)
     live = live_bytes(layout.graph, order, buffer_of, nbytes)
     allowed = _ARENA_SHARE * max(live.values(), default=0)
     return order, {key: max(_LEAST_SCRATCH, int(allowed - held)) for key, held in live.items()}
@@ -140,7 +158,7 @@ def _binding_copies(layout: Layout, tasks: list[_Task], machine: Machine, choice
     graph = layout.graph
     found = []
     for stored, value in sorted(graph.bindings.items()):
-        if value == Value(stored):
+        if value == Value(stored) or value in layout.updates:
             continue
         job = copy_job(layout, value, Value(stored), machine, choices)
         found.append(_Task(job, _at(layout, job.inputs), _at(layout, job.outputs)))

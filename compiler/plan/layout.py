@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..ir import Graph, Value
+import networkx as nx
+
+from ..ir import STORED, Graph, Value
 from ..passes.fuse import VIEWS
 from ..types import TensorType
 from .strides import dense, is_dense, order_of, reshape_view, same_walk
@@ -66,21 +68,24 @@ class Layout:
     buffers: list[Storage] = field(default_factory=list)
     roots: dict[Value, int] = field(default_factory=dict)
     writes: dict[int, list[int]] = field(default_factory=dict)
+    updates: dict[Value, int] = field(default_factory=dict)  # next value -> the param or state whose place it takes
+    waits: dict[int, set[int]] = field(default_factory=dict)  # node -> nodes that read what it overwrites
 
 
-def lay_out(graph: Graph, plain: Sequence[int] = ()) -> Layout:
+def lay_out(graph: Graph, plain: Sequence[int] = (), apart: Sequence[int] = ()) -> Layout:
     """Places every tensor of a fused graph. Nodes in ``plain`` (no template takes other strides) get and give
-    row-major tensors."""
+    row-major tensors. The next values of the params and states in ``apart`` are not made in their place."""
     work = graph.copy()
     _separate_outputs(work)
     for key in plain:
         for arg, value in enumerate(work.args(key)):
             if value is not None and work.node(value).op != "const":
                 insert_copy(work, value, users=[(key, arg)])
-    layout = Layout(work)
     orders = _orders(work, set(plain))
     slots = _concat_slots(work, orders)
     outputs = _output_roots(work, orders, slots)
+    layout = Layout(work)
+    _plan_updates(layout, set(outputs), set(apart))
     for key in work.order():
         _place(layout, key, orders, slots, outputs)
     return layout
@@ -121,12 +126,44 @@ def _separate_outputs(graph: Graph) -> None:
     """An output that is a stored tensor, or is an output twice, gets a buffer of its own."""
     seen: set[Value] = set()
     for i, value in enumerate(graph.outputs):
-        if value in seen or graph.node(value).op in ("input", "const", "param", "state"):
+        if value in seen or graph.node(value).op in STORED:
             graph.outputs[i] = insert_copy(graph, value, users=[])
         seen.add(graph.outputs[i])
     for stored, value in sorted(graph.bindings.items()):
-        if graph.node(value).op in ("input", "const", "param", "state") and value.node != stored:
+        if graph.node(value).op in STORED and value.node != stored:
             graph.bindings[stored] = insert_copy(graph, value, users=[])
+
+
+def _plan_updates(layout: Layout, outputs: set[Value], apart: set[int]) -> None:
+    """Which next values are made where the old ones lie: their kernels run when all else has read the old ones."""
+    graph = layout.graph
+    order = nx.DiGraph(graph.nx)
+    bound = list(graph.bindings.values())
+    for stored, value in sorted(graph.bindings.items()):
+        node = graph.node(value)
+        if stored in apart or node.op != "fused" or value in outputs or bound.count(value) > 1:
+            continue
+        if graph.type(value) != graph.type(Value(stored)):
+            continue
+        readers = {k for k in _readers(graph, stored) if k != value.node}
+        if readers & nx.descendants(order, value.node):
+            continue
+        order.add_edges_from((k, value.node) for k in sorted(readers))
+        layout.updates[value] = stored
+        layout.waits.setdefault(value.node, set()).update(readers)
+
+
+def _readers(graph: Graph, stored: int) -> set[int]:
+    """The nodes that read the bytes of a stored tensor, through views; a concat copies."""
+    found: set[int] = set()
+    stack = [stored]
+    while stack:
+        for user in graph.nx.successors(stack.pop()):
+            if user not in found:
+                found.add(user)
+                if graph.node(user).op in VIEWS:
+                    stack.append(user)
+    return found
 
 
 # -- orders --------------------------------------------------------------------------------------------------------
@@ -348,6 +385,9 @@ def _place(
     for value in graph.values(key):
         if node.op in VIEWS:
             layout.places[value] = _place_view(layout, key)
+        elif value in layout.updates:
+            buffer = _buffer_of(layout, Value(layout.updates[value]), orders, outputs)
+            layout.places[value] = Place(buffer, dense(graph.type(value).dims))
         elif value in slots:
             slot = slots[value]
             buffer = _buffer_of(layout, slot.root, orders, outputs)
@@ -371,7 +411,7 @@ def _buffer_of(
         return layout.roots[root]
     graph = layout.graph
     node = graph.node(root)
-    kind, index = (node.op if node.op in ("const", "param", "state", "input") else "arena"), 0
+    kind, index = (node.op if node.op in STORED else "arena"), 0
     if node.op == "input":
         index = graph.inputs.index(root.node)
     if root in outputs:

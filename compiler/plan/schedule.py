@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import networkx as nx
 
 from ..ir import STORED, Graph, Value
 from ..passes.fuse import VIEWS
 
 
-def schedule(graph: Graph, buffer_of: Callable[[Value], int | None], nbytes: Callable[[int], int]) -> list[int]:
-    """The nodes that do work, in order. ``buffer_of`` gives a value's buffer, None for one that costs no arena."""
-    work = [n for n in graph.order() if graph.node(n).op not in (*STORED, *VIEWS)]
-    candidates = [_depth_first(graph, work), work, _greedy(graph, work, buffer_of, nbytes)]
+Waits = Mapping[int, set[int]]
+
+
+def schedule(
+    graph: Graph, buffer_of: Callable[[Value], int | None], nbytes: Callable[[int], int], waits: Waits | None = None
+) -> list[int]:
+    """The nodes that do work, in order. ``buffer_of`` gives a value's buffer, None for one that costs no arena;
+    ``waits`` names for a node those that must run before it, beside those whose results it reads."""
+    waits = waits or {}
+    flow = nx.DiGraph(graph.nx)
+    flow.add_edges_from((k, key) for key in sorted(waits) for k in sorted(waits[key]))
+    work = [n for n in nx.lexicographical_topological_sort(flow) if graph.node(n).op not in (*STORED, *VIEWS)]
+    candidates = [_depth_first(graph, work, waits), work, _greedy(graph, work, waits, buffer_of, nbytes)]
     peaks = [_peak(graph, c, buffer_of, nbytes) for c in candidates]
     return candidates[peaks.index(min(peaks))]
 
 
-def _depth_first(graph: Graph, work: list[int]) -> list[int]:
+def _depth_first(graph: Graph, work: list[int], waits: Waits) -> list[int]:
     """Each step as late as its first reader allows: what a reader of the graph would write down."""
     wanted, done, result = set(work), set(), []
     roots = [v.node for v in graph.outputs] + [v.node for _, v in sorted(graph.bindings.items())]
@@ -31,7 +42,7 @@ def _depth_first(graph: Graph, work: list[int]) -> list[int]:
                 result.append(key)
             continue
         stack.append((key, True))
-        args = [a.node for a in graph.args(key) if a is not None]
+        args = [*sorted(waits.get(key, ())), *(a.node for a in graph.args(key) if a is not None)]
         stack += [(a, False) for a in reversed(list(dict.fromkeys(args))) if a not in done]
     return result
 
@@ -82,7 +93,11 @@ def live_bytes(
 
 
 def _greedy(
-    graph: Graph, work: list[int], buffer_of: Callable[[Value], int | None], nbytes: Callable[[int], int]
+    graph: Graph,
+    work: list[int],
+    also: Waits,
+    buffer_of: Callable[[Value], int | None],
+    nbytes: Callable[[int], int],
 ) -> list[int]:
     """List scheduling: of the steps that could run, the one after which the fewest bytes are alive."""
     wanted = set(work)
@@ -95,10 +110,11 @@ def _greedy(
         home = buffer_of(value)
         if home is not None:
             readers[home] = readers.get(home, 0) + 1
-    waits = {k: len(_work_before(graph, k, wanted)) for k in work}
+    before = {k: _work_before(graph, k, wanted, also) for k in work}
+    waits = {k: len(before[k]) for k in work}
     after: dict[int, list[int]] = {}
     for k in work:
-        for p in _work_before(graph, k, wanted):
+        for p in sorted(before[k]):
             after.setdefault(p, []).append(k)
     place = {k: i for i, k in enumerate(work)}
     ready = [k for k in work if not waits[k]]
@@ -127,10 +143,10 @@ def _greedy(
     return result
 
 
-def _work_before(graph: Graph, key: int, wanted: set[int]) -> set[int]:
-    """The working nodes whose results ``key`` reads, through views."""
+def _work_before(graph: Graph, key: int, wanted: set[int], also: Waits) -> set[int]:
+    """The working nodes whose results ``key`` reads, through views, and those that it waits for."""
     found: set[int] = set()
-    stack = [a.node for a in graph.args(key) if a is not None]
+    stack = [*also.get(key, ()), *(a.node for a in graph.args(key) if a is not None)]
     while stack:
         n = stack.pop()
         if n in wanted:

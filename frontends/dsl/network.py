@@ -91,9 +91,11 @@ class Network(Block):
             )
         return bound
 
-    def _trace(self, types: Mapping[str, TensorType], values: Mapping[str, Any] | None = None) -> Trace:
-        """Runs the function once over inputs of the given types."""
-        with Trace(self.name, self).active() as trace:
+    def _trace(
+        self, types: Mapping[str, TensorType], values: Mapping[str, Any] | None = None, trace: Trace | None = None
+    ) -> Trace:
+        """Runs the function once over inputs of the given types (into ``trace``, if one is given)."""
+        with (trace or Trace(self.name, self)).active() as trace:
             tensors: dict[str, Any] = {name: trace.input(name, type) for name, type in types.items()}
             for name, tensor in tensors.items():
                 trace.rows.append(Row(name, "Input", (tensor.shape,), None))

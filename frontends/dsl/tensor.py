@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ...compiler.ir import Value
-from ...compiler.types import TensorType
+from ...compiler.types import TensorType, is_float
 from ...errors import NervureError
 from .place import user_place
 
@@ -299,11 +299,16 @@ class Weight(Operators):
     ``array`` is read-only and is replaced as a whole by ``assign``, so that graphs which share it never change.
     """
 
-    __slots__ = ("array", "name", "trainable")
+    __slots__ = ("array", "frozen", "name", "trainable")
 
     def __init__(self, name: str, array: np.ndarray, trainable: bool = True) -> None:
-        self.name, self.trainable = name, trainable
+        self.name, self.trainable, self.frozen = name, trainable, False
         self.array = _frozen(array)
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training step changes it: it is trainable (no running statistic) and not frozen."""
+        return self.trainable and not self.frozen and is_float(self.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:

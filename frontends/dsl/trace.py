@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -62,8 +62,15 @@ class Row:
 class Trace:
     """A recording. ``with trace.active():`` makes it the one that operations go to."""
 
-    def __init__(self, name: str, owner: Any = None) -> None:
+    def __init__(
+        self, name: str, owner: Any = None, *, training: bool = False, stored: Mapping[int, str] | None = None
+    ) -> None:
         self.graph = Graph(name)
+        self.training = training  # dropout drops, batch norm takes the batch's statistics
+        self.sample_mask: Tensor | None = None  # bool [batch]: which samples are no padding; None: all are real
+        self.stored = stored  # id of a weight -> "param" or "state"; the rest, and all without it, are constants
+        self._generator: Tensor | None = None
+        self._draws = 0
         self.number = next(_numbers)
         self.frames = [Frame(owner if owner is not None else Root(name), name, "Network", is_network=True)]
         self.rows: list[Row] = []
@@ -121,13 +128,64 @@ class Trace:
         return Tensor(self, self.graph.const(array, origin=self.origin()))
 
     def weight(self, weight: Weight) -> Tensor:
-        """A layer's weight in this graph: the one place where weights enter. At inference they are constants."""
+        """A layer's weight in this graph: the one place where weights enter. At inference they are constants; while
+        training those that are trained are params."""
         found = self._weights.get(id(weight))
         if found is None:
             name = f"{self.path}.{weight.name}" if self.path else weight.name
-            found = (weight, self.graph.const(weight.array, name, self.origin()))
+            kind = self._kind(weight)
+            store = {"const": self.graph.const, "param": self.graph.param, "state": self.graph.state}[kind]
+            found = (weight, store(weight.array, name, self.origin()))
             self._weights[id(weight)] = found
         return Tensor(self, found[1])
+
+    def _kind(self, weight: Weight) -> str:
+        if self.stored is not None:
+            return self.stored.get(id(weight), "const")
+        return "param" if self.training and weight.trained else "const"
+
+    def kinds(self) -> dict[int, str]:
+        """How each weight is stored, for the other entries of the same artifact (``stored=``)."""
+        return {key: self.graph.node(value).op for key, (_, value) in self._weights.items()}
+
+    def weights(self) -> list[tuple[Weight, Value]]:
+        """The weights that were used, each with its node, in the order of their first use."""
+        return list(self._weights.values())
+
+    # -- what lives from call to call ------------------------------------------------------------------------------
+
+    def state(self, name: str, value: Any) -> Tensor:
+        """A new state: its first value is ``value``; ``bind`` says what the next one is."""
+        return Tensor(self, self.graph.state(np.asarray(value), name, self.origin()))
+
+    def bind(self, stored: Tensor, value: Tensor) -> None:
+        """``value`` becomes the next value of a param or state."""
+        self.graph.bind(stored.value, value.value)
+
+    def update(self, weight: Weight, value: Tensor) -> None:
+        """The next value of a weight that is not trained, a running statistic: it becomes a state."""
+        stored = self.weight(weight)
+        if self.graph.node(stored.value).op == "const":
+            self.graph.set_node(stored.value.node, op="state")
+        self.bind(stored, value)
+
+    def random_uniform(self, shape: Sequence[int]) -> Tensor:
+        """float32 in [0, 1), other ones at every call and every step; the same on every machine for the same seed.
+
+        The state ``generator`` (seed, counter) moves on by one a step; each call of a trace has its own stream.
+        """
+        if self._generator is None:
+            self._generator = self.state("generator", np.array([0, 0], np.uint32))
+            self.bind(self._generator, self._emit("add", self._generator, np.array([0, 1], np.uint32)))
+        stream = np.array([self._draws * 0x9E3779B9 & 0xFFFFFFFF, 0], np.uint32)
+        self._draws += 1
+        key = self._emit("add", self._generator, stream)
+        bits = self._emit("right_shift", self._emit("random_bits", key, shape=tuple(shape)), np.uint32(8))
+        real = self._emit("cast", self._emit("cast", bits, to="int32"), to="float32")
+        return self._emit("mul", real, np.float32(2.0**-24))
+
+    def _emit(self, op: str, *args: Any, **attrs: Any) -> Tensor:
+        return self.emit(op, [a if isinstance(a, Tensor) else self.constant(np.asarray(a)) for a in args], attrs)[0]
 
     def emit(self, op: str, args: Sequence[Tensor | None], attrs: dict[str, Any]) -> tuple[Tensor, ...]:
         """Adds an operation; ``NervureError`` where inputs and attributes do not fit."""

@@ -218,8 +218,7 @@ class Cursor:
             self.memo = {}
             self._index, self.lanes = index, lanes
             coords = [affine(place, index) for place in row["place"]]
-            for j, buffer in enumerate(self.outputs):
-                self.ev.store(j, buffer, coords, lanes)
+            self.ev.store_all(self.outputs, coords, lanes)
 
         walk(self.k, row["nest"], task, body)
 

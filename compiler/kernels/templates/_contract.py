@@ -170,8 +170,7 @@ class Contraction:
                             self.ev.read(self.config["runtime_bias"], [here[axes["column"]]], lanes), self.dtype
                         )
                     self.part = cast(value, self.config["type"])
-                    for j, buffer in enumerate(self.outputs):
-                        self.ev.store(j, buffer, here, lanes)
+                    self.ev.store_all(self.outputs, here, lanes)
 
 
 class Reduction:

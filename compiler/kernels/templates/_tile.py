@@ -369,5 +369,4 @@ def inplace_pairs(region: Region) -> tuple[tuple[int, int], ...]:
         and region.inputs[i].type.dims == out.type.dims
         and region.inputs[i].type.itemsize == out.type.itemsize
         and region.inputs[i].strides == out.strides
-        and len(region.outputs) == 1
     )

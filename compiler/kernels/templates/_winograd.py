@@ -215,8 +215,7 @@ class _Winograd:
                         self.part = part(value, first, lanes)
                         spatial = [(y, 0), (tile * self.mx + j, 0)][4 - c["rank"] :]
                         coords = [(batch, 0), (column + first, 1 if lanes > 1 else 0), *spatial]
-                        for o, buffer in enumerate(outputs):
-                            ev.store(o, buffer, coords, lanes)
+                        ev.store_all(outputs, coords, lanes)
 
     def groups(self) -> Iterator[Any]:
         """The groups of columns; the full ones as a loop."""

@@ -235,8 +235,7 @@ class _Tile:
                     coords.append((q * self.attrs["strides"][a] + axis["first"], 0))
                 self.cursor.ev.begin()
                 self.value = self._with_bias(register.get(), channel, width)
-                for j, buffer in enumerate(self.cursor.outputs):
-                    self.cursor.ev.store(j, buffer, coords, width)
+                self.cursor.ev.store_all(self.cursor.outputs, coords, width)
 
     def _with_bias(self, value: Any, channel: Any, width: int) -> Any:
         if len(self.cursor.args) < 3 or self.cursor.args[2] is None:

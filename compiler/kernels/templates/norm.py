@@ -144,8 +144,7 @@ class _Norm:
         self.result = self.k.bind(cast(value, self.ev.dtype(self.anchor)))
         coords = self.walk.logical(spot.coords)
         self.ev.begin()
-        for j, buffer in enumerate(self.outputs):
-            self.ev.store(j, buffer, coords, spot.lanes)
+        self.ev.store_all(self.outputs, coords, spot.lanes)
 
 
 TEMPLATE = Template("norm", ("layer_norm", "rms_norm", "group_norm"), plan, {"norm": emit})

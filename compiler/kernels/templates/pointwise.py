@@ -160,8 +160,7 @@ class _Nest:
             # the innermost axis of a merged group carries the flat index; the others stay 0
             coords[group[-1]] = index if isinstance(index, tuple) else (index, 0)
         self.ev.begin()
-        for j, buffer in enumerate(self.outputs):
-            self.ev.store(j, buffer, coords, lanes)
+        self.ev.store_all(self.outputs, coords, lanes)
 
 
 def _last(task: Any, tasks: int) -> Any:

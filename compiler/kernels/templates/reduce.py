@@ -190,8 +190,7 @@ class _Fold:
         logical = self.walk.logical(coords)
         kept = [logical[a] for a in self.c["out_axes"]]
         self.ev.begin()
-        for j, buffer in enumerate(self.out):
-            self.ev.store(j, buffer, kept, lanes)
+        self.ev.store_all(self.out, kept, lanes)
 
     def _anchor_dtype(self) -> str:
         dtype: str = self.ev.dtype(self.program["anchor"][0])

@@ -67,8 +67,7 @@ def emit(k: Any, config: dict[str, Any]) -> None:
                 value = before if config["exclusive"] else running[column].get()
                 result[0] = k.bind(cast(value, ev.dtype(number)))
                 ev.begin()
-                for j, buffer in enumerate(outputs):
-                    ev.store(j, buffer, place, lanes)
+                ev.store_all(outputs, place, lanes)
 
     space.run(body)
 

@@ -68,8 +68,7 @@ def emit(k: Any, config: dict[str, Any]) -> None:
         result[0] = k.bind(cast(value, ev.dtype(program["anchor"][0])))
         coords = space.logical(spot.coords)
         ev.begin()
-        for j, buffer in enumerate(outputs):
-            ev.store(j, buffer, coords, spot.lanes)
+        ev.store_all(outputs, coords, spot.lanes)
 
     def body(unit: Unit) -> None:
         rows = Passes(space, unit, config["hold"], scratch, lambda s: k.bind(cast(space.read(ev, number, s), dtype)))

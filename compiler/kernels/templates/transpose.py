@@ -133,8 +133,7 @@ class _Kernel:
         placed = [(first + row, 0) if a == along else c for a, c in enumerate(coords)]
         self.row = row
         self.ev.begin()
-        for j, buffer in enumerate(self.outputs):
-            self.ev.store(j, buffer, placed, self.width)
+        self.ev.store_all(self.outputs, placed, self.width)
 
     def read(self, number: int) -> Any:
         from tvm import tirx
