@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..types import TensorType
+from .gradient import Call as Grad
+from .gradient import Sym
 from .normalisation import softmax_wide
 from .numeric import quiet, widen
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
@@ -77,6 +79,60 @@ def _cases() -> Iterable[Case]:
     yield Case((f32(2, 2, 1, 64), f32(2, 2, 33, 64), f32(2, 2, 33, 64)), {"scale": 0.125}, note="one query")
 
 
+# -- gradient ----------------------------------------------------------------------------------------------------
+
+
+def _position(like: Sym, shape: tuple[int, int], axis: int) -> Sym:
+    value = like.graph.add("iota", origin=like.origin, shape=shape, axis=axis, dtype="int32")
+    return Sym(like.graph, value, like.origin)
+
+
+def _visible(c: Grad) -> Sym | None:
+    """Which keys each query may look at; None where it is all of them."""
+    q, k, mask = c.x, c.input(1), c.optional(3)
+    found: Sym | None = None
+    if mask is not None:
+        found = mask if mask.dtype == "bool" else mask > float("-inf")
+    if c.attrs["causal"]:
+        query, key = (_position(q, (q.shape[-2], k.shape[-2]), axis) for axis in (0, 1))
+        past = key <= query
+        found = past if found is None else found.op("logical_and", past)
+    return found
+
+
+def _probabilities(c: Grad) -> tuple[Sym, Sym]:
+    """The weights of the keys, 0 where nothing may be seen, and the scores before the mask. A mask is a large negative
+    number, not -inf: the row of a query that may look at nothing stays finite."""
+    mask, softcap = c.optional(3), c.attrs["softcap"]
+    scores = (c.x @ c.input(1).swap()) * c.attrs["scale"]
+    if softcap:
+        scores = (scores * (1 / softcap)).op("tanh") * softcap
+    visible = _visible(c)
+    shown = scores if mask is None or mask.dtype == "bool" else scores + mask
+    if visible is None:
+        return shown.op("softmax", axis=shown.rank - 1), scores
+    hidden = -3e4 if scores.dtype == "float16" else -1e30
+    weights = visible.where(shown, hidden).op("softmax", axis=shown.rank - 1)
+    return (weights if mask is None else visible.where(weights, 0)), scores
+
+
+def _training(c: Grad) -> list[Sym]:
+    return [_probabilities(c)[0] @ c.input(2)]
+
+
+def _gradient(c: Grad) -> list[Sym | None]:
+    q, k, v, mask, softcap = c.x, c.input(1), c.input(2), c.optional(3), c.attrs["softcap"]
+    weights, scores = _probabilities(c)
+    to_weights = c.g @ v.swap()
+    to_scores = weights * (to_weights - (to_weights * weights).sum((weights.rank - 1,), keepdims=True))
+    to_mask = None if mask is None or mask.dtype == "bool" else to_scores.sum_to(mask.shape)
+    if softcap:
+        capped = scores * (1 / softcap)
+        to_scores = to_scores * (1 - capped * capped)
+    to_scores = to_scores * c.attrs["scale"]
+    return [to_scores @ k, to_scores.swap() @ q, weights.swap() @ c.g, to_mask]
+
+
 OPS = (
     Op(
         "attention",
@@ -88,5 +144,7 @@ OPS = (
         attrs={"scale": REQUIRED, "causal": False, "softcap": 0.0},
         cost=_cost,
         cases=_cases,
+        gradient=_gradient,
+        training=_training,
     ),
 )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from ..types import TensorType
+from .gradient import Call as Grad
+from .gradient import Sym
 from .numeric import quiet, widen
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import f32, t
@@ -59,6 +61,16 @@ def _log_softmax(x: np.ndarray, axis: int) -> np.ndarray:
     return np.asarray(shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))).astype(x.dtype)
 
 
+def _softmax_gradient(c: Grad) -> list[Sym]:
+    axes = (normalise_axis(c.attrs["axis"], c.x.rank),)
+    return [c.y * (c.g - (c.g * c.y).sum(axes, keepdims=True))]
+
+
+def _log_softmax_gradient(c: Grad) -> list[Sym]:
+    axes = (normalise_axis(c.attrs["axis"], c.x.rank),)
+    return [c.g - c.y.op("exp") * c.g.sum(axes, keepdims=True)]
+
+
 def _softmax_cases() -> Iterable[Case]:
     for axis in (0, 1, 2, -1):
         yield Case((f32(3, 4, 5),), {"axis": axis}, low=-9, high=9)
@@ -106,6 +118,34 @@ def _rms_norm(x: np.ndarray, scale: np.ndarray | None = None, *, axis: int, epsi
     return _scaled(wide / np.sqrt(np.mean(wide**2, axis=axes, keepdims=True) + epsilon), scale, None).astype(x.dtype)
 
 
+def _standardised_gradient(x: Sym, g: Sym, axes: Sequence[int], epsilon: float) -> tuple[Sym, Sym]:
+    """The gradient of x from that of x standardised, and x standardised. The statistics are computed again, which is
+    cheaper than the forward pass in pieces."""
+    centred = x - x.mean(axes, keepdims=True)
+    inverse = ((centred * centred).mean(axes, keepdims=True) + epsilon).op("rsqrt")
+    y = centred * inverse
+    rest = g - g.mean(axes, keepdims=True) - y * (g * y).mean(axes, keepdims=True)
+    return inverse * rest, y
+
+
+def _layer_norm_gradient(c: Grad) -> list[Sym | None]:
+    scale, bias = c.optional(1), c.optional(2)
+    axes = range(normalise_axis(c.attrs["axis"], c.x.rank), c.x.rank)
+    to_x, y = _standardised_gradient(c.x, c.g if scale is None else c.g * scale, tuple(axes), c.attrs["epsilon"])
+    to_scale = None if scale is None else (c.g * y).sum_to(scale.shape)
+    return [to_x, to_scale, None if bias is None else c.g.sum_to(bias.shape)]
+
+
+def _rms_norm_gradient(c: Grad) -> list[Sym | None]:
+    scale = c.optional(1)
+    axes = tuple(range(normalise_axis(c.attrs["axis"], c.x.rank), c.x.rank))
+    inverse = ((c.x * c.x).mean(axes, keepdims=True) + c.attrs["epsilon"]).op("rsqrt")
+    y = c.x * inverse
+    g = c.g if scale is None else c.g * scale
+    to_x = inverse * (g - y * (g * y).mean(axes, keepdims=True))
+    return [to_x, None if scale is None else (c.g * y).sum_to(scale.shape)]
+
+
 def _layer_cases(bias: bool) -> Iterable[Case]:
     def case(x: tuple[int, ...], scale: tuple[int, ...] | None, axis: int, epsilon: float = 1e-5) -> Case:
         given = [] if scale is None else [f32(*scale)] * (2 if bias else 1)
@@ -144,6 +184,18 @@ def _batch_norm(
     gain = _by_channel(scale, x.ndim) / np.sqrt(_by_channel(var, x.ndim) + epsilon)
     shifted = (widen(x) - _by_channel(mean, x.ndim)) * gain + _by_channel(bias, x.ndim)
     return np.asarray(shifted).astype(x.dtype)
+
+
+def _batch_norm_gradient(c: Grad) -> list[Sym]:
+    """All from two sums over the same tensors: of g, and of g times x less the mean."""
+    scale, mean, var = c.input(1), c.input(3), c.input(4)
+    axes, shape = (0, *range(2, c.x.rank)), (c.x.shape[1], *[1] * (c.x.rank - 2))
+    inverse = (var + c.attrs["epsilon"]).op("rsqrt")
+    gain = scale * inverse
+    total = c.g.sum(axes)
+    moment = (c.g * (c.x - mean.reshape(shape))).sum(axes)
+    to_var = moment * gain * inverse * inverse * -0.5
+    return [c.g * gain.reshape(shape), moment * inverse, total, -(total * gain), to_var]
 
 
 def _batch_cases() -> Iterable[Case]:
@@ -188,6 +240,17 @@ def _group_norm(
     return (y if bias is None else y + _by_channel(bias, x.ndim)).astype(x.dtype)
 
 
+def _group_norm_gradient(c: Grad) -> list[Sym | None]:
+    scale, bias = c.optional(1), c.optional(2)
+    batch, channels, groups = *c.x.shape[:2], c.attrs["num_groups"]
+    shape = (batch, groups, channels // groups, c.x.type.size // max(1, batch * channels))
+    x, g = c.x.reshape(shape), c.g.reshape(shape)
+    weighted = g if scale is None else g * scale.reshape((groups, channels // groups, 1))
+    to_x, y = _standardised_gradient(x, weighted, (2, 3), c.attrs["epsilon"])
+    to_scale = None if scale is None else (g * y).sum((0, 3)).reshape((channels,))
+    return [to_x.reshape(c.x.shape), to_scale, None if bias is None else g.sum((0, 3)).reshape((channels,))]
+
+
 def _group_cases() -> Iterable[Case]:
     for shape, groups in (((2, 6, 5, 5), 3), ((1, 8, 4, 4), 8), ((2, 4, 7), 1), ((1, 4, 3, 3, 3), 2)):
         yield Case((f32(*shape), f32(shape[1]), f32(shape[1])), {"num_groups": groups, "epsilon": 1e-5})
@@ -205,6 +268,7 @@ OPS = (
         attrs={"axis": REQUIRED},
         cost=_cost(14),
         cases=_softmax_cases,
+        gradient=_softmax_gradient,
         inplace=(0,),
     ),
     Op(
@@ -216,6 +280,7 @@ OPS = (
         attrs={"axis": REQUIRED},
         cost=_cost(14),
         cases=_softmax_cases,
+        gradient=_log_softmax_gradient,
         inplace=(0,),
     ),
     Op(
@@ -228,6 +293,7 @@ OPS = (
         attrs={"axis": REQUIRED, "epsilon": REQUIRED},
         cost=_cost(8),
         cases=lambda: _layer_cases(bias=True),
+        gradient=_layer_norm_gradient,
         inplace=(0,),
     ),
     Op(
@@ -240,6 +306,7 @@ OPS = (
         attrs={"axis": REQUIRED, "epsilon": REQUIRED},
         cost=_cost(5),
         cases=lambda: _layer_cases(bias=False),
+        gradient=_rms_norm_gradient,
         inplace=(0,),
     ),
     Op(
@@ -252,6 +319,7 @@ OPS = (
         attrs={"epsilon": REQUIRED},
         cost=_cost(2),
         cases=_batch_cases,
+        gradient=_batch_norm_gradient,
         inplace=(0,),
     ),
     Op(
@@ -264,6 +332,7 @@ OPS = (
         attrs={"num_groups": REQUIRED, "epsilon": REQUIRED},
         cost=_cost(8),
         cases=_group_cases,
+        gradient=_group_norm_gradient,
         inplace=(0,),
     ),
 )
