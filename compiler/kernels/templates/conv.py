@@ -251,10 +251,11 @@ def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[in
     args += [Arg("in", i) for i in kept] + [Arg("out", j) for j in range(len(region.outputs))]
     tasks = math.prod(dims[:shared_dims]) if shared_dims else None
     phases.append(Draft(KernelSpec(template, config), tuple(args), tasks))
+    scattered = region.anchor_type.size if g.y.strides[1] != 1 < g.y.type.dims[1] else 0  # stores, one by one
     return Plan(
         template,
         tuple(phases),
-        cost=tile.cycles / GHZ + 50,
+        cost=(tile.cycles + scattered) / GHZ + 50,
         consts=tuple(consts),
         shared_bytes=shared,
         inplace=inplace_pairs(region),

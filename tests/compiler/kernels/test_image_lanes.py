@@ -1,0 +1,99 @@
+"""Convolutions whose vector lanes are the images of the batch, and their gradients, against the references."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from harness import check_region, dense, extra_input, machines, region_of
+from nervure.compiler.kernels.templates import plans
+
+CONVS = [  # x, outputs, kernel, strides, pads, dilations, group
+    ((32, 1, 28, 28), 6, (5, 5), (1, 1), (2, 2, 2, 2), (1, 1), 1),
+    ((32, 6, 14, 14), 16, (5, 5), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+    ((16, 3, 13, 11), 7, (3, 3), (2, 2), (1, 1, 0, 1), (1, 1), 1),
+    ((48, 4, 9, 10), 6, (3, 2), (1, 3), (2, 0, 2, 1), (2, 1), 2),
+    ((16, 5, 6, 6), 5, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 5),
+    ((16, 2, 7, 7), 3, (1, 1), (3, 3), (0, 0, 0, 0), (1, 1), 1),
+    ((32, 3, 40), 4, (7,), (2,), (3, 3), (1,), 1),
+    ((16, 2, 4, 5, 6), 3, (2, 3, 3), (1, 2, 1), (0, 1, 1, 1, 1, 1), (1, 1, 1), 1),
+]
+ON = pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
+
+
+def batch_last(rank):
+    return (*range(1, rank), 0) if rank > 2 else range(rank)
+
+
+def random(*shapes):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(s, np.float32) for s in shapes]
+
+
+def window(case):
+    return dict(zip(("strides", "pads", "dilations", "group"), case[3:], strict=True))
+
+
+def output_shape(case):
+    x, outputs, kernel, strides, pads, dilations, _ = case
+    rank = len(kernel)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    sizes = [x[2 + a] + pads[a] + pads[rank + a] - spans[a] for a in range(rank)]
+    return (x[0], outputs, *(s // step + 1 for s, step in zip(sizes, strides, strict=True)))
+
+
+def region(op, arrays, attrs, machine, kept=(), **options):
+    """A region of tensors with the batch innermost; inputs numbered in ``kept`` (parameters) are row-major."""
+    found, arrays = region_of(op, arrays, attrs, machine=machine, order=batch_last, **options)
+    inputs = [replace(o, strides=dense(o.type.dims)) if i in kept else o for i, o in enumerate(found.inputs)]
+    return replace(found, inputs=tuple(inputs)), arrays
+
+
+def convolution(case, machine, **options):
+    x, outputs, kernel = case[:3]
+    arrays = random(x, (outputs, x[1] // case[-1], *kernel), (outputs,))
+    return region("conv", arrays, window(case), machine, kept=(1,), **options)
+
+
+def gradient_of_x(case, machine, **options):
+    x, outputs, kernel, strides, pads, dilations, group = case
+    g, rank = output_shape(case), len(kernel)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    rest = [x[2 + a] + pads[a] + pads[rank + a] - spans[a] - (g[2 + a] - 1) * strides[a] for a in range(rank)]
+    arrays = random(g, (outputs, x[1] // group, *kernel))
+    return region("conv_transpose", arrays, {**window(case), "output_padding": tuple(rest)}, machine, (1,), **options)
+
+
+@ON
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_forward(case, machine):
+    found, arrays = convolution(case, machine)
+    check_region(found, arrays, template="image_lanes", atol=1e-4)
+    assert plans(found)[0].template == "image_lanes"
+
+
+@ON
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_gradient_of_x(case, machine):
+    found, arrays = gradient_of_x(case, machine)
+    check_region(found, arrays, template="image_lanes", atol=1e-4)
+    assert plans(found)[0].template == "image_lanes"
+
+
+@ON
+def test_epilogue(machine):
+    residual, scale = random(output_shape(CONVS[1]), (16, 1, 1))
+
+    def epilogue(g, y):
+        return g.add("relu", g.add("add", g.add("mul", y, extra_input(g, scale)), extra_input(g, residual)))
+
+    found, arrays = convolution(CONVS[1], machine, epilogue=epilogue)
+    check_region(found, arrays, template="image_lanes", atol=1e-4)
+
+
+def test_other_orders_and_odd_batches_are_left_to_others():
+    case = ((20, 3, 8, 8), *CONVS[2][1:])
+    assert "image_lanes" not in {p.template for p in plans(convolution(case, machines()[0])[0])}
+    found, _ = convolution(CONVS[2], machines()[0], output_order=range)
+    assert "image_lanes" not in {p.template for p in plans(found)}
