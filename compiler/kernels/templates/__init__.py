@@ -13,6 +13,7 @@ NAMES = (
     "concat",
     "conv",
     "conv_grad_weight",
+    "conv_grad_weight",
     "conv_transpose",
     "depthwise",
     "gather",
