@@ -13,7 +13,6 @@ NAMES = (
     "concat",
     "conv",
     "conv_grad_weight",
-    "conv_grad_weight",
     "conv_transpose",
     "depthwise",
     "gather",
