@@ -17,6 +17,7 @@ NAMES = (
     "depthwise",
     "gather",
     "image_lanes",
+    "image_lanes_grad",
     "matmul",
     "nms",
     "nonzero",

@@ -97,3 +97,34 @@ def test_other_orders_and_odd_batches_are_left_to_others():
     assert "image_lanes" not in {p.template for p in plans(convolution(case, machines()[0])[0])}
     found, _ = convolution(CONVS[2], machines()[0], output_order=range)
     assert "image_lanes" not in {p.template for p in plans(found)}
+
+
+def gradient_of_weights(case, machine, **options):
+    attrs = {**window(case), "kernel_shape": case[2]}
+    options = {"output_order": range, **options}
+    return region("conv_grad_weight", random(case[0], output_shape(case)), attrs, machine, **options)
+
+
+@ON
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_gradient_of_weights(case, machine):
+    found, arrays = gradient_of_weights(case, machine)
+    check_region(found, arrays, template="image_lanes_grad", atol=1e-3)
+    assert plans(found)[0].template == "image_lanes_grad"
+
+
+@ON
+@pytest.mark.parametrize("case", [CONVS[1], CONVS[3]], ids=str)
+def test_optimizer_after_the_gradient(case, machine):
+    """Two results, the next weights and the next momentum."""
+    x, outputs, kernel = case[:3]
+    w, m = random((outputs, x[1] // case[-1], *kernel), (outputs, x[1] // case[-1], *kernel))
+
+    def epilogue(g, grad):
+        momentum = g.add("add", g.add("mul", extra_input(g, m), g.const(np.float32(0.9))), grad)
+        step = g.add("mul", momentum, g.const(np.float32(0.01)))
+        return [g.add("sub", extra_input(g, w), step), momentum]
+
+    found, arrays = gradient_of_weights(case, machine, epilogue=epilogue)
+    inputs = [replace(o, strides=dense(o.type.dims)) if i > 1 else o for i, o in enumerate(found.inputs)]
+    check_region(replace(found, inputs=tuple(inputs)), arrays, template="image_lanes_grad", atol=1e-3)
