@@ -105,7 +105,8 @@ class Buffer:
 class Entry:
     """An entry point: ``infer``, ``train_step``, ``refresh``, ... ``bindings`` names the symbolic dimensions it was
     compiled for (``{"batch": 8}``); entries of one ``function`` differ in them. ``updates_params`` makes derived copies
-    stale; ``reads_derived`` asks for fresh ones (``refresh`` itself is never asked)."""
+    stale; ``reads_derived`` asks for fresh ones (``refresh`` itself is never asked). ``flush_denormals`` while it runs:
+    a training step's decaying gradients and moments would run into them, which is many times slower."""
 
     function: str
     inputs: tuple[Port, ...]
@@ -118,6 +119,7 @@ class Entry:
     buffers: tuple[Buffer, ...] = ()
     updates_params: bool = False
     reads_derived: bool = True
+    flush_denormals: bool = False
 
     @property
     def name(self) -> str:

@@ -219,7 +219,8 @@ def _entry_table(program: Program) -> str:
             f"step_ends_{i}" if e.steps else "0",
             f"inputs_{i}" if e.inputs else "0",
             f"outputs_{i}" if e.outputs else "0",
-            *map(str, (len(e.steps), len(e.inputs), len(e.outputs), int(e.updates_params), int(e.reads_derived))),
+            *map(str, (len(e.steps), len(e.inputs), len(e.outputs))),
+            *(str(int(flag)) for flag in (e.updates_params, e.reads_derived, e.flush_denormals)),
         ]
         rows.append(f"{{{', '.join(fields)}}}")
     return _table("nervure_entry", "entries", rows)

@@ -17,8 +17,8 @@ from ..types import is_float
 
 def gradients(graph: Graph, loss: Value, wrt: Sequence[Value], seed: Value | None = None) -> list[Value]:
     """The gradients of ``loss`` (a scalar, or with ``seed``, the gradient that arrives at it, any shape) for each of
-    ``wrt``. The operations are added to ``graph``, which the caller owns; a tensor that the loss does not depend on gets
-    zeros. ``NervureError`` names the operations on the way that have no gradient.
+    ``wrt``. The operations are added to ``graph``, which the caller owns; a tensor that the loss does not depend on
+    gets zeros. ``NervureError`` names the operations on the way that have no gradient.
     """
     path = _path(graph, loss, wrt)
     _check_rules(graph, path)
@@ -36,9 +36,11 @@ def gradients(graph: Graph, loss: Value, wrt: Sequence[Value], seed: Value | Non
     return found
 
 
-def training_form(graph: Graph, loss: Value, wrt: Sequence[Value]) -> None:
+def training_form(graph: Graph, loss: Value, wrt: Sequence[Value]) -> dict[Value, Value]:
     """Writes the operations between ``wrt`` and ``loss`` in the form that is cheap to differentiate (records'
-    ``training``): attention keeps its probabilities, recurrent layers their gates. The caller owns the graph."""
+    ``training``): attention keeps its probabilities, recurrent layers their gates. The caller owns the graph. Returns
+    what stands for the tensors that were replaced, which nothing in the graph uses any more."""
+    replaced: dict[Value, Value] = {}
     path = _path(graph, loss, wrt)
     for key in [k for k in graph.order() if k in path]:
         rule = OPS[graph.node(key).op].training
@@ -48,6 +50,8 @@ def training_form(graph: Graph, loss: Value, wrt: Sequence[Value]) -> None:
         after = rule(_call(graph, key, ()))
         for old, new in zip(before, after, strict=True):
             graph.replace(old, new.value)
+            replaced[old] = new.value
+    return replaced
 
 
 def _path(graph: Graph, loss: Value, wrt: Sequence[Value]) -> set[int]:
@@ -55,7 +59,7 @@ def _path(graph: Graph, loss: Value, wrt: Sequence[Value]) -> set[int]:
     reached = {v.node for v in wrt}
     for key in graph.order():
         args = (a for a in graph.args(key) if a is not None)
-        if any(a.node in reached and is_float(graph.type(a).dtype) for a in args) and _passes(graph, key):
+        if any(a.node in reached and _carries(graph, a) for a in args) and _passes(graph, key):
             reached.add(key)
     needed = {loss.node}
     for key in reversed(graph.order()):
@@ -64,9 +68,14 @@ def _path(graph: Graph, loss: Value, wrt: Sequence[Value]) -> set[int]:
     return reached & needed
 
 
+def _carries(graph: Graph, value: Value) -> bool:
+    """Whether a tensor has a gradient: floats, and what ``quantize`` makes, as the real numbers that it stands for."""
+    return is_float(graph.type(value).dtype) or graph.node(value).op == "quantize"
+
+
 def _passes(graph: Graph, key: int) -> bool:
     """Whether a gradient can come back through an operation at all: something floating comes out."""
-    return any(is_float(t.dtype) for t in graph.node(key).types)
+    return any(_carries(graph, v) for v in graph.values(key))
 
 
 def _check_rules(graph: Graph, path: set[int]) -> None:
@@ -99,19 +108,23 @@ def _step(graph: Graph, key: int, grads: dict[Value, list[Sym]], path: set[int])
     if not any(used):
         return
     arriving = [
-        _total(grads[v]) if v in grads else Sym(graph, v, node.origin).zeros() if is_float(graph.type(v).dtype) else None
+        _total(grads[v])
+        if v in grads
+        else Sym(graph, v, node.origin).zeros()
+        if is_float(graph.type(v).dtype)
+        else None
         for v in outputs
     ]
     rule = OPS[node.op].gradient
     assert rule is not None
     call = _call(graph, key, arriving, used)  # type: ignore[arg-type]
     for x, grad in zip(call.xs, rule(call), strict=False):
-        if x is None or grad is None or x.value.node not in path or not is_float(x.dtype):
+        if x is None or grad is None or x.value.node not in path or not _carries(graph, x.value):
             continue
         if OPS[node.op].kind is Kind.ELEMENTWISE:
             grad = grad.sum_to(x.shape) if len(grad.shape) >= len(x.shape) else grad
             grad = grad.expand(x.shape)
-        if grad.type != x.type:
+        if grad.shape != x.shape or (grad.dtype != x.dtype and is_float(x.dtype)):
             raise TypeError(f"gradient rule of {node.op}: {grad.type} for an input of {x.type}")
         grads.setdefault(x.value, []).append(grad)
 

@@ -366,6 +366,7 @@ class _Planner:
         for i, (value, name) in enumerate(zip(graph.outputs, graph.output_names, strict=True)):
             count, axis = graph.meta.get("counts", {}).get(i, (None, 0))
             outputs.append(Port(name, graph.type(value), self._slot("output", i), count, axis))
+        updates = any(graph.node(n).op == "param" for n in graph.bindings)
         return Entry(
             function,
             tuple(inputs),
@@ -373,7 +374,8 @@ class _Planner:
             steps,
             worker_bytes=self.worker_bytes,
             bindings=bindings,
-            updates_params=any(graph.node(n).op == "param" for n in graph.bindings),
+            updates_params=updates,
+            flush_denormals=updates,
             region_bytes=self.region_bytes,
             lower_bound=self.lower_bound,
             buffers=self.buffers,

@@ -18,7 +18,7 @@ from .place import Place, user_place
 from .promote import as_array, as_tensor
 from .spec import BATCH, Input
 from .tensor import Tensor, Weight
-from .trace import Frame, Row, Trace, current, fail, leaves, rebuild, tracing
+from .trace import Frame, Held, Row, Trace, current, fail, leaves, rebuild, tracing
 
 
 class Network(Block):
@@ -43,16 +43,26 @@ class Network(Block):
 
     # -- graphs ------------------------------------------------------------------------------------------------------
 
-    def to_graph(self, bindings: Mapping[str, int] | None = None, *, symbolic: bool = False) -> Graph:
-        """The network as a graph, its weights as constants.
+    def to_graph(
+        self,
+        bindings: Mapping[str, int] | None = None,
+        *,
+        symbolic: bool = False,
+        stored: Mapping[int, Held] | None = None,
+    ) -> Graph:
+        """The network as a graph, its weights as constants but for those ``stored`` otherwise.
 
         ``bindings`` gives named dimensions their numbers; ``batch`` is 1 unless it is given. With ``symbolic``
         dimensions without a number stay names, as far as the network's operators allow it.
         Raises ``NervureError`` where the network does not fit together, or a dimension has no number.
         """
+        trace = Trace(self.name, self, stored=stored)
+        return self._trace(self.types(bindings, symbolic=symbolic), trace=trace).graph
+
+    def types(self, bindings: Mapping[str, int] | None = None, *, symbolic: bool = False) -> dict[str, TensorType]:
+        """The inputs' types; see ``to_graph``."""
         bound = self._bindings(dict(bindings or {}), symbolic)
-        types = {name: spec.bound(bound) for name, spec in self._specs().items()}
-        return self._trace(types).graph
+        return {name: spec.bound(bound) for name, spec in self._specs().items()}
 
     def _specs(self) -> dict[str, Input]:
         for name, spec in self.inputs.items():
@@ -96,16 +106,21 @@ class Network(Block):
     ) -> Trace:
         """Runs the function once over inputs of the given types (into ``trace``, if one is given)."""
         with (trace or Trace(self.name, self)).active() as trace:
-            tensors: dict[str, Any] = {name: trace.input(name, type) for name, type in types.items()}
-            for name, tensor in tensors.items():
-                trace.rows.append(Row(name, "Input", (tensor.shape,), None))
-            trace.result = self._result(self.function(**tensors, **(values or {})))
+            self.record(trace, types, values)
             named = _outputs(trace.result)
             for name, tensor in named.items():
                 trace.graph.output(tensor.value, name)
             trace.graph.prune()
-        self._ready = True
         return trace
+
+    def record(self, trace: Trace, types: Mapping[str, TensorType], values: Mapping[str, Any] | None = None) -> Any:
+        """Runs the function into ``trace``, over new inputs of the given types; returns what it returned, as tensors."""
+        tensors: dict[str, Any] = {name: trace.input(name, type) for name, type in types.items()}
+        for name, tensor in tensors.items():
+            trace.rows.append(Row(name, "Input", (tensor.shape,), None))
+        trace.result = self._result(self.function(**tensors, **(values or {})))
+        self._ready = True
+        return trace.result
 
     def _result(self, found: Any) -> Any:
         """What the function returned, with every leaf a tensor."""

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -59,21 +59,30 @@ class Row:
     layer: Any  # None for an input
 
 
+class Held(NamedTuple):
+    """How a weight is kept in an artifact: ``const``, ``param`` or ``state``, and its name there."""
+
+    kind: str
+    name: str
+
+
 class Trace:
     """A recording. ``with trace.active():`` makes it the one that operations go to."""
 
     def __init__(
-        self, name: str, owner: Any = None, *, training: bool = False, stored: Mapping[int, str] | None = None
+        self, name: str, owner: Any = None, *, training: bool = False, stored: Mapping[int, Held] | None = None
     ) -> None:
         self.graph = Graph(name)
         self.training = training  # dropout drops, batch norm takes the batch's statistics
         self.sample_mask: Tensor | None = None  # bool [batch]: which samples are no padding; None: all are real
-        self.stored = stored  # id of a weight -> "param" or "state"; the rest, and all without it, are constants
+        self.stored = stored  # id of a weight -> how it is kept; the rest, and all without it, are constants
+        self.replaced: dict[Value, Value] = {}  # tensors that differentiation has put into another form
         self._generator: Tensor | None = None
         self._draws = 0
         self.number = next(_numbers)
         self.frames = [Frame(owner if owner is not None else Root(name), name, "Network", is_network=True)]
         self.rows: list[Row] = []
+        self.activities: list[tuple[Any, Tensor]] = []  # penalties on outputs: regularizer, output
         self.result: Any = None  # what the traced function returned
         self._weights: dict[int, tuple[Weight, Value]] = {}
 
@@ -133,20 +142,21 @@ class Trace:
         found = self._weights.get(id(weight))
         if found is None:
             name = f"{self.path}.{weight.name}" if self.path else weight.name
-            kind = self._kind(weight)
+            kind, name = self._kept(weight, name)
             store = {"const": self.graph.const, "param": self.graph.param, "state": self.graph.state}[kind]
             found = (weight, store(weight.array, name, self.origin()))
             self._weights[id(weight)] = found
         return Tensor(self, found[1])
 
-    def _kind(self, weight: Weight) -> str:
+    def _kept(self, weight: Weight, name: str) -> Held:
         if self.stored is not None:
-            return self.stored.get(id(weight), "const")
-        return "param" if self.training and weight.trained else "const"
+            return self.stored.get(id(weight), Held("const", name))
+        return Held("param" if self.training and weight.trained else "const", name)
 
-    def kinds(self) -> dict[int, str]:
-        """How each weight is stored, for the other entries of the same artifact (``stored=``)."""
-        return {key: self.graph.node(value).op for key, (_, value) in self._weights.items()}
+    def held(self) -> dict[int, Held]:
+        """How each weight is kept, for the other entries of the same artifact (``stored=``)."""
+        nodes = {key: self.graph.node(value) for key, (_, value) in self._weights.items()}
+        return {key: Held(node.op, node.names[0]) for key, node in nodes.items()}
 
     def weights(self) -> list[tuple[Weight, Value]]:
         """The weights that were used, each with its node, in the order of their first use."""
@@ -160,7 +170,13 @@ class Trace:
 
     def bind(self, stored: Tensor, value: Tensor) -> None:
         """``value`` becomes the next value of a param or state."""
-        self.graph.bind(stored.value, value.value)
+        self.graph.bind(stored.value, self.resolve(value.value))
+
+    def resolve(self, value: Value) -> Value:
+        """The tensor that stands for ``value`` now."""
+        while value in self.replaced:
+            value = self.replaced[value]
+        return value
 
     def update(self, weight: Weight, value: Tensor) -> None:
         """The next value of a weight that is not trained, a running statistic: it becomes a state."""
@@ -193,7 +209,7 @@ class Trace:
         try:
             first = self.graph.add(
                 op,
-                *(None if a is None else a.value for a in args),
+                *(None if a is None else self.resolve(a.value) for a in args),
                 names=[self.graph.unique(name)],
                 origin=self.origin(),
                 **attrs,
@@ -208,7 +224,7 @@ class Trace:
     def run(self, outputs: Sequence[Tensor], inputs: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
         """The outputs' values, by the reference interpreter."""
         for tensor in outputs:
-            self.graph.outputs.append(tensor.value)
+            self.graph.outputs.append(self.resolve(tensor.value))
         return interpret(self.graph, inputs)
 
 

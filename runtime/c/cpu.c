@@ -33,9 +33,9 @@ int nervure_cpu_lacks(const nervure_feature *features, int count) {
     return -1;
 }
 
-uintptr_t nervure_float_enter(void) {
+uintptr_t nervure_float_enter(bool flush) {
     unsigned was = _mm_getcsr();
-    _mm_setcsr(0x1f80);
+    _mm_setcsr(flush ? 0x9fc0 : 0x1f80); /* FTZ, DAZ */
     return was;
 }
 
@@ -58,10 +58,10 @@ int nervure_cpu_lacks(const nervure_feature *features, int count) {
 }
 
 #if defined(__aarch64__)
-uintptr_t nervure_float_enter(void) {
+uintptr_t nervure_float_enter(bool flush) {
     uint64_t was;
     __asm__ volatile("mrs %0, fpcr" : "=r"(was));
-    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
+    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)flush << 24));
     return (uintptr_t)was;
 }
 
@@ -69,10 +69,10 @@ void nervure_float_leave(uintptr_t saved) {
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)saved));
 }
 #elif defined(__arm__) && defined(__ARM_FP)
-uintptr_t nervure_float_enter(void) {
+uintptr_t nervure_float_enter(bool flush) {
     uint32_t was;
     __asm__ volatile("vmrs %0, fpscr" : "=r"(was));
-    __asm__ volatile("vmsr fpscr, %0" : : "r"(0));
+    __asm__ volatile("vmsr fpscr, %0" : : "r"((uint32_t)flush << 24));
     return was;
 }
 
@@ -80,7 +80,8 @@ void nervure_float_leave(uintptr_t saved) {
     __asm__ volatile("vmsr fpscr, %0" : : "r"((uint32_t)saved));
 }
 #else
-uintptr_t nervure_float_enter(void) {
+uintptr_t nervure_float_enter(bool flush) {
+    (void)flush;
     return 0;
 }
 

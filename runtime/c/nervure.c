@@ -178,7 +178,8 @@ int nervure_run(nervure_context *c, int index, const void *const *inputs, void *
     if (!acquire(c)) return NERVURE_BUSY;
     const nervure_program *p = c->program;
     const nervure_entry *entry = &p->entries[index];
-    uintptr_t environment = nervure_float_enter();
+    uintptr_t environment = nervure_float_enter(entry->flush);
+    c->flush = entry->flush;
     int status = NERVURE_OK;
     if (c->stale && p->refresh >= 0 && index != p->refresh && entry->reads_derived) {
         status = run_entry(c, &p->entries[p->refresh], NULL, NULL, NULL);

@@ -55,6 +55,7 @@ typedef struct {
     int32_t steps, input_count, output_count;
     bool updates_params; /* derived copies are stale afterwards */
     bool reads_derived;  /* derived copies must be fresh before */
+    bool flush;          /* denormals count as zero while it runs: decaying gradients would run into them */
 } nervure_entry;
 
 /* A block of the context and the image that it starts from; bytes beyond the image are zero. */
@@ -95,7 +96,7 @@ typedef struct {
     size_t scratch_stride;
     int32_t workers;
     atomic_flag busy;
-    bool stale;
+    bool stale, flush; /* flush: that of the entry that runs */
     nervure_clock clock;
     void *clock_user;
     uint64_t *ticks; /* of each step of the entry that runs, added to; NULL: not timed */
@@ -126,7 +127,8 @@ void nervure_pool_phase(nervure_pool *pool, const nervure_phase *phase); /* all 
 
 /* cpu.c */
 int nervure_cpu_lacks(const nervure_feature *features, int count); /* index of the first missing one, or -1 */
-uintptr_t nervure_float_enter(void); /* IEEE defaults (round to nearest, denormals kept); returns what was */
+uintptr_t nervure_float_enter(bool flush); /* IEEE defaults (round to nearest, denormals kept unless `flush`); returns
+                                              what was */
 void nervure_float_leave(uintptr_t saved);
 uint64_t nervure_nanoseconds(void *user);
 

@@ -26,6 +26,7 @@ typedef struct {
     nervure_pool *pool;
     pthread_t thread;
     int32_t index;
+    bool flush; /* how its floating-point unit is set */
 } worker;
 
 struct nervure_pool {
@@ -57,8 +58,9 @@ static inline void pause_core(void) {
 }
 
 /* Claims some tasks of the phase that `open` speaks of and runs them; false when there is none left. Claims get smaller
- * towards the end, so that the workers finish together. */
-static bool take(nervure_pool *pool, int32_t index) {
+ * towards the end, so that the workers finish together. `self` is NULL for the caller. */
+static bool take(nervure_pool *pool, worker *self) {
+    int32_t index = self != NULL ? self->index : 0;
     uint64_t open = atomic_load_explicit(&pool->open, memory_order_acquire);
     int32_t from = (int32_t)(open >> TASK_BITS & TASK_MASK), to = (int32_t)(open & TASK_MASK);
     if (from >= to) return false;
@@ -70,6 +72,10 @@ static bool take(nervure_pool *pool, int32_t index) {
         return true;
     if (index != 0) from = to - count;
     nervure_context *c = pool->context;
+    if (self != NULL && self->flush != c->flush) {
+        self->flush = c->flush;
+        nervure_float_enter(self->flush);
+    }
     char *scratch = index == 0 ? nervure_own_scratch(c, phase) : c->scratch + (size_t)(index - 1) * c->scratch_stride;
     phase->run(c->base, scratch, from, from + count);
     atomic_fetch_add_explicit(&pool->done, count, memory_order_release);
@@ -89,7 +95,7 @@ void nervure_pool_phase(nervure_pool *pool, const nervure_phase *phase) {
     atomic_store_explicit(&pool->phase, phase, memory_order_relaxed);
     atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
     open_phase(pool, (uint64_t)phase->tasks);
-    while (take(pool, 0)) continue;
+    while (take(pool, NULL)) continue;
     for (int32_t spins = 0; atomic_load_explicit(&pool->done, memory_order_acquire) < phase->tasks; spins++) {
         if (spins < pool->caller_spins)
             pause_core();
@@ -101,11 +107,11 @@ void nervure_pool_phase(nervure_pool *pool, const nervure_phase *phase) {
 static void *help(void *argument) {
     worker *self = argument;
     nervure_pool *pool = self->pool;
-    nervure_float_enter();
+    nervure_float_enter(false);
     for (;;) {
         uint64_t seen = atomic_load_explicit(&pool->open, memory_order_acquire);
         if (atomic_load_explicit(&pool->stopping, memory_order_acquire)) return NULL;
-        if (take(pool, self->index)) continue;
+        if (take(pool, self)) continue;
         int32_t spins = 0;
         while (spins < pool->helper_spins && atomic_load_explicit(&pool->open, memory_order_relaxed) == seen) {
             pause_core();
@@ -155,6 +161,7 @@ int nervure_pool_start(nervure_pool *pool, nervure_context *context, void *worke
         worker *w = &pool->workers[i - 1];
         w->pool = pool;
         w->index = i;
+        w->flush = false;
         failed = pthread_create(&w->thread, NULL, help, w);
         if (!failed) pool->started++;
     }
