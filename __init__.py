@@ -25,6 +25,10 @@ _NAMES = {
     "load_onnx": "frontends.onnx",
     "save_onnx": "frontends.onnx",
     "Graph": "compiler.ir",
+    "losses": "frontends.training",
+    "metrics": "frontends.training",
+    "optimizers": "frontends.training",
+    "regularizers": "frontends.training",
     **_DSL,
 }
 

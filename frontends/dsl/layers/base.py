@@ -19,7 +19,8 @@ from ..tensor import Tensor, Weight
 from ..trace import Frame, Row, Trace, current, eager, fail, leaves, rebuild, tracing
 
 # What every layer takes, whether or not its own __init__ says so.
-COMMON = ("name", "input_shape", "input_dim", "batch_input_shape", "weights", "seed", "trainable", "dtype")
+PENALTIES = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
+COMMON = ("name", "input_shape", "input_dim", "batch_input_shape", "weights", "seed", "trainable", "dtype", *PENALTIES)
 
 
 def _parameters(cls: type) -> tuple[list[inspect.Parameter], bool]:
@@ -85,7 +86,8 @@ class Layer(Block, metaclass=_LayerType):
     Layers that it keeps in attributes (or in lists in attributes) are its children; ``__init__`` need not call the
     base's. Every layer takes, by name: ``name``; ``input_shape`` (of one sample) or ``input_dim`` (a single axis) on
     the first layer of a ``Sequential``; ``weights``, a list in the order of creation or a dictionary by name;
-    ``seed``, instead of the network's; ``trainable``; ``dtype`` of the weights, that of the input unless given.
+    ``seed``, instead of the network's; ``trainable``; ``dtype`` of the weights, that of the input unless given;
+    ``kernel_regularizer``, ``bias_regularizer`` and ``activity_regularizer``, penalties while it is trained.
 
     Called on arrays, a layer computes at once.
     """
@@ -98,6 +100,9 @@ class Layer(Block, metaclass=_LayerType):
     dtype: str | None = None  # of the weights
     input_spec: Any = None  # the nv.Input that a first layer asks for
     built: bool = False
+    kernel_regularizer: Any = None  # penalties: of the weights but biases, of the biases, of the output
+    bias_regularizer: Any = None
+    activity_regularizer: Any = None
     _chosen: Any = None  # the arrays of weights=
 
     def __init__(self, **common: Any) -> None:
@@ -127,6 +132,11 @@ class Layer(Block, metaclass=_LayerType):
         for key in ("name", "seed", "trainable", "dtype"):
             if values.get(key) is not None:
                 setattr(self, key, values[key])
+        for key in PENALTIES:
+            if values.get(key) is not None:
+                from ...training.regularizers import get
+
+                object.__setattr__(self, key, get(values[key]))
 
     def _spec(self, values: dict[str, Any]) -> Any:
         from ..spec import Input
@@ -242,6 +252,8 @@ class Layer(Block, metaclass=_LayerType):
         name = self.enter(trace)
         with trace.frame(Frame(self, name, self.kind)):
             result = self._invoke(trace, inputs, options)
+        if self.activity_regularizer is not None:
+            trace.activities += [(self.activity_regularizer, t) for t in leaves(result) if isinstance(t, Tensor)]
         if len(trace.frames) == 1:
             shapes = tuple(leaf.shape for leaf in leaves(result) if isinstance(leaf, Tensor))
             trace.rows.append(Row(name, self.kind, shapes, self))
