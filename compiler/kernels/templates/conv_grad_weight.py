@@ -128,7 +128,7 @@ def _tiles(region: Region, g: Geometry, lanes: int) -> Iterator[Tile]:
                 rows = lines * max(1, taps)
                 for channels in range(1, min(g.depth, max(1, most // (rows * nv))) + 1):
                     if rows * channels * nv <= max(most, 1 if rows == 1 else 0):
-                        points = _points(g, machine.registers - 2 - rows * channels * nv, nv, taps)
+                        points = _points(g, machine.registers - 4 - rows * channels * nv, nv, taps)
                         cut = (lines, taps, channels, points)
                         yield Tile(*cut, columns, _cycles(region, g, columns, *cut))
 
@@ -148,6 +148,7 @@ def _cycles(region: Region, g: Geometry, columns: Columns, lines: int, taps: int
     half = 0.5 if machine.fma_ports == 1 and machine.lanes == 16 else 1.0
     scalar_loads = min(2.0, 2 * machine.load_ports) if machine.lanes == 16 else machine.load_ports
     width, total = max(1, taps), 0.0
+    gathered = 1 if g.g.strides[1] == 1 or g.columns == 1 else columns.lanes  # loads of a vector of g
     groups = [(columns.widths[: columns.nv], columns.full)] if columns.full else []
     groups += [(columns.widths[i:j], 1) for i, j in columns.rests]
     for widths, times in groups:
@@ -163,7 +164,7 @@ def _cycles(region: Region, g: Geometry, columns: Columns, lines: int, taps: int
                 fma = lines * t * c * sum(max(half, w / columns.lanes) for w in widths) / machine.fma_ports
                 x_loads = lines * c * shown / points * (len(widths) if g.depthwise else 1)
                 x_loads /= machine.load_ports if g.depthwise else scalar_loads
-                loads = x_loads + len(widths) / machine.load_ports
+                loads = x_loads + len(widths) * gathered / machine.load_ports
                 step = max(fma, loads, float(machine.fma_latency)) + (0.15 if machine.fma_ports >= 2 else 0.03) * loads
                 put = 2.0 * lines * t * c * len(widths) * g.points / max(g.points, _BLOCK_POINTS) / g.points
                 total += times * many * repeat * (step + put + 1.0 / points)
