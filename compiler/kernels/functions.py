@@ -222,6 +222,7 @@ _BY_NAME = (  # operators that are functions of ``vecmath`` of the same name
 
 FUNCTIONS: dict[str, Function] = {
     "identity": lambda k, node, x: x,
+    "stop_gradient": lambda k, node, x: x,
     "copy": lambda k, node, x: x,
     "neg": lambda k, node, x: like(0, x) - x if not is_float(x) else x * like(-1, x),
     "abs": _abs,

@@ -318,6 +318,14 @@ UNARY = (
         work=0,
         gradient=lambda c: c.g,
     ),
+    unary(
+        "stop_gradient",
+        lambda x: x,
+        "x itself, which no gradient goes back through; passes remove it.",
+        accepts=ANY,
+        work=0,
+        gradient=lambda c: None,
+    ),
 )
 
 # -- functions of two tensors ------------------------------------------------------------------------------------

@@ -198,6 +198,12 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
 
 
 @public
+def stop_gradient(x: Any) -> Tensor:
+    """x, taken as a constant by the training of what is computed from it. Any shape and type."""
+    return emit("stop_gradient", as_tensor(x))
+
+
+@public
 def cast(x: Any, dtype: Any) -> Tensor:
     """x in another element type; floats are truncated to integers."""
     return as_tensor(as_tensor(x), dtype_name(dtype))

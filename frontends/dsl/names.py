@@ -10,7 +10,7 @@ FUNCTIONS = {
         equal not_equal less less_equal greater greater_equal
         negative abs sign sqrt rsqrt reciprocal square exp expm1 log log1p
         sin cos tan arcsin arccos arctan sinh cosh tanh arcsinh arccosh arctanh erf
-        floor ceil round isnan isinf where clip cast
+        floor ceil round isnan isinf where clip cast stop_gradient
     """,
     "reduce": """
         sum mean max min prod var std all any logsumexp norm argmax argmin cumsum cumprod topk sort argsort

@@ -40,7 +40,7 @@ for _record in OPS.values():
     if _record.kind is Kind.ELEMENTWISE:
         for _onnx in _record.onnx:
             RULES[_record.name] = plain(_onnx)
-RULES.update(identity=plain("Identity"), copy=plain("Identity"), pow=plain("Pow"))
+RULES.update(identity=plain("Identity"), stop_gradient=plain("Identity"), copy=plain("Identity"), pow=plain("Pow"))
 RULES.update(minimum=plain("Min"), maximum=plain("Max"))
 
 

@@ -9,13 +9,16 @@ import numpy as np
 
 from .. import nn
 from .. import shaping as s
-from ..elementwise import emit
+from ..elementwise import emit, maximum, where
 from ..promote import as_float, as_tensor
 from ..tensor import Tensor
-from ..trace import fail
+from ..trace import current, fail
 from .base import Layer, expect_rank, whole
-from .core import Dense, Dropout
+from .core import Dense
+from .dropout import Dropout, dropped, fraction
 from .norm import LayerNorm
+
+_HIDDEN = -1e30
 
 
 class MultiHeadAttention(Layer):
@@ -42,7 +45,7 @@ class MultiHeadAttention(Layer):
         self.num_heads = whole(num_heads, "num_heads")
         self.key_dim = None if key_dim is None else whole(key_dim, "key_dim")
         self.value_dim = None if value_dim is None else whole(value_dim, "value_dim")
-        self.output_shape, self.use_bias, self.dropout = output_shape, use_bias, dropout
+        self.output_shape, self.use_bias, self.dropout = output_shape, use_bias, fraction(dropout)
         self.kernel_initializer = kernel_initializer
 
     def build(self, shape: Any) -> None:
@@ -77,7 +80,11 @@ class MultiHeadAttention(Layer):
         mask = None if attention_mask is None else as_tensor(attention_mask)
         if mask is not None and mask.ndim == 3:
             mask = s.expand_dims(mask, 1)
-        y = emit("transpose", nn.attention(q, k, v, mask, causal=use_causal_mask), perm=(0, 2, 1, 3))
+        if self.dropout and current().training:
+            y = _thinned(q, k, v, mask, use_causal_mask, self.dropout)
+        else:
+            y = nn.attention(q, k, v, mask, causal=use_causal_mask)
+        y = emit("transpose", y, perm=(0, 2, 1, 3))
         batch, steps, count, size = y.shape
         return self.output(emit("reshape", y, shape=s.sizes((batch, steps, count * size))))  # type: ignore[no-any-return]
 
@@ -86,6 +93,20 @@ class MultiHeadAttention(Layer):
         batch, steps, features = x.shape
         wide = emit("reshape", x, shape=s.sizes((batch, steps, self.num_heads, features // self.num_heads)))
         return emit("transpose", wide, perm=(0, 2, 1, 3))
+
+
+def _thinned(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float) -> Tensor:
+    """Attention that drops ``rate`` of its probabilities. Masked scores are large and negative, not -inf: the row of a
+    query that may look at nothing stays finite."""
+    scores = emit("matmul", q, emit("transpose", k, perm=(0, 1, 3, 2))) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = where(mask, scores, _HIDDEN) if mask.dtype == "bool" else scores + maximum(mask, _HIDDEN)
+    if causal:
+        scores = where(np.tri(*scores.shape[-2:], dtype=np.bool_), scores, _HIDDEN)
+    weights = emit("softmax", scores, axis=3)
+    if mask is not None and mask.dtype == "bool":
+        weights = where(mask, weights, 0)
+    return emit("matmul", dropped(weights, rate), v)
 
 
 class TransformerEncoderLayer(Layer):

@@ -79,34 +79,6 @@ class Embedding(Layer):
         return emit("gather", as_tensor(self.weight), index, axis=0)
 
 
-class Dropout(Layer):
-    """Nothing at inference; ``rate`` of the elements are dropped when a network is trained."""
-
-    ALIASES: ClassVar = {"p": "rate"}
-
-    def __init__(self, rate: float = 0.5) -> None:
-        if not isinstance(rate, int | float) or not 0 <= rate < 1:
-            raise fail(f"rate: expected a number in [0, 1), got {rate!r}")
-        self.rate = float(rate)
-
-    def call(self, x: Tensor) -> Tensor:
-        return x
-
-
-class SpatialDropout(Dropout):
-    """Nothing at inference; whole channels are dropped when a network is trained."""
-
-
-class GaussianNoise(Layer):
-    """Nothing at inference; noise of standard deviation ``stddev`` is added when a network is trained."""
-
-    def __init__(self, stddev: float) -> None:
-        self.stddev = float(stddev)
-
-    def call(self, x: Tensor) -> Tensor:
-        return x
-
-
 class Identity(Layer):
     """x itself, of any shape: a name for a place in a network."""
 
@@ -295,10 +267,8 @@ __all__ = [
     "Concat",
     "Dense",
     "Dot",
-    "Dropout",
     "Embedding",
     "Flatten",
-    "GaussianNoise",
     "Identity",
     "Lambda",
     "Maximum",
@@ -309,6 +279,5 @@ __all__ = [
     "RepeatVector",
     "Rescaling",
     "Reshape",
-    "SpatialDropout",
     "Subtract",
 ]

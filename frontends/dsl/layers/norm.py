@@ -3,13 +3,14 @@ and defaults; the classes with Keras's names (``BatchNormalization``, ...) have 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from ..elementwise import emit
+from ..elementwise import emit, maximum, stop_gradient, where
 from ..promote import as_float, as_tensor
 from ..tensor import Tensor, Weight
-from ..trace import fail
+from ..trace import current, fail
 from .base import Layer, whole
 from .windows import channel_axis, default_axis
 
@@ -31,14 +32,49 @@ def _fit(weight: Weight | None, x: Tensor) -> Tensor | None:
     return None if weight is None else as_tensor(weight, x.dtype)
 
 
+def _sample_mask(x: Tensor) -> Tensor | None:
+    """Which samples are no padding, for every row of ``x``: its first axis may be batch and time in one."""
+    mask = current().sample_mask
+    if mask is None or x.shape[0] % mask.shape[0]:
+        return None
+    rows = (mask.shape[0], x.shape[0] // mask.shape[0])
+    spread = emit("expand", emit("reshape", mask, shape=(rows[0], 1)), shape=rows)
+    return emit("reshape", spread, shape=(x.shape[0], *[1] * (x.ndim - 1)))
+
+
+def batch_statistics(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Any]:
+    """Mean and (biased) variance of each channel over the batch, [channels], and the number of elements that they are
+    of; padded samples do not count.
+
+    Both come from one pass over x less the mean of the first sample, which costs no digits where the mean is large. No
+    gradient goes through that shift: neither result depends on it.
+    """
+    axes = tuple(a for a in range(x.ndim) if a != axis)
+    first = emit("slice", x, starts=(0,) * x.ndim, stops=(1, *x.shape[1:]), steps=(1,) * x.ndim)
+    shift = stop_gradient(emit("reduce_mean", first, axes=axes, keepdims=True))
+    near, mask = x - shift, _sample_mask(x)
+    if mask is None:
+        count: Any = math.prod(x.shape[a] for a in axes)
+        mean, square = (emit("reduce_mean", t, axes=axes, keepdims=False) for t in (near, near * near))
+    else:
+        per_row = math.prod(x.shape[a] for a in axes[1:])
+        rows = emit("reduce_sum", as_tensor(mask, x.dtype), axes=tuple(range(x.ndim)), keepdims=False)
+        count, near = maximum(rows * float(per_row), 1.0), where(mask, near, 0)
+        mean, square = (emit("reduce_sum", t, axes=axes, keepdims=False) / count for t in (near, near * near))
+    shift = emit("reshape", shift, shape=(x.shape[axis],))
+    return shift + mean, maximum(square - mean * mean, 0), count
+
+
 class BatchNorm(Layer):
-    """Each channel by its running mean and variance, scaled and shifted (Ioffe and Szegedy 2015).
+    """Each channel by its running mean and variance, scaled and shifted (Ioffe and Szegedy 2015). A network that is
+    trained takes the mean and variance of the batch instead; a layer that is frozen does not.
 
     Channels are axis 1 (``axis``). Weights: ``weight`` 1, ``bias`` 0, and ``running_mean`` 0, ``running_var`` 1, which
     training updates: new = (1 - momentum) old + momentum seen (PyTorch).
     """
 
     ALIASES: ClassVar = {**_NAMES, "num_features": "channels"}
+    UNBIASED: ClassVar = True  # whether the running variance is that of the population (n - 1), as in PyTorch
 
     def __init__(
         self,
@@ -71,15 +107,38 @@ class BatchNorm(Layer):
         scale = as_tensor(1.0, x.dtype) if self.weight is None else None
         scale = _fit(self.weight, x) if scale is None else emit("expand", scale, shape=(size,))
         bias = emit("expand", as_tensor(0.0, x.dtype), shape=(size,)) if self.bias is None else _fit(self.bias, x)
-        statistics = [_fit(self.running_mean, x), _fit(self.running_var, x)]
+        if current().training and self.trainable and not self.running_mean.frozen:
+            statistics = self._train(x, axis)
+        else:
+            statistics = [_fit(self.running_mean, x), _fit(self.running_var, x)]
         y = emit("batch_norm", _to_channels(x, axis), scale, bias, *statistics, epsilon=self.eps)
         return _from_channels(y, axis)
+
+    def _train(self, x: Tensor, axis: int) -> list[Tensor | None]:
+        """The batch's mean and variance; the running ones move towards them."""
+        mean, var, count = batch_statistics(x, axis)
+        seen = var
+        if self.UNBIASED:
+            seen = var * (count / max(count - 1, 1) if isinstance(count, int) else count / maximum(count - 1.0, 1.0))
+        for weight, value in ((self.running_mean, mean), (self.running_var, seen)):
+            _move(weight, value, self.momentum)
+        return [mean, var]
+
+
+def _move(weight: Weight, seen: Tensor, momentum: float) -> None:
+    """A running statistic's next value; a layer that is called twice moves it twice."""
+    trace = current()
+    held = trace.weight(weight)
+    bound = trace.graph.bindings.get(held.value.node)
+    old = held if bound is None else Tensor(trace, bound)
+    trace.update(weight, old * (1 - momentum) + as_tensor(seen, weight.array.dtype.name) * momentum)
 
 
 class BatchNormalization(BatchNorm):
     """``BatchNorm`` with Keras's arguments and defaults: epsilon 1e-3, momentum 0.99 (of the old value)."""
 
     ALIASES: ClassVar = {}
+    UNBIASED: ClassVar = False
 
     def __init__(
         self,

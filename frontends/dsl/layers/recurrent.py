@@ -21,6 +21,7 @@ from ..promote import as_float, as_tensor
 from ..tensor import Tensor, Weight
 from ..trace import fail
 from .base import Layer, expect_rank, whole
+from .dropout import dropped, fraction
 
 _ONNX = {
     "tanh": "Tanh",
@@ -61,7 +62,7 @@ class Recurrent(Layer):
     ) -> None:
         self.units, self.num_layers = whole(units, "units"), whole(num_layers, "num_layers")
         self.activations = self._activations(activation, recurrent_activation)
-        self.use_bias, self.batch_first, self.dropout = use_bias, batch_first, dropout
+        self.use_bias, self.batch_first, self.dropout = use_bias, batch_first, fraction(dropout)
         self.return_sequences, self.return_state = return_sequences, return_state
         self.go_backwards, self.bidirectional = go_backwards, bidirectional
         self.initializers = (kernel_initializer, recurrent_initializer, bias_initializer)
@@ -114,6 +115,10 @@ class Recurrent(Layer):
         states = self._initial(initial_state, x)
         finals: tuple[Tensor, ...] = ()
         for k, weights in enumerate(self.layers):
+            if k:
+                y = dropped(y, self.dropout)
+            elif self.num_layers == 1:  # Keras's: of the input, the same features at every step
+                y = dropped(y, self.dropout, (1, *y.shape[1:]))
             y, *last = self._layer(y, weights, states if k == 0 else [None] * len(states))
             finals = tuple(last)
         return self._output(y, finals)
