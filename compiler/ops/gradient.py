@@ -121,6 +121,17 @@ class Sym:
         like = yes if isinstance(yes, Sym) else no
         return self.op("where", like._like(yes), like._like(no))
 
+    def cast(self, dtype: str) -> Sym:
+        return self if dtype == self.dtype else self.op("cast", to=dtype)
+
+    def iota(self, shape: Sequence[int], axis: int) -> Sym:
+        """The coordinate along one axis, of this tensor's element type."""
+        found = self.graph.add("iota", shape=tuple(shape), axis=axis, dtype=self.dtype, origin=self.origin)
+        return Sym(self.graph, found, self.origin)
+
+    def concat(self, *others: Sym, axis: int = -1) -> Sym:
+        return self.op("concat", *others, axis=axis)
+
     def sum(self, axes: Sequence[int], keepdims: bool = False) -> Sym:
         return self.op("reduce_sum", axes=tuple(axes), keepdims=keepdims) if axes else self
 

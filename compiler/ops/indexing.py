@@ -7,11 +7,13 @@ and the element is unspecified.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from ..types import Dim, TensorType
+from .gradient import Call as Grad
+from .gradient import Sym
 from .movement import free
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import f32
@@ -50,6 +52,17 @@ def _gather(x: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
     return np.asarray(np.take(x, indices, axis=axis))
 
 
+def _gather_gradient(c: Grad) -> list[Sym | None]:
+    """Rows added at their indices, the axis in front."""
+    axis, indices = normalise_axis(c.attrs["axis"], c.x.rank), c.input(1)
+    ahead = [axis, *(i for i in range(c.x.rank) if i != axis)]
+    looked_up = range(axis, axis + indices.rank)
+    g = c.g.transpose([*looked_up, *(i for i in range(c.g.rank) if i not in looked_up)])
+    base = c.g.constant(0).expand([c.x.shape[i] for i in ahead])
+    total = base.op("scatter_nd", indices.reshape([*indices.shape, 1]), g, reduction="add")
+    return [total.transpose(np.argsort(ahead).tolist()), None]
+
+
 def _fits(x: TensorType, indices: TensorType, axis: int) -> bool:
     """Whether ``indices`` lies inside x's shape on all other axes."""
     if indices.rank != x.rank:
@@ -72,6 +85,10 @@ def _gather_elements_infer(call: Call) -> list[TensorType]:
 
 def _gather_elements(x: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
     return np.asarray(x[_grid(indices, axis)])
+
+
+def _gather_elements_gradient(c: Grad) -> list[Sym | None]:
+    return [c.x.zeros().op("scatter_elements", c.input(1), c.g, axis=c.attrs["axis"], reduction="add"), None]
 
 
 def _grid(indices: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
@@ -98,6 +115,14 @@ def _gather_nd_infer(call: Call) -> list[TensorType]:
 def _gather_nd(x: np.ndarray, indices: np.ndarray, batch_dims: int) -> np.ndarray:
     batch = np.ogrid[tuple(slice(d) for d in indices.shape[:-1])][:batch_dims] if batch_dims else []
     return np.asarray(x[(*batch, *np.moveaxis(indices, -1, 0))])
+
+
+def _gather_nd_gradient(c: Grad) -> list[Sym | None]:
+    indices, batch = c.input(1), c.attrs["batch_dims"]
+    if batch:
+        column = [*indices.shape[:-1], 1]
+        indices = indices.iota(column, 0).concat(*(indices.iota(column, i) for i in range(1, batch)), indices)
+    return [c.x.zeros().op("scatter_nd", indices, c.g, reduction="add"), None]
 
 
 # -- scatter ---------------------------------------------------------------------------------------------------
@@ -160,6 +185,50 @@ def _scatter_nd(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, reducti
     return _scatter(x, tuple(np.moveaxis(indices, -1, 0)), updates, reduction)
 
 
+def _scatter_elements_gradient(c: Grad) -> list[Sym | None]:
+    indices, axis = c.input(1), c.attrs["axis"]
+    return _scatter_gradient(
+        c,
+        lambda base, updates, how: base.op("scatter_elements", indices, updates, axis=axis, reduction=how),
+        lambda x: x.op("gather_elements", indices, axis=axis),
+    )
+
+
+def _scatter_nd_gradient(c: Grad) -> list[Sym | None]:
+    indices = c.input(1)
+    return _scatter_gradient(
+        c,
+        lambda base, updates, how: base.op("scatter_nd", indices, updates, reduction=how),
+        lambda x: x.op("gather_nd", indices),
+    )
+
+
+def _scatter_gradient(c: Grad, put: Callable[[Sym, Sym, str], Sym], take: Callable[[Sym], Sym]) -> list[Sym | None]:
+    """``put(base, updates, reduction)`` scatters, ``take(x)`` reads at the places that are scattered to."""
+    x, updates, how = c.x, c.input(2), c.attrs["reduction"]
+    if how == "add":
+        return [c.g, None, take(c.g)]
+    if how == "mul":
+        return _product_gradient(c, put, take)
+    if how == "none":  # where two write, the last one has the gradient: each leaves its number there
+        number = c.input(1).iota((updates.type.size,), 0).reshape(updates.shape)
+        last = take(put(c.input(1).constant(0).expand(x.shape), number, "none")).op("equal", number)
+        return [put(c.g, updates.zeros(), "none"), None, last.where(take(c.g), 0)]
+    kept, chosen = x.op("equal", c.y), updates.op("equal", take(c.y))  # equals share, as in PyTorch
+    share = c.g / put(kept.cast(x.dtype), chosen.cast(x.dtype), "add")
+    return [kept.where(share, 0), None, chosen.where(take(share), 0)]
+
+
+def _product_gradient(c: Grad, put: Callable[[Sym, Sym, str], Sym], take: Callable[[Sym], Sym]) -> list[Sym | None]:
+    """To each factor the product of all others: zeros are counted, and left out of it."""
+    x, updates = c.x, c.input(2)
+    zero = updates.op("equal", 0)
+    factors = zero.where(1, updates)
+    zeros = take(put(x.zeros(), zero.cast(x.dtype), "add")) - zero.cast(x.dtype)
+    others = take(c.g * put(x, factors, "mul")) / factors
+    return [c.g * put(x.constant(1).expand(x.shape), updates, "mul"), None, (zeros > 0).where(0, others)]
+
+
 def _scatter_cost(call: Call) -> Cost:
     return Cost(0.0 if call.attrs["reduction"] == "none" else float(call.type(2).size))
 
@@ -186,6 +255,13 @@ def _one_hot(indices: np.ndarray, values: np.ndarray, depth: int, axis: int) -> 
     return np.asarray(np.where(wanted == np.arange(depth).reshape(along), values[1], values[0]))
 
 
+def _one_hot_gradient(c: Grad) -> list[Sym | None]:
+    hot = c.x.op("one_hot", c.g.constant([0, 1]), **c.attrs)
+    axes = range(c.g.rank)
+    off, on = (c.g * (1 - hot)).sum(axes), (c.g * hot).sum(axes)
+    return [None, off.reshape((1,)).concat(on.reshape((1,)))]
+
+
 def _topk_infer(call: Call) -> list[TensorType]:
     x, k = call.type(0), call.attrs["k"]
     axis = normalise_axis(call.attrs["axis"], x.rank)
@@ -204,6 +280,11 @@ def _topk(x: np.ndarray, k: int, axis: int, largest: bool) -> tuple[np.ndarray, 
         order = np.argsort(x, axis=axis, kind="stable")
     indices = np.take(order, np.arange(k), axis=axis).astype(np.int64)
     return np.take_along_axis(x, indices, axis), indices
+
+
+def _topk_gradient(c: Grad) -> list[Sym | None]:
+    axis = normalise_axis(c.attrs["axis"], c.x.rank)
+    return [c.x.zeros().op("scatter_elements", c.ys[1], c.g, axis=axis)]
 
 
 def _topk_cost(call: Call) -> Cost:
@@ -384,6 +465,7 @@ OPS = (
         attrs={"axis": 0},
         cost=free,
         cases=_gather_cases,
+        gradient=_gather_gradient,
         onnx={"Gather": {}},
     ),
     Op(
@@ -396,6 +478,7 @@ OPS = (
         attrs={"axis": 0},
         cost=free,
         cases=_gather_elements_cases,
+        gradient=_gather_elements_gradient,
         onnx={"GatherElements": {}},
     ),
     Op(
@@ -408,6 +491,7 @@ OPS = (
         attrs={"batch_dims": 0},
         cost=free,
         cases=_gather_nd_cases,
+        gradient=_gather_nd_gradient,
         onnx={"GatherND": {}},
     ),
     Op(
@@ -420,6 +504,7 @@ OPS = (
         attrs={"axis": 0, "reduction": "none"},
         cost=_scatter_cost,
         cases=_scatter_elements_cases,
+        gradient=_scatter_elements_gradient,
         onnx={"ScatterElements": {}},
         inplace=(0,),
     ),
@@ -433,6 +518,7 @@ OPS = (
         attrs={"reduction": "none"},
         cost=_scatter_cost,
         cases=_scatter_nd_cases,
+        gradient=_scatter_nd_gradient,
         onnx={"ScatterND": {}},
         inplace=(0,),
     ),
@@ -446,6 +532,7 @@ OPS = (
         attrs={"depth": REQUIRED, "axis": -1},
         cost=free,
         cases=_one_hot_cases,
+        gradient=_one_hot_gradient,
     ),
     Op(
         "topk",
@@ -456,6 +543,7 @@ OPS = (
         attrs={"k": REQUIRED, "axis": -1, "largest": True},
         cost=_topk_cost,
         cases=_topk_cases,
+        gradient=_topk_gradient,
     ),
     Op(
         "nonzero",

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..types import DTYPES, TensorType
+from ..types import DTYPES, TensorType, is_float
+from .gradient import Call as Grad
+from .gradient import Sym
 from .numeric import numpy_dtype, quiet
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import f32, t
@@ -43,6 +45,10 @@ def _cast_infer(call: Call) -> Sequence[TensorType]:
 
 def _cast(x: np.ndarray, to: str) -> np.ndarray:
     return x.astype(numpy_dtype(to))
+
+
+def _cast_gradient(c: Grad) -> list[Sym]:
+    return [c.g.cast(c.x.dtype) if is_float(c.x.dtype) else c.g]
 
 
 def _cast_cases() -> Iterable[Case]:
@@ -81,6 +87,17 @@ def _quantize(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = 
     return np.asarray(np.clip(shifted, bounds.min, bounds.max)).astype(to)
 
 
+def _quantize_gradient(c: Grad) -> list[Sym | None]:
+    """Straight through the rounding, zero where it is clipped (Jacob et al. 2018; the scale's: Esser et al. 2020)."""
+    x, scale, zero = c.x, c.input(1).cast(c.x.dtype), c.optional(2)
+    steps = (x / scale).op("round")
+    steps = steps if zero is None else steps + zero.cast(x.dtype)
+    bounds = np.iinfo(c.attrs["to"])
+    kept = (steps >= int(bounds.min)).op("logical_and", steps <= int(bounds.max))
+    g = kept.where(c.g.cast(x.dtype) / scale, 0)
+    return [g, (-g * x / scale).cast(c.input(1).dtype), None]
+
+
 def _quantize_cases() -> Iterable[Case]:
     scale, zero = np.array(0.037, np.float32), np.array(3, np.int8)
     each = np.array([0.1, 0.02, 0.5], np.float32).reshape(3, 1, 1)
@@ -111,6 +128,13 @@ def _dequantize(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None 
     return (shifted * scale.astype(np.float64)).astype(numpy_dtype(to))
 
 
+def _dequantize_gradient(c: Grad) -> list[Sym | None]:
+    x, scale, zero = c.x.cast(c.g.dtype), c.input(1).cast(c.g.dtype), c.optional(2)
+    shifted = x if zero is None else x - zero.cast(c.g.dtype)
+    g = (c.g * scale).cast(c.x.dtype) if is_float(c.x.dtype) else c.g * scale
+    return [g, (c.g * shifted).cast(c.input(1).dtype), -g]
+
+
 def _dequantize_cases() -> Iterable[Case]:
     scale = np.array(0.037, np.float32)
     each = np.array([0.1, 0.02, 0.5], np.float32).reshape(3, 1, 1)
@@ -134,6 +158,10 @@ def _where_infer(call: Call) -> Sequence[TensorType]:
 
 def _where(condition: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(condition, x, y)).astype(x.dtype, copy=False)
+
+
+def _where_gradient(c: Grad) -> list[Sym | None]:
+    return [None, c.x.where(c.g, 0), c.x.where(0, c.g)]
 
 
 def _where_cases() -> Iterable[Case]:
@@ -192,6 +220,7 @@ OPS = (
         attrs={"to": REQUIRED},
         cost=_per_element(1),
         cases=_cast_cases,
+        gradient=_cast_gradient,
     ),
     Op(
         "quantize",
@@ -203,6 +232,7 @@ OPS = (
         attrs={"to": "uint8"},
         cost=_per_element(5),
         cases=_quantize_cases,
+        gradient=_quantize_gradient,
     ),
     Op(
         "dequantize",
@@ -214,6 +244,7 @@ OPS = (
         attrs={"to": "float32"},
         cost=_per_element(2),
         cases=_dequantize_cases,
+        gradient=_dequantize_gradient,
     ),
     Op(
         "where",
@@ -224,6 +255,7 @@ OPS = (
         inputs=("condition", "x", "y"),
         cost=_per_element(1),
         cases=_where_cases,
+        gradient=_where_gradient,
         onnx={"Where": {}},
         inplace=(1, 2),
     ),
@@ -251,6 +283,7 @@ OPS = (
         attrs={"k": 0, "upper": True},
         cost=_per_element(1),
         cases=_trilu_cases,
+        gradient=lambda c: [c.g.op("trilu", **c.attrs)],
         inplace=(0,),
     ),
 )

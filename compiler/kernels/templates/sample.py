@@ -189,25 +189,26 @@ def _roi_axis(cursor: Cursor, index: list[Any], axis: int) -> Any:
 
     k, attrs = cursor.k, cursor.attrs
     half = attrs["coordinate"] == "half_pixel"
+    exact = "float64" if cursor.dtype(1) == "float64" else "float32"
     bins = attrs["output_height" if axis == 0 else "output_width"]
 
     def edge(column: int) -> Any:
-        value = cast(cursor.value(1, [index[0], (column, 0)], 1), "float32")
-        value = value * constant(attrs["spatial_scale"], "float32")
-        return value - constant(0.5, "float32") if half else value
+        value = cast(cursor.value(1, [index[0], (column, 0)], 1), exact)
+        value = value * constant(attrs["spatial_scale"], exact)
+        return value - constant(0.5, exact) if half else value
 
     start = k.bind(edge(1 - axis), "start")
     length = edge(3 - axis) - start
-    length = length if half else maximum(length, constant(1.0, "float32"))
-    step = k.bind(length / constant(bins, "float32"), "step")
+    length = length if half else maximum(length, constant(1.0, exact))
+    step = k.bind(length / constant(bins, exact), "step")
     samples: Any = attrs["sampling_ratio"]
     if not samples:
-        ceiling = maximum(minimum(tirx.ceil(step), constant(1 << 20, "float32")), constant(0.0, "float32"))
+        ceiling = maximum(minimum(tirx.ceil(step), constant(1 << 20, exact)), constant(0.0, exact))
         samples = k.bind(cast(ceiling, "int32"), "samples")
-        number = maximum(cast(samples, "float32"), constant(1.0, "float32"))
+        number = maximum(cast(samples, exact), constant(1.0, exact))
     else:
-        number = constant(samples, "float32")
-    first = start + cast(expr32(index[2 + axis][0]), "float32") * step
+        number = constant(samples, exact)
+    first = start + cast(expr32(index[2 + axis][0]), exact) * step
     return {"samples": samples, "start": k.bind(first, "first"), "step": step, "number": number, "axis": axis}
 
 
@@ -217,10 +218,10 @@ def _roi_taps(cursor: Cursor, row: Any, sample: Any) -> list[tuple[Any, Any]]:
 
     from .. import vecmath
     from ..functions import cast
-    from ..tir import constant, like, maximum, minimum, select
+    from ..tir import dtype_of, like, maximum, minimum, select
 
     k, size = cursor.k, cursor.shape(0)[2 + row["axis"]]
-    offset = (cast(expr32(sample), "float32") + constant(0.5, "float32")) * row["step"] / row["number"]
+    offset = (cast(expr32(sample), dtype_of(row["step"])) + like(0.5, row["step"])) * row["step"] / row["number"]
     at = k.bind(row["start"] + offset, "at")
     on = k.bind(select(tirx.all(at >= like(-1, at), at <= like(size, at)), like(1, at), like(0, at)), "on")
     at = k.bind(maximum(minimum(at, like(size - 1, at)), like(0, at)), "at")
