@@ -28,6 +28,8 @@ from .model import Model
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from .training.step import Training
+
 Dims = Mapping[str, int | Sequence[int]]
 
 
@@ -41,6 +43,8 @@ def compile(
     precision: str = "default",
     optimize: str = "speed",
     max_ram: int | None = None,
+    training: Training | None = None,
+    steps: Mapping[str, Any] | Sequence[Any] = (),
     name: str | None = None,
     out: str | Path | None = None,
     cache: bool = True,
@@ -51,8 +55,10 @@ def compile(
     ``source``: an ONNX file (path or ``ModelProto``), a ``Graph``, or a network of the DSL. ``target``: a name that
     ``nervure targets`` lists. ``dims`` binds named dimensions (``{"batch": 8}``; several values, ``{"batch": (1, 8)}``,
     make one plan each in the same artifact); ``shapes`` gives whole input shapes. ``precision="exact"`` leaves out
-    Winograd and approximations. ``max_ram`` (bytes) bounds the arena of ``threads`` workers. ``out``: where to write
-    the library (its C header goes beside it); without it, a temporary place.
+    Winograd and approximations. ``max_ram`` (bytes) bounds the arena of ``threads`` workers. ``training`` adds the entry
+    points ``train_step`` and ``evaluate`` to a network of the DSL, ``steps`` those of one's own (networks whose functions
+    call ``nv.minimize``; ``source`` may then be a list of networks). ``out``: where to write the library (its C header
+    goes beside it); without it, a temporary place.
 
     Raises ``NervureError`` for a model that cannot be read, bound or compiled, and where ``out`` cannot be written.
     """
@@ -64,17 +70,40 @@ def compile(
     path = Path(out) if out is not None else _temporary() / f"{options.name}.so"
     artifact = _cached(_file_key(source, machine, options, dims, shapes) if cache else None, path)
     if artifact is None:
-        entries = [EntryGraph(_graph(source, b, shapes), "infer", b) for b in _bindings(dims)]
-        single = len(entries) == 1
-        entries = [EntryGraph(e.graph, e.function, {} if single else e.bindings) for e in entries]
-        keys = [_file_key(source, machine, options, dims, shapes), _graph_key(entries, machine, options)]
+        entries, facts = _entries(source, dims, shapes, training, steps)
+        keys = [_file_key(source, machine, options, dims, shapes), _graph_key(entries, machine, options, facts)]
         artifact = _cached(keys[1] if cache else None, path)
         if artifact is None:
-            artifact = compile_entries(entries, machine, path, options, progress)
+            artifact = compile_entries(entries, machine, path, options, progress, meta=facts)
         if cache:
             for key in keys:
                 _remember(key, path)
     return Model(artifact, threads=threads, compile_seconds=time.perf_counter() - started)
+
+
+def _entries(
+    source: Any,
+    dims: Dims | None,
+    shapes: Mapping[str, Sequence[int]] | None,
+    training: Training | None,
+    steps: Mapping[str, Any] | Sequence[Any],
+) -> tuple[list[EntryGraph], dict[str, Any]]:
+    """The entry points, and facts for the artifact's ``meta``."""
+    bindings = _bindings(dims)
+    if training is not None or steps:
+        from .training.step import step_entries, training_entries
+
+        nets = list(source) if isinstance(source, list | tuple) else [source]
+        if not all(hasattr(net, "to_graph") for net in nets):
+            raise NervureError(
+                "only a network of the DSL can be trained", hint="net = nv.load_network('model.onnx') makes one of a file"
+            )
+        if training is None:
+            return step_entries(steps, nets, bindings[0]), {}
+        return training_entries(nets[0], training, bindings)
+    entries = [EntryGraph(_graph(source, b, shapes), "infer", b) for b in bindings]
+    single = len(entries) == 1
+    return [EntryGraph(e.graph, e.function, {} if single else e.bindings) for e in entries], {}
 
 
 def _known(what: str, value: str, allowed: Sequence[str]) -> None:
@@ -156,9 +185,9 @@ def _file_key(
     return _key("file", hashlib.sha256(data).hexdigest(), bound, given, *_pinned(machine, options))
 
 
-def _graph_key(entries: Sequence[EntryGraph], machine: Machine, options: Options) -> str:
+def _graph_key(entries: Sequence[EntryGraph], machine: Machine, options: Options, facts: Mapping[str, Any]) -> str:
     graphs = [[e.function, sorted(e.bindings.items()), graph_digest(e.graph)] for e in entries]
-    return _key("graph", graphs, *_pinned(machine, options))
+    return _key("graph", graphs, facts, *_pinned(machine, options))
 
 
 def _entry(key: str, suffix: str) -> Path:

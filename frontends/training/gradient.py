@@ -52,7 +52,8 @@ def minimize(loss: Tensor, weights: Any, optimizer: Any, learning_rate: Any = No
     tensors = [trace.weight(w) for w in held]
     grads = differentiate(trace, as_tensor(loss), tensors)
     named = [(trace.graph.tensor_name(t.value), t) for t in tensors]
-    rate = as_tensor(chosen.learning_rate if learning_rate is None else learning_rate, "float32")
+    own = chosen.learning_rate(0) if callable(chosen.learning_rate) else chosen.learning_rate
+    rate = as_tensor(own if learning_rate is None else learning_rate, "float32")
     chosen.apply(trace, named, grads, rate)
 
 

@@ -89,9 +89,14 @@ def _facts(training: Training, optimizer: Any, step: _Forward) -> dict[str, Any]
         "batch": training.batch,
         "loss": _loss_name(training.loss),
         "metrics": list(step.reports),
-        "learning_rate": float(optimizer.learning_rate),
+        "learning_rate": first_rate(optimizer.learning_rate),
         "optimizer": optimizer.name,
     }
+
+
+def first_rate(learning_rate: Any) -> float:
+    """A learning rate, or a schedule's at the first step."""
+    return float(learning_rate(0) if callable(learning_rate) else learning_rate)
 
 
 def _loss_name(loss: Any) -> str:
@@ -204,7 +209,7 @@ def _measures(training: Training, targets: Mapping[str, Tensor], predicted: Any)
             target = targets.get("y" if len(outputs) == 1 else f"y_{name}")
             if target is None:
                 continue
-            metric = metrics.get(given, target, tensor) if given in ("accuracy", "acc") else metrics.get(given)
+            metric = metrics.get(given)
             label = given if isinstance(given, str) else metric.name
             found[label if len(outputs) == 1 else f"{name}_{label}"] = metric(target, tensor)
     return found
