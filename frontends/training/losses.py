@@ -95,7 +95,7 @@ def get(given: Any) -> PerSample:
     if isinstance(given, str):
         return chosen("loss", given, NAMES)()  # type: ignore[no-any-return]
     if isinstance(given, type) and issubclass(given, PerSample):
-        return given()  # type: ignore[no-any-return]
+        return given()
     if isinstance(given, PerSample):
         return given
     if callable(given):
@@ -116,7 +116,8 @@ def total(loss: Any, y_true: Any, y_pred: Any, loss_weights: Any = None) -> tupl
     if isinstance(y_pred, Tensor) or (single and loss is not None and get(loss).outputs > 1):
         (one,) = [loss] if single else loss.values() if isinstance(loss, Mapping) else loss
         found = get(one)
-        return found(y_true, y_pred), {found.name: found(y_true, y_pred)}
+        value = found(y_true, y_pred)
+        return value, {found.name: value}
     outputs = dict(y_pred) if isinstance(y_pred, Mapping) else {f"output_{i}": p for i, p in enumerate(y_pred)}
     losses = _each("loss", loss, outputs)
     targets = _each("y_true", y_true, outputs)

@@ -1,7 +1,7 @@
 """Metrics: ``metric(y_true, y_pred) -> float32 [batch]``, one number for each sample, as losses are.
 
-The training step averages them over the batch, so that a padded batch is exact. What is no mean over samples (precision,
-recall, AUC) is computed from the predictions of a whole data set, not here. Every loss is a metric too.
+The training step averages them over the batch, so that a padded batch is exact. What is no mean over samples
+(precision, recall, AUC) is computed from the predictions of a whole data set, not here. Every loss is a metric too.
 """
 
 from __future__ import annotations
@@ -91,12 +91,17 @@ class Accuracy(Metric):
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
         t, p = one_tensor(self.name, y_true), one_tensor(self.name, y_pred)
+        chosen = self._chosen(t, p)
+        chosen.name = self.name
+        return chosen.call(t, p)
+
+    def _chosen(self, t: Tensor, p: Tensor) -> Metric:
         if p.ndim < 2 or p.shape[-1] == 1:
-            return BinaryAccuracy(name=self.name).call(t, p)
+            return BinaryAccuracy()
         if t.shape == p.shape:
-            return CategoricalAccuracy(name=self.name).call(t, p)
+            return CategoricalAccuracy()
         behind = t.shape not in (p.shape[:-1], (*p.shape[:-1], 1)) and t.shape == (p.shape[0], *p.shape[2:])
-        return SparseCategoricalAccuracy(axis=1 if behind else -1, name=self.name).call(t, p)
+        return SparseCategoricalAccuracy(axis=1 if behind else -1)
 
 
 class SparseTopKCategoricalAccuracy(Metric):

@@ -77,7 +77,7 @@ def get(given: Any) -> Callable[[Any], Any]:
             return L1L2(0.01, 0.01)
         return chosen("regularizer", given, NAMES)()  # type: ignore[no-any-return]
     if isinstance(given, type) and issubclass(given, Regularizer):
-        return given()  # type: ignore[no-any-return]
+        return given()
     if callable(given):
         return given  # type: ignore[no-any-return]
     raise NervureError(

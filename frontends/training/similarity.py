@@ -90,7 +90,8 @@ class ContrastiveLoss(Loss):
         if isinstance(y_pred, Tensor) and (y_pred.ndim == 1 or y_pred.shape[1:] == (1,)):
             d = shaping.reshape(as_float(y_pred), (-1,))
         else:
-            d = distance(*members(self.name, y_pred, 2))
+            a, b = members(self.name, y_pred, 2)
+            d = distance(a, b)
         t, d = aligned(self.name, y_true, d)
         return t * e.square(d) + (1.0 - t) * e.square(nn.relu(self.margin - d))
 
