@@ -13,40 +13,30 @@ from typing import Any
 import numpy as np
 
 from ..types import Dim, TensorType
-from .numeric import quiet, sigmoid, widen
+from .cells import DEFAULTS, DIRECTIONS, Activation, activation, check_activations, chosen
+from .numeric import quiet, widen
 from .record import Call, Case, Cost, Kind, Op, OpError
+from .recurrent_training import gru_training, lstm_training, rnn_training
 from .sampling import f32
 from .shapes import FLOATS, count, known, optional, require_dtype, require_rank, require_same_dtype, require_shape
 
-Activation = Callable[[np.ndarray], np.ndarray]
 States = tuple[np.ndarray, ...]
 # direction, what x gives the gates, states, recurrent weights [H,G*H] and their bias -> the next states
 Cell = Callable[[int, np.ndarray, States, np.ndarray, np.ndarray], States]
 
-DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
-ACTIVATIONS: dict[str, Activation] = {  # ONNX's names, with its default parameters
-    "Sigmoid": sigmoid,
-    "Tanh": np.tanh,
-    "Relu": lambda x: np.maximum(x, 0.0),
-    "HardSigmoid": lambda x: np.clip(0.2 * x + 0.5, 0.0, 1.0),
-    "LeakyRelu": lambda x: np.where(x < 0, 0.01 * x, x),
-    "Elu": lambda x: np.where(x < 0, np.expm1(np.minimum(x, 0.0)), x),
-    "Softsign": lambda x: x / (1.0 + np.abs(x)),
-    "Softplus": lambda x: np.logaddexp(0.0, x),
-}
 _INPUTS = ("x", "w", "r", "b?", "lengths?", "h0?")
 
 
 # -- inference ---------------------------------------------------------------------------------------------------
 
 
-def _infer(call: Call, gates: int, defaults: tuple[str, ...]) -> tuple[TensorType, TensorType]:
+def _infer(call: Call, layer: str, gates: int) -> tuple[TensorType, TensorType]:
     """Checks what the three layers share; gives the types of y and of a final state."""
     x, w, r = call.type(0), call.type(1), call.type(2)
     directions = DIRECTIONS.get(call.attrs["direction"])
     if directions is None:
         raise OpError(f"direction: expected one of {', '.join(DIRECTIONS)}; got {call.attrs['direction']!r}")
-    _check_activations(call.attrs["activations"], directions * len(defaults))
+    check_activations(call.attrs["activations"], directions * len(DEFAULTS[layer]))
     require_dtype(x, FLOATS, "x")
     for given, name in ((x, "x"), (w, "w"), (r, "r")):
         require_rank(given, 3, 3, name)
@@ -65,16 +55,6 @@ def _infer(call: Call, gates: int, defaults: tuple[str, ...]) -> tuple[TensorTyp
     return x.with_shape((steps, *state.shape)), state
 
 
-def _check_activations(given: Sequence[str] | None, expected: int) -> None:
-    if given is None:
-        return
-    unknown = sorted(set(given) - set(ACTIVATIONS))
-    if unknown:
-        raise OpError(f"activations: expected some of {', '.join(ACTIVATIONS)}; got {', '.join(unknown)}")
-    if len(given) != expected:
-        raise OpError(f"activations: expected {expected}; got {len(given)}")
-
-
 def _check_optional(call: Call, index: int, shape: tuple[Dim, ...], name: str) -> None:
     given = optional(call, index)
     if given is not None:
@@ -83,7 +63,7 @@ def _check_optional(call: Call, index: int, shape: tuple[Dim, ...], name: str) -
 
 
 def _lstm_infer(call: Call) -> Sequence[TensorType]:
-    y, state = _infer(call, 4, _LSTM_ACTIVATIONS)
+    y, state = _infer(call, "lstm", 4)
     _check_optional(call, 6, state.shape, "c0")
     _check_optional(call, 7, (state.shape[0], 3 * known(state.shape[2], "hidden size")), "p")
     return y, state, state
@@ -100,20 +80,10 @@ def _cost(gates: int) -> Callable[[Call], Cost]:
 
 # -- references --------------------------------------------------------------------------------------------------
 
-_LSTM_ACTIVATIONS = ("Sigmoid", "Tanh", "Tanh")
-_GRU_ACTIVATIONS = ("Sigmoid", "Tanh")
-_RNN_ACTIVATIONS = ("Tanh",)
 
-
-def _activations(given: Sequence[str] | None, defaults: tuple[str, ...], direction: int, clip: float | None) -> Any:
+def _activations(given: Sequence[str] | None, layer: str, direction: int, clip: float | None) -> list[Activation]:
     """The functions of one direction; ``clip`` bounds what they are applied to."""
-    names = given if given is not None else defaults * 2
-    at = direction * len(defaults)
-
-    def bounded(function: Activation) -> Activation:
-        return function if clip is None else lambda x: function(np.clip(x, -clip, clip))
-
-    return [bounded(ACTIVATIONS[n]) for n in names[at : at + len(defaults)]]
+    return [activation(n, clip) for n in chosen(given, layer, direction)]
 
 
 def _walk(
@@ -160,7 +130,7 @@ def _lstm(
     peepholes = np.zeros((r.shape[0], 3, hidden)) if p is None else widen(p).reshape(-1, 3, hidden)
 
     def cell(d: int, fed: np.ndarray, states: States, recurrence: np.ndarray, bias: np.ndarray) -> States:
-        f, g, h = _activations(activations, _LSTM_ACTIVATIONS, d, clip)
+        f, g, h = _activations(activations, "lstm", d, clip)
         (before, memory), (to_i, to_o, to_f) = states, peepholes[d]
         i, o, forget, c = np.split(fed + before @ recurrence + bias, 4, axis=1)
         i = f(i + to_i * memory)
@@ -187,7 +157,7 @@ def _gru(
     hidden = r.shape[2]
 
     def cell(d: int, fed: np.ndarray, states: States, recurrence: np.ndarray, bias: np.ndarray) -> States:
-        f, g = _activations(activations, _GRU_ACTIVATIONS, d, clip)
+        f, g = _activations(activations, "gru", d, clip)
         (before,) = states
         gates, candidate = np.split(fed, [2 * hidden], axis=1)
         update, reset = np.split(f(gates + before @ recurrence[:, : 2 * hidden] + bias[: 2 * hidden]), 2, axis=1)
@@ -211,7 +181,7 @@ def _rnn(
     clip: float | None,
 ) -> tuple[np.ndarray, ...]:
     def cell(d: int, fed: np.ndarray, states: States, recurrence: np.ndarray, bias: np.ndarray) -> States:
-        (f,) = _activations(activations, _RNN_ACTIVATIONS, d, clip)
+        (f,) = _activations(activations, "rnn", d, clip)
         return (f(fed + states[0] @ recurrence + bias),)
 
     return _walk((x, w, r, b, lengths), (h0,), direction, cell)
@@ -282,27 +252,30 @@ OPS = (
         attrs={**_COMMON, "input_forget": False},
         cost=_cost(4),
         cases=_lstm_cases,
+        training=lstm_training,
     ),
     Op(
         "gru",
         Kind.OPAQUE,
-        lambda call: _infer(call, 3, _GRU_ACTIVATIONS),
+        lambda call: _infer(call, "gru", 3),
         quiet(_gru),
         "Gated recurrent unit: y [T,D,B,H] and the last h [D,B,H] (ONNX GRU, gates z r h).",
         inputs=_INPUTS,
         attrs={**_COMMON, "linear_before_reset": False},
         cost=_cost(3),
         cases=_gru_cases,
+        training=gru_training,
     ),
     Op(
         "rnn",
         Kind.OPAQUE,
-        lambda call: _infer(call, 1, _RNN_ACTIVATIONS),
+        lambda call: _infer(call, "rnn", 1),
         quiet(_rnn),
         "Elman's recurrent layer: y [T,D,B,H] and the last h [D,B,H] (ONNX RNN).",
         inputs=_INPUTS,
         attrs=_COMMON,
         cost=_cost(1),
         cases=_rnn_cases,
+        training=rnn_training,
     ),
 )

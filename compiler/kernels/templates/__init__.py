@@ -26,6 +26,7 @@ NAMES = (
     "pointwise",
     "pool",
     "recurrent",
+    "recurrent_training",
     "reduce",
     "reshape",
     "resize",

@@ -15,7 +15,20 @@ from typing import Any
 import numpy as np
 
 from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
-from ._cells import GATES, activations, chosen, gru_update, lstm
+from ._cells import (
+    GATES,
+    accumulate,
+    activations,
+    by_fours,
+    chosen,
+    described,
+    equals,
+    gru_update,
+    lstm,
+    offset_of,
+    parity,
+    zero,
+)
 from ._rows import pieces, split_index
 
 _INPUTS = ("x", "w", "r", "b", "lengths", "h0", "c0", "p")
@@ -60,8 +73,8 @@ def plan(region: Region) -> list[Plan]:
         "clip": attrs["clip"],
         "coupled": bool(attrs.get("input_forget", False)),
         "linear": bool(attrs.get("linear_before_reset", False)),
-        "given": {n: _operand(o) for n, o in found.items()},
-        "outputs": [{"which": v.index, **_operand(o)} for v, o in zip(body.outputs, region.outputs, strict=True)],
+        "given": {n: described(o) for n, o in found.items()},
+        "outputs": [{"which": v.index, **described(o)} for v, o in zip(body.outputs, region.outputs, strict=True)],
     }
     direct = [n for n in found if n not in ("w", "r")]
     config["direct"] = direct  # inputs that the kernel reads as they are
@@ -89,15 +102,6 @@ def plan(region: Region) -> list[Plan]:
             )
         )
     return plans
-
-
-def _operand(operand: Operand) -> dict[str, Any]:
-    return {
-        "dtype": operand.type.dtype,
-        "shape": list(operand.type.dims),
-        "strides": list(operand.strides),
-        "span": operand.span,
-    }
 
 
 def _weights(
@@ -194,7 +198,7 @@ class _Layer:
 
     def at(self, name: str, *indices: Any) -> Any:
         """Offset of an element of an input."""
-        return _offset(self.c["given"][name]["strides"], indices)
+        return offset_of(self.c["given"][name]["strides"], indices)
 
     def _read(self, name: str, offset: Any, lanes: int, stride: int) -> Any:
         from ..functions import cast
@@ -254,7 +258,7 @@ class _Layer:
         k = self.k
         for name in ("h0", "c0") if self.c["op"] == "lstm" else ("h0",):
             with k.loop(self.rows) as b, k.loop(self.hidden) as u:
-                value: Any = _zero(self.dtype)
+                value: Any = zero(self.dtype)
                 if name in self.given:
                     value = self._read(name, self.at(name, self.d, self.first + b, u), 1, 1)
                 k.store(self.state, self.h(0, b, u) if name == "h0" else self.extra(0, b, u), value)
@@ -270,7 +274,7 @@ class _Layer:
             with k.loop(self.rows) as b, k.loop(self.hidden) as u:
                 place = self.h(last, b, u) if out["which"] == 1 else self.extra(0, b, u)
                 value = cast(k.load(self.state, place), out["dtype"])
-                k.store(buffer, _offset(out["strides"], (self.d, self.first + b, u)), value)
+                k.store(buffer, offset_of(out["strides"], (self.d, self.first + b, u)), value)
 
     # -- what x gives the gates
 
@@ -304,9 +308,9 @@ class _Layer:
                     held = [k.bind(k.load(self.w, base + (e * self.gates + g) * width + o, w)) for g, o, w in group]
                     for line, source in zip(sums, sources, strict=True):
                         x = self._read("x", source + e * c["given"]["x"]["strides"][2], 1, 1)
-                        _accumulate(line, x, held)
+                        accumulate(line, x, held)
 
-                _by_fours(k, depth, step)
+                by_fours(k, depth, step)
                 for number, line in enumerate(sums):
                     for register, (g, o, _) in zip(line, group, strict=True):
                         to = (number * self.hidden + unit) * self.gates + g * width + o
@@ -328,12 +332,12 @@ class _Layer:
     # -- one time step
 
     def _step(self, step: Any, line: Any) -> None:
-        self.before, self.after = self.k.bind(_parity(step)), self.k.bind(1 - _parity(step))
+        self.before, self.after = self.k.bind(parity(step)), self.k.bind(1 - parity(step))
         self.position = self.time(step)
         names = self.c["activations"]
         same = all(n == names[0] for n in names)
         for d, chosen_names in enumerate(names[:1] if same else names):
-            with self.k.when(True if same else _equals(self.d, d)):
+            with self.k.when(True if same else equals(self.d, d)):
                 functions = activations(self.k, chosen_names, self.c["clip"])
                 {"lstm": self._lstm, "gru": self._gru, "rnn": self._rnn}[self.c["op"]](line, functions)
 
@@ -361,9 +365,9 @@ class _Layer:
         def step(e: Any) -> None:
             held = [k.bind(k.load(self.r, base + (e * self.gates + g) * width + o, w)) for g, o, w in columns]
             for registers, start in zip(sums, sources, strict=True):
-                _accumulate(registers, k.load(self.state, start + e), held)
+                accumulate(registers, k.load(self.state, start + e), held)
 
-        _by_fours(k, self.hidden, step)
+        by_fours(k, self.hidden, step)
         size = len(gates)
         return [[[k.bind(r.get()) for r in regs[v : v + size]] for v in range(0, len(regs), size)] for regs in sums]
 
@@ -394,7 +398,7 @@ class _Layer:
         k.store(self.state, self.h(self.after, row, unit), new)
         for out, buffer in self.outputs:
             if out["which"] == 0:
-                to = _offset(out["strides"], (self.position, self.d, self.first + row, unit))
+                to = offset_of(out["strides"], (self.position, self.d, self.first + row, unit))
                 k.store(buffer, to, cast(shown, out["dtype"]), out["strides"][-1] or 1)
 
     def _alive(self, row: int, lanes: int) -> Any:
@@ -474,49 +478,6 @@ class _Layer:
                     self._emit_state(b, unit + o, w, f(found[0]))
 
         self.each_block(block)
-
-
-def _offset(strides: Sequence[int], indices: Sequence[Any]) -> Any:
-    total: Any = 0
-    for stride, index in zip(strides, indices, strict=True):
-        if stride and not (isinstance(index, int) and index == 0):
-            total = total + index * stride
-    return total
-
-
-def _accumulate(registers: Sequence[Any], factor: Any, vectors: Sequence[Any]) -> None:
-    from ..tir import splat
-
-    for register, vector in zip(registers, vectors, strict=True):
-        register.add_product(splat(factor, register.lanes), vector)
-
-
-def _by_fours(k: Any, depth: int, step: Any) -> None:
-    with k.loop(depth // 4, name="e") as e:
-        for u in range(4):
-            step(e * 4 + u)
-    for u in range(depth % 4):
-        step(depth // 4 * 4 + u)
-
-
-def _parity(step: Any) -> Any:
-    if isinstance(step, int):
-        return step % 2
-    return split_index(step, 2)[1]
-
-
-def _equals(a: Any, b: int) -> Any:
-    if isinstance(a, int):
-        return a == b
-    from tvm import tirx
-
-    return tirx.EQ(a, b)
-
-
-def _zero(dtype: str) -> Any:
-    from ..tir import constant
-
-    return constant(0, dtype)
 
 
 TEMPLATE = Template("recurrent", ("lstm", "gru", "rnn"), plan, {"recurrent": emit, "recurrent.pack": emit_pack})
