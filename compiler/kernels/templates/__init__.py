@@ -19,6 +19,7 @@ NAMES = (
     "image_lanes",
     "image_lanes_grad",
     "matmul",
+    "max_pool_grad",
     "nms",
     "nonzero",
     "norm",

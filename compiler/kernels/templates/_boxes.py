@@ -249,27 +249,27 @@ def affine(place: Any, index: Sequence[Any]) -> Any:
 
 
 def emit_boxes(k: Any, config: Data, source: Source) -> None:
+    over_boxes(k, config, Cursor(k, config, source).fill)
+
+
+def over_boxes(k: Any, config: Data, fill: Callable[[Data, Any], None]) -> None:
+    """Calls ``fill(box, task of the box)`` for every box."""
     from tvm import tirx
 
-    cursor = Cursor(k, config, source)
     rows = config["boxes"]
     if not config["tasks"]:
         for row in rows:
-            _all_tasks(k, cursor, row)
+            with k.loop(row["nest"]["tasks"]) as task:
+                fill(row, task)
         return
     with k.parallel(config["tasks"]) as task:
         for row in rows:
             first, count = row["first"], row["nest"]["tasks"]
             if len(rows) == 1:
-                cursor.fill(row, task)
+                fill(row, task)
                 continue
             with k.when(tirx.all(task >= first, task < first + count) if count > 1 else tirx.EQ(task, first)):
-                cursor.fill(row, task - first)
-
-
-def _all_tasks(k: Any, cursor: Cursor, row: Data) -> None:
-    with k.loop(row["nest"]["tasks"]) as task:
-        cursor.fill(row, task)
+                fill(row, task - first)
 
 
 def index32(k: Any, value: Any) -> Any:
