@@ -103,7 +103,7 @@ def _disjoint(region: Region) -> Plan:
         if edges[a] < size[2 + a]:  # a rim that no window reaches
             extents = (*size[:2], *edges[:a], size[2 + a] - edges[a], *size[3 + a :])
             place = straight([0, 0, *([0] * a), edges[a], *([0] * (rank - a - 1))])
-            data = {"taps": [], "place": place, "window": None}
+            data = {"taps": [], "place": place}
             boxes.append(_box(region, extents, place, {}, data, 1.0, apart=True))
     config = _config(region, boxes)
     args = (*_inputs(region), *(Arg("out", i) for i in range(len(region.outputs))))

@@ -13,7 +13,7 @@ from typing import Any
 from ...ops.shapes import normalise_axes
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._rows import Spot, Unit, Walk, axis_strides, bound, operations, source, walk
+from ._rows import Spot, Unit, Walk, axis_strides, bound, main_strides, operations, source, walk
 
 FOLDS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
 POSITIONS = ("argmax", "argmin")
@@ -69,7 +69,8 @@ def _parts(region: Region, dims: Sequence[int], axes: Sequence[int]) -> tuple[in
     folded = math.prod(dims[a] for a in axes)
     if math.prod(dims) < _SPLIT_FROM or folded < 1024 or math.prod(dims) // folded > 4 * region.machine.lanes:
         return None
-    for axis in axes:
+    outermost = main_strides(region)  # the parts are neighbours in memory
+    for axis in sorted(axes, key=lambda a: (-abs(outermost[a]), a)):
         for parts in range(_PARTS, 3, -1):
             if dims[axis] % parts == 0:
                 return axis, parts
