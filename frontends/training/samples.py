@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from ...compiler.types import TensorType
+from ...compiler.types import TensorType, is_float
 from ...errors import NervureError
 from ..dsl import shaping
 from ..dsl.block import snake
@@ -91,8 +91,8 @@ class PerSample(metaclass=Aliased):
                 current()
             return eager(self.name, lambda: self(y_true, y_pred))
         y_pred = rebuild(y_pred, as_tensor)
-        y_true = rebuild(y_true, lambda leaf: None if leaf is None else as_tensor(leaf))
-        return per_sample(self.name, self.call(y_true, y_pred), next(leaves(y_pred)))
+        first = next(leaves(y_pred))
+        return per_sample(self.name, self.call(rebuild(y_true, lambda t: _target(t, first)), y_pred), first)
 
     def __repr__(self) -> str:
         return f"<nervure {type(self).__name__} {self.name!r}>"
@@ -111,6 +111,14 @@ class Wrapped(Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
         return self.function(y_true, y_pred)  # type: ignore[no-any-return]
+
+
+def _target(given: Any, like: Tensor) -> Tensor | None:
+    """A target as a tensor; one of floats in the float type of the predictions."""
+    if given is None:
+        return None
+    tensor = as_tensor(given)
+    return as_tensor(tensor, like.dtype) if is_float(tensor.dtype) and is_float(like.dtype) else tensor
 
 
 def misfit(name: str, what: str, hint: str, why: str | None = None) -> NervureError:
