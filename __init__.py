@@ -22,6 +22,7 @@ _NAMES = {
     "Model": "frontends.model",
     "load": "runtime.session",
     "Session": "runtime.session",
+    "Trainer": "runtime.trainer",
     "load_onnx": "frontends.onnx",
     "save_onnx": "frontends.onnx",
     "Graph": "compiler.ir",
@@ -31,11 +32,14 @@ _NAMES = {
     "regularizers": "frontends.training",
     **_DSL,
 }
+_MODULES = {"callbacks", "schedules"}  # beside this file; their names are for users
 
-__all__ = sorted(["__version__", *_NAMES])
+__all__ = sorted(["__version__", *_NAMES, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _NAMES:
         raise AttributeError(f"module 'nervure' has no attribute {name!r}")
     try:

@@ -50,7 +50,8 @@ class MissingTool(NervureError):
     exit_code = 2
 
 
-EXTRAS = {"onnxruntime": "verify"}  # package -> the extra that brings it; all others come with ``compile``
+# package -> the extra that brings it; all others come with ``compile``
+EXTRAS = {"onnxruntime": "verify", "safetensors": "train", "tensorboardX": "tensorboard", "mpi4py": "mpi"}
 
 
 def missing_package(what: str, error: ModuleNotFoundError) -> MissingTool | ModuleNotFoundError:

@@ -19,7 +19,7 @@ ALLOWED = {
     "runtime": {"runtime"},
 }
 LIGHT = {"numpy"}  # all that runtime may need
-OPTIONAL = {"runtime": {"rich", "safetensors"}}  # inside functions only
+OPTIONAL = {"runtime": {"rich", "safetensors", "tensorboardX", "mpi4py"}}  # inside functions only
 
 
 def _modules(room: str) -> list[Path]:
