@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ class Block:
 
     name: str | None = None
     named = False  # whether the user chose the name
+    trainable: bool = True
     _place: Place = NOWHERE  # where it was made
     _born = 0  # number of the trace in which it was made; 0 outside of traces
     _children: dict[str, Any]
@@ -107,6 +110,33 @@ class Block:
             )
         _assign(weights, {name: state[name] for name in weights if name in state})
 
+    # -- what is trained ---------------------------------------------------------------------------------------------
+
+    def freeze(self, *patterns: str) -> None:
+        """Keeps weights as they are while a network is trained: those whose dotted name fits one of the patterns
+        (``"encoder.*"``, ``"*.bias"``), all without one. A batch norm whose statistics are frozen uses them as at
+        inference. ``NervureError`` names the closest names when a pattern fits nothing."""
+        self._set_frozen(patterns, True)
+
+    def unfreeze(self, *patterns: str) -> None:
+        """The opposite of ``freeze``."""
+        self._set_frozen(patterns, False)
+
+    def _set_frozen(self, patterns: tuple[str, ...], frozen: bool) -> None:
+        if not patterns:
+            for block in self._blocks():
+                object.__setattr__(block, "trainable", not frozen)
+        if patterns:
+            self.ready()
+        weights = dict(self.named_weights())
+        for name in _matching(patterns, weights) if patterns else weights:
+            weights[name].frozen = frozen
+
+    def _blocks(self) -> Iterator[Block]:
+        yield self
+        for child in [*self._children.values(), *self._inherited.values()]:
+            yield from child._blocks()
+
     # -- names -------------------------------------------------------------------------------------------------------
 
     def enter(self, trace: Trace) -> str:
@@ -158,6 +188,20 @@ def unique(base: str, taken: Any) -> str:
         i += 1
         name = f"{base}_{i}"
     return name
+
+
+def _matching(patterns: Sequence[str], names: Mapping[str, Any]) -> list[str]:
+    """The names that fit a pattern. One that fits nothing is an error."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        fitting = [n for n in names if fnmatch.fnmatchcase(n, pattern) or n.startswith(f"{pattern}.")]
+        if not fitting:
+            near = difflib.get_close_matches(pattern, list(names), 4, 0.3) or list(names)[:8]
+            raise NervureError(
+                f"no weight is named {pattern!r}", where=user_place().full, hint=f"there are: {', '.join(near)}"
+            )
+        found.update(dict.fromkeys(fitting))
+    return list(found)
 
 
 def _assign(weights: Mapping[str, Weight], state: Mapping[str, Any]) -> None:

@@ -39,4 +39,7 @@ PUBLIC |= {
     "Network": "frontends.dsl.network",
     "Sequential": "frontends.dsl.sequential",
     "layers": "frontends.dsl",
+    "Training": "frontends.training.step",
+    "grad": "frontends.training.gradient",
+    "minimize": "frontends.training.gradient",
 }

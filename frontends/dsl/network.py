@@ -36,6 +36,7 @@ class Network(Block):
         trace = tracing()
         self._born = trace.number if trace is not None else 0
         self._ready = False
+        self._fitting: Any = None  # what ``compile`` was told
 
     @property
     def kind(self) -> str:
@@ -150,6 +151,71 @@ class Network(Block):
 
         print_fn(summary_text(self))
 
+    # -- training (Keras) --------------------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        metrics: Any = (),
+        loss_weights: Any = None,
+        *,
+        target: str = "host",
+        threads: int = 1,
+        seed: int = 0,
+        max_ram: int | None = None,
+    ) -> None:
+        """Says how the network is trained: see ``nv.Training`` for the arguments. Nothing is compiled before ``fit``
+        knows the batch. ``threads`` workers run the step."""
+        from ..training.fitting import Fitting
+        from ..training.step import Training, check
+
+        training = Training(loss, optimizer, metrics, loss_weights, seed=seed, max_ram=max_ram)
+        check(training)
+        self._fitting = Fitting(self, training, target, threads)
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = (),
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Trains on arrays, or on anything that gives batches, and returns a ``History``; the weights of the network
+        are the trained ones afterwards. For the other options see ``runtime.Trainer.fit``."""
+        options |= {"epochs": epochs, "verbose": verbose, "callbacks": callbacks, "validation_split": validation_split}
+        return self._trained().fit(x, y, batch_size, validation_data, options)
+
+    def evaluate(self, x: Any, y: Any = None, batch_size: int | None = None, **options: Any) -> Any:
+        """Loss and metrics on any number of samples; see ``runtime.Trainer.evaluate``."""
+        return self._trained().evaluate(x, y, batch_size, options)
+
+    def predict(self, x: Any, batch_size: int | None = None, verbose: Any = 0) -> Any:
+        """The outputs for any number of samples, by a compiled program."""
+        return self._trained().predict(x, batch_size)
+
+    def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> dict[str, float]:
+        """One step on one batch: its loss and metrics."""
+        return self._trained().train_on_batch(x, y, sample_weight)  # type: ignore[no-any-return]
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> dict[str, float]:
+        """Loss and metrics of one batch."""
+        return self._trained().test_on_batch(x, y, sample_weight)  # type: ignore[no-any-return]
+
+    def _trained(self) -> Any:
+        if self._fitting is None:
+            raise NervureError(
+                f"network {self.name!r} is not compiled yet",
+                where=user_place().full,
+                hint="net.compile(loss=..., optimizer=...) comes first",
+            )
+        return self._fitting
+
     # -- calling -----------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -235,6 +301,11 @@ class Network(Block):
                 where=user_place().full,
                 why=shown or None,
             )
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        object.__setattr__(self, key, value)
+        if key == "trainable":
+            self.freeze() if not value else self.unfreeze()
 
     def __repr__(self) -> str:
         return f"<nervure {self.kind} {self.name!r}({', '.join(self.inputs)})>"

@@ -16,7 +16,7 @@ def summary_text(network: Network) -> str:
     trace = network.inspect()
     weights = [weight for _, weight in network.named_weights()]
     total = sum(w.size for w in weights)
-    trained = sum(w.size for w in weights if w.trainable)
+    trained = sum(w.size for w in weights if w.trained)
     size = sum(w.array.nbytes for w in weights)
     counted: set[int] = set()
     head = ("Layer (type)", "Output Shape", "Param #")

@@ -77,6 +77,7 @@ class Trace:
         self.sample_mask: Tensor | None = None  # bool [batch]: which samples are no padding; None: all are real
         self.stored = stored  # id of a weight -> how it is kept; the rest, and all without it, are constants
         self.replaced: dict[Value, Value] = {}  # tensors that differentiation has put into another form
+        self.scope = ""  # what the names of new states start with
         self._generator: Tensor | None = None
         self._draws = 0
         self.number = next(_numbers)
@@ -166,7 +167,8 @@ class Trace:
 
     def state(self, name: str, value: Any) -> Tensor:
         """A new state: its first value is ``value``; ``bind`` says what the next one is."""
-        return Tensor(self, self.graph.state(np.asarray(value), name, self.origin()))
+        scoped = f"{self.scope}/{name}" if self.scope else name
+        return Tensor(self, self.graph.state(np.asarray(value), scoped, self.origin()))
 
     def bind(self, stored: Tensor, value: Tensor) -> None:
         """``value`` becomes the next value of a param or state."""
@@ -191,7 +193,9 @@ class Trace:
         The state ``generator`` (seed, counter) moves on by one a step; each call of a trace has its own stream.
         """
         if self._generator is None:
+            scope, self.scope = self.scope, ""
             self._generator = self.state("generator", np.array([0, 0], np.uint32))
+            self.scope = scope
             self.bind(self._generator, self._emit("add", self._generator, np.array([0, 1], np.uint32)))
         stream = np.array([self._draws * 0x9E3779B9 & 0xFFFFFFFF, 0], np.uint32)
         self._draws += 1

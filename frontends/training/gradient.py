@@ -54,7 +54,9 @@ def minimize(loss: Tensor, weights: Any, optimizer: Any, learning_rate: Any = No
     named = [(trace.graph.tensor_name(t.value), t) for t in tensors]
     own = chosen.learning_rate(0) if callable(chosen.learning_rate) else chosen.learning_rate
     rate = as_tensor(own if learning_rate is None else learning_rate, "float32")
+    trace.scope = trace.graph.unique(trace.frames[0].name)  # steps of one artifact keep their moments apart
     chosen.apply(trace, named, grads, rate)
+    trace.scope = ""
 
 
 def trainable(weights: Any) -> list[Weight]:

@@ -44,7 +44,7 @@ class SGD(Optimizer):
             return w - rate * g
         m = slots["momentum"] * self.momentum + g
         slots["momentum"] = m
-        step: Any = g + m * self.momentum if self.nesterov else m
+        step: Tensor = g + m * self.momentum if self.nesterov else m
         return w - rate * step
 
 
@@ -79,7 +79,8 @@ class Adam(Optimizer):
         slots["v"] = v = toward(slots["v"], e.square(g), self.beta_2)
         if self.amsgrad:
             slots["v_max"] = v = e.maximum(slots["v_max"], v)
-        return w - scalars["size"] * m / (e.sqrt(v) * scalars["scale"] + self.epsilon)
+        step: Tensor = scalars["size"] * m / (e.sqrt(v) * scalars["scale"] + self.epsilon)
+        return w - step
 
 
 def _correction(beta: float, step: Tensor) -> Any:

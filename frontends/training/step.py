@@ -17,12 +17,14 @@ from ...compiler.pipeline import EntryGraph
 from ...compiler.types import TensorType
 from ...errors import NervureError
 from ..dsl.network import Network
+from ..dsl.place import user_place
 from ..dsl.promote import as_tensor
 from ..dsl.reduce import mean, sum
 from ..dsl.spec import BATCH
 from ..dsl.tensor import Tensor
 from ..dsl.trace import Held, Trace, leaves
 from . import losses, metrics, optimizers, regularizers
+from .classification import SparseCategoricalCrossentropy
 from .gradient import differentiate, trainable
 
 RATE, WEIGHT = "learning_rate", "sample_weight"
@@ -81,17 +83,45 @@ def training_entries(
     return entries, {"training": _facts(training, optimizer, step)}
 
 
+def check(training: Training) -> None:
+    """Refuses what can be refused before shapes are known: unknown names of losses, optimizers, metrics."""
+    if training.loss is None:
+        raise NervureError("a loss is wanted", where=user_place().full, hint='for example loss="mse"')
+    for given in leaves(training.loss):
+        if given is not None:
+            losses.get(given)
+    optimizers.get(training.optimizer)
+    for given in leaves(training.metrics):
+        metrics.get(given)
+
+
 def _facts(training: Training, optimizer: Any, step: _Forward) -> dict[str, Any]:
     return {
         "inputs": step.inputs,
         "targets": step.targets,
         "weighted": training.weighted,
         "batch": training.batch,
-        "loss": _loss_name(training.loss),
+        "loss": "loss",
+        "loss_function": _loss_name(training.loss),
+        "classes": _classes(training, step),
         "metrics": list(step.reports),
         "learning_rate": first_rate(optimizer.learning_rate),
         "optimizer": optimizer.name,
     }
+
+
+def _classes(training: Training, step: _Forward) -> dict[str, int]:
+    """The number of classes of each target that holds class numbers, so that a label outside is found."""
+    found = {}
+    outputs = _named(step.trace.result)
+    chosen = list(leaves(training.loss))
+    for i, (name, tensor) in enumerate(outputs.items()):
+        given = chosen[i] if len(chosen) == len(outputs) else chosen[0]
+        target = "y" if len(outputs) == 1 else f"y_{name}"
+        one = None if given is None else losses.get(given)
+        if isinstance(one, SparseCategoricalCrossentropy) and target in step.targets and one.ignore_class is None:
+            found[target] = int(tensor.shape[one.axis])
+    return found
 
 
 def first_rate(learning_rate: Any) -> float:

@@ -153,6 +153,9 @@ class Layer(Block, metaclass=_LayerType):
         object.__setattr__(self, key, value)
         if key in ("_children", "_own", "_inherited", "_place"):
             return
+        if key == "trainable":
+            self.freeze() if not value else self.unfreeze()
+            return
         parts = {f"{key}.{i}": v for i, v in enumerate(value)} if isinstance(value, list | tuple) else {key: value}
         for name, part in parts.items():
             if isinstance(part, Block):
@@ -198,7 +201,8 @@ class Layer(Block, metaclass=_LayerType):
             elif values.shape != extents:
                 raise fail(f"weights: {name!r}: expected shape {list(extents)}, got {list(values.shape)}")
             dtype = dtype or self.dtype or "float32"
-            held = Weight(name, np.asarray(values).astype(dtype), trainable and self.trainable)
+            held = Weight(name, np.asarray(values).astype(dtype), trainable)
+            held.frozen = not self.trainable
             self._own[name] = held
         elif held.shape != extents:
             raise fail(f"weight {name!r} has shape {list(held.shape)}, this input needs {list(extents)}")

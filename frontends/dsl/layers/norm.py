@@ -62,7 +62,7 @@ def batch_statistics(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Any]:
         count, near = maximum(rows * float(per_row), 1.0), where(mask, near, 0)
         mean, square = (emit("reduce_sum", t, axes=axes, keepdims=False) / count for t in (near, near * near))
     shift = emit("reshape", shift, shape=(x.shape[axis],))
-    return shift + mean, maximum(square - mean * mean, 0), count
+    return shift + mean, emit("relu", square - mean * mean), count
 
 
 class BatchNorm(Layer):
