@@ -92,7 +92,7 @@ def _lay_out_and_select(
     plain: list[int] = []
     apart: list[int] = []
     while True:
-        layout = lay_out(graph, plain, apart)
+        layout = lay_out(graph, plain, apart, machine.lanes)
         order, room = _order(layout)
         try:
             jobs = select(layout, machine, choices, room)

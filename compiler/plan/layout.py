@@ -16,9 +16,10 @@ import networkx as nx
 from ..ir import STORED, Graph, Value
 from ..passes.fuse import VIEWS
 from ..types import TensorType
+from .images import POOLS, batch_last, image_nodes, is_batch_last, misplaced
 from .strides import dense, is_dense, order_of, reshape_view, same_walk
 
-CHANNELS_LAST = ("conv", "conv_transpose", "max_pool", "avg_pool", "resize", "grid_sample", "group_norm")
+CHANNELS_LAST = ("conv", "conv_transpose", *POOLS, "resize", "grid_sample", "group_norm")
 FOLLOWS = ("pointwise", "softmax", "log_softmax", "layer_norm", "rms_norm", "cumsum", "cumprod", "batch_norm", "copy")
 ROWS_ANYWHERE = ("matmul", "attention")  # their kernels write each row wherever it belongs
 REDUCES = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")
@@ -72,16 +73,19 @@ class Layout:
     waits: dict[int, set[int]] = field(default_factory=dict)  # node -> nodes that read what it overwrites
 
 
-def lay_out(graph: Graph, plain: Sequence[int] = (), apart: Sequence[int] = ()) -> Layout:
+def lay_out(graph: Graph, plain: Sequence[int] = (), apart: Sequence[int] = (), lanes: int = 1) -> Layout:
     """Places every tensor of a fused graph. Nodes in ``plain`` (no template takes other strides) get and give
-    row-major tensors. The next values of the params and states in ``apart`` are not made in their place."""
+    row-major tensors. The next values of the params and states in ``apart`` are not made in their place. ``lanes`` of
+    float32 fill a vector."""
     work = graph.copy()
     _separate_outputs(work)
     for key in plain:
         for arg, value in enumerate(work.args(key)):
             if value is not None and work.node(value).op != "const":
                 insert_copy(work, value, users=[(key, arg)])
-    orders = _orders(work, set(plain))
+    images = image_nodes(work, lanes, set(plain))
+    orders = _orders(work, set(plain), images)
+    _turn(work, orders, images)
     slots = _concat_slots(work, orders)
     outputs = _output_roots(work, orders, slots)
     layout = Layout(work)
@@ -173,8 +177,15 @@ def _channels_last(rank: int) -> tuple[int, ...]:
     return (0, *range(2, rank), 1) if rank > 2 else tuple(range(rank))
 
 
-def _orders(graph: Graph, plain: set[int]) -> dict[Value, tuple[int, ...]]:
-    """The order of axes that each value would have if it were alone: roots choose, views follow their source."""
+def _turn(graph: Graph, orders: dict[Value, tuple[int, ...]], images: set[int]) -> None:
+    """Transposing copies of what convolutions and pools would read across their vectors."""
+    for value, order, users in list(misplaced(graph, images, orders)):
+        orders[insert_copy(graph, value, users=users)] = order
+
+
+def _orders(graph: Graph, plain: set[int], images: set[int]) -> dict[Value, tuple[int, ...]]:
+    """The order of axes that each value would have if it were alone: roots choose, views follow their source. Nodes in
+    ``images`` have the batch innermost."""
     orders: dict[Value, tuple[int, ...]] = {}
     for key in graph.order():
         node = graph.node(key)
@@ -187,7 +198,7 @@ def _orders(graph: Graph, plain: set[int]) -> dict[Value, tuple[int, ...]]:
             elif node.op == "concat":
                 orders[value] = _majority(graph, key, orders)
             elif node.op == "fused" and key not in plain:
-                orders[value] = _chosen(graph, key, value, orders)
+                orders[value] = _chosen(graph, key, value, orders, key in images)
             else:
                 orders[value] = tuple(range(rank))
     return orders
@@ -211,13 +222,16 @@ def _majority(graph: Graph, key: int, orders: dict[Value, tuple[int, ...]]) -> t
     return max(sorted(votes), key=lambda o: votes[o]) if votes else tuple(range(rank))
 
 
-def _chosen(graph: Graph, key: int, value: Value, orders: dict[Value, tuple[int, ...]]) -> tuple[int, ...]:
+def _chosen(
+    graph: Graph, key: int, value: Value, orders: dict[Value, tuple[int, ...]], images: bool
+) -> tuple[int, ...]:
     op, type_ = anchor_op(graph, key), graph.type(value)
-    if op in CHANNELS_LAST:
-        return _channels_last(type_.rank)
     args = [a for a in graph.args(key) if a is not None and graph.node(a).op != "const"]
+    if op in CHANNELS_LAST:
+        images = images or (op in POOLS and bool(args) and is_batch_last(orders[args[0]]))
+        return batch_last(type_.rank) if images else _channels_last(type_.rank)
     if op in REDUCES and args:
-        return _reduced(graph, key, type_, args[0], orders)
+        return _reduced(graph, key, type_, max(args, key=lambda a: graph.type(a).size), orders)
     if op in FOLLOWS:
         same = [a for a in args if graph.type(a).shape == type_.shape]
         dense_first = [a for a in same if orders[a] != tuple(range(type_.rank))] or same
