@@ -64,6 +64,8 @@ def plan_program(
 ) -> tuple[Program, Pool]:
     """Graphs to a Program: passes, fusion, layout, kernels chosen, memory planned. Nothing is compiled yet."""
     pool = Pool()
+    if any(item.function == "refresh" for item in entries):
+        pool.derived = None
     fast = [nbytes for _, nbytes in options.fast]
     built = []
     for item in entries:
@@ -73,8 +75,10 @@ def plan_program(
         if options.check:
             fused.check()
         built.append(build_entry(fused, machine, options.choices(), pool, item.function, item.bindings, fast))
+    if pool.derived is not None and pool.derived.steps:
+        built.append(pool.derived.entry())
     names = ("arena", *(name for name, _ in options.fast))
-    regions = [Region(n, max((e.region_bytes[i] for e in built), default=0)) for i, n in enumerate(names)]
+    regions = [Region(n, max((e.region_bytes[i] for e in built if i < len(e.region_bytes)), default=0)) for i, n in enumerate(names)]
     program = Program(
         options.name,
         tuple(built),
@@ -82,6 +86,7 @@ def plan_program(
         params=tuple(pool.params.values()),
         states=tuple(pool.states.values()),
         regions=tuple(regions),
+        derived_bytes=pool.derived.nbytes if pool.derived is not None else 0,
         meta={**_facts(entries, options), **(meta or {})},
     )
     _check_ram(program, options)

@@ -44,7 +44,10 @@ class Operand:
 @dataclass(frozen=True)
 class Region:
     """A fused operation. ``body`` is its graph: elementwise work before the anchor, the anchor (a contraction,
-    reduction, ... or none), elementwise work after it. ``inputs`` and ``outputs`` go with the body's."""
+    reduction, ... or none), elementwise work after it. ``inputs`` and ``outputs`` go with the body's.
+
+    Several anchors are reductions over the same axes (``op`` is then ``reductions``), as is one whose result goes back
+    to the rows that it is of."""
 
     body: Graph
     inputs: tuple[Operand, ...]
@@ -55,17 +58,25 @@ class Region:
     tuned: Mapping[str, Any] = field(default_factory=dict)  # measured choices, from a tuning record
 
     @cached_property
-    def anchor(self) -> int | None:
-        """The body's one node that an evaluator cannot inline (neither elementwise nor one of ``INLINED``), if any."""
+    def anchors(self) -> tuple[int, ...]:
+        """The body's nodes that an evaluator cannot inline (neither elementwise nor one of ``INLINED``), in order."""
         fused = (Kind.STORED, Kind.ELEMENTWISE)
         nodes = [(n, self.body.node(n).op) for n in self.body]
-        found = [n for n, op in nodes if OPS[op].kind not in fused and op not in INLINED]
-        return found[0] if found else None
+        return tuple(n for n, op in nodes if OPS[op].kind not in fused and op not in INLINED)
 
-    @property
+    @cached_property
+    def anchor(self) -> int | None:
+        """The first (mostly the only) anchor, if any."""
+        return self.anchors[0] if self.anchors else None
+
+    @cached_property
     def op(self) -> str:
-        """The anchor's operator, or ``pointwise``."""
-        return "pointwise" if self.anchor is None else self.body.node(self.anchor).op
+        """The anchor's operator, ``pointwise`` or ``reductions``."""
+        if self.anchor is None:
+            return "pointwise"
+        op = self.body.node(self.anchor).op
+        spread = op.startswith("reduce_") and any(o.type.size > self.anchor_type.size for o in self.outputs)
+        return "reductions" if len(self.anchors) > 1 or spread else op
 
     @property
     def attrs(self) -> Mapping[str, Any]:
@@ -90,7 +101,8 @@ class Region:
 @dataclass(frozen=True)
 class Arg:
     """What a kernel's pointer argument points at: ``in``/``out`` (region operand ``index``), ``const`` (packed array
-    ``index`` of the plan), ``shared`` (scratch of the step) or ``worker`` (each worker's own) at ``offset`` bytes."""
+    ``index`` of the plan), ``shared`` (scratch of the step), ``worker`` (each worker's own) or ``derived`` (what was
+    prepared elsewhere) at ``offset`` bytes."""
 
     kind: str
     index: int = 0
@@ -117,11 +129,14 @@ class KernelSpec:
 
 @dataclass(frozen=True)
 class Draft:
-    """One phase of a plan. ``tasks`` is the extent of the kernel's parallel loop; None when it has none."""
+    """One phase of a plan. ``tasks`` is the extent of the kernel's parallel loop; None when it has none. A phase that
+    does nothing but prepare weights, in a part of the shared scratch that is its last argument and that no other phase
+    writes, says how many bytes those are (``prepares``): it need not run again until the weights change."""
 
     spec: KernelSpec
     args: tuple[Arg, ...]
     tasks: int | None = None
+    prepares: int = 0
 
 
 @dataclass(frozen=True)

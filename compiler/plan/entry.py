@@ -14,6 +14,7 @@ from ..kernels.spec import Arg, Draft
 from ..ops import OPS, Call
 from ..passes.fuse import VIEWS
 from ..program import ALIGN, Buffer, Entry, Phase, Port, Ref, Step, Stored
+from .derive import FIXED, Derived, prepared, without
 from .layout import Layout, Place, lay_out
 from .memory import Span, lower_bound, place
 from .schedule import live_bytes, schedule
@@ -33,6 +34,7 @@ class Pool:
     params: dict[str, Stored] = field(default_factory=dict)
     states: dict[str, Stored] = field(default_factory=dict)
     drafts: dict[str, Draft] = field(default_factory=dict)
+    derived: Derived | None = field(default_factory=Derived)  # None: nothing is derived
 
     def add(self, array: np.ndarray) -> int:
         """The offset of a constant in the block; equal arrays lie there once."""
@@ -77,8 +79,53 @@ def build_entry(
     layout, order, jobs = _lay_out_and_select(graph, machine, choices)
     tasks = [t for key in order for t in _tasks(layout, key, jobs.get(key, [])) if _makes_something(t)]
     tasks += _binding_copies(layout, tasks, machine, choices)
+    if pool.derived is not None and not _updates(graph):
+        tasks = _derive(layout, tasks, pool, pool.derived)
     merged = _merge_in_place(layout, tasks)
     return _Planner(layout, tasks, merged, pool, fast).entry(function, dict(bindings or {}))
+
+
+def _updates(graph: Graph) -> bool:
+    return any(graph.node(n).op == "param" for n in graph.bindings)
+
+
+def _derive(layout: Layout, tasks: list[_Task], pool: Pool, derived: Derived) -> list[_Task]:
+    """The tasks without what ``refresh`` can do: whole ones, and the packing of weights."""
+    kept = []
+    for task in tasks:
+        plan, graph = task.job.plan, layout.graph
+        kinds = [layout.buffers[at.buffer].kind for at in task.inputs]
+        fixed = [kind in FIXED for kind in kinds]
+        out = [layout.buffers[at.buffer] for at in task.outputs]
+        own = all(b.kind == "arena" and b.root == v for b, v in zip(out, task.job.outputs, strict=True))
+        whole = own and all(fixed) and any(kind != "const" for kind in kinds)
+        drafts = list(plan.phases) if whole else prepared(plan, fixed)
+        if not drafts:
+            kept.append(task)
+            continue
+        refs = [stored_ref(layout, pool, at) if f else Ref("region") for at, f in zip(task.inputs, fixed, strict=True)]
+        sizes = [b.nbytes for b in out] if whole else [d.prepares for d in drafts]
+        name, origin = graph.tensor_name(task.job.outputs[0]), graph.node(task.job.outputs[0]).origin
+        places = derived.make(name, origin, plan, drafts, refs, sizes, pool.add)
+        pool.drafts.update((d.spec.name, d) for d in drafts)
+        if whole:
+            for storage, place in zip(out, places, strict=True):
+                storage.kind, storage.index = "derived", place
+        else:
+            kept.append(replace(task, job=replace(task.job, plan=without(plan, drafts, places))))
+    return kept
+
+
+def stored_ref(layout: Layout, pool: Pool, at: Place) -> Ref:
+    """The address of what lies in a block: a constant, param, state or derived copy."""
+    storage = layout.buffers[at.buffer]
+    skip = at.offset * storage.type.itemsize
+    if storage.kind == "derived":
+        return Ref("derived", storage.index + skip)
+    node = layout.graph.node(storage.root)
+    if storage.kind == "const":
+        return Ref("const", pool.add(node.array) + skip)
+    return Ref(storage.kind, pool.stored(storage.kind, node.names[0], layout.graph, storage.root.node) + skip)
 
 
 def _makes_something(task: _Task) -> bool:
@@ -306,13 +353,8 @@ class _Planner:
         home = self._home(at.buffer)
         storage = self.layout.buffers[home]
         skip = at.offset * storage.type.itemsize
-        node = self.graph.node(storage.root)
-        if storage.kind == "const":
-            return Ref("const", self.pool.add(node.array) + skip)
-        if storage.kind in ("param", "state"):
-            return Ref(
-                storage.kind, self.pool.stored(storage.kind, node.names[0], self.graph, storage.root.node) + skip
-            )
+        if storage.kind in (*FIXED, "state"):
+            return stored_ref(self.layout, self.pool, replace(at, buffer=home))
         if storage.kind in ("input", "output"):
             return Ref(storage.kind, skip, storage.index)
         region, offset = self.addresses[home]
@@ -330,6 +372,8 @@ class _Planner:
                 return self.ref(task.outputs[arg.index], job.outputs[arg.index])
             if arg.kind == "const":
                 return Ref("const", packed[arg.index] + arg.offset)
+            if arg.kind == "derived":
+                return Ref("derived", arg.offset)
             if arg.kind == "shared":
                 region, offset = self.scratch_at[t]
                 return Ref("region", offset + arg.offset, region)
@@ -366,7 +410,7 @@ class _Planner:
         for i, (value, name) in enumerate(zip(graph.outputs, graph.output_names, strict=True)):
             count, axis = graph.meta.get("counts", {}).get(i, (None, 0))
             outputs.append(Port(name, graph.type(value), self._slot("output", i), count, axis))
-        updates = any(graph.node(n).op == "param" for n in graph.bindings)
+        updates = _updates(graph)
         return Entry(
             function,
             tuple(inputs),
