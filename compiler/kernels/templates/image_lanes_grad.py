@@ -17,7 +17,7 @@ from ....targets.machine import Machine
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
 from ._boxes import alone
-from ._tile import GHZ, WORTH_SHARING, epilogue_inputs, fits
+from ._tile import GHZ, WORTH_SHARING, epilogue_inputs, fits, inplace_pairs
 from .image_lanes import batch_last
 from .pointwise import _Nest, merge_axes
 
@@ -159,6 +159,7 @@ def _assemble(region: Region, x: Operand, g: Operand, points: Any, tile: Tile, c
         tuple(phases),
         cycles / GHZ + 50 + (0 if simple else size / region.machine.lanes),
         shared_bytes=0 if simple else 4 * size,
+        inplace=inplace_pairs(region),
         detail=f"image lanes, weights {tile.outputs}x{tile.inputs}x{tile.taps}",
     )
 
