@@ -13,6 +13,7 @@ from typing import Any
 
 from tvm import tirx
 
+from ..ops.numeric import THREEFRY_PARITY, THREEFRY_TURNS
 from . import vecmath
 from .tir import Builder, Expr, as_dtype, constant, dtype_of, lanes_of, like, maximum, minimum, select, splat
 
@@ -306,4 +307,23 @@ def _trilu(ev: Any, node: Node, coords: list[Any], lanes: int) -> Expr:
     return select(kept, x, like(0, x) if dtype_of(x) != "bool" else constant(False, "bool", lanes))
 
 
-COORDINATE: dict[str, Function] = {"iota": _iota, "trilu": _trilu}
+def _random_bits(ev: Any, node: Node, coords: list[Any], lanes: int) -> Expr:
+    """``numeric.threefry`` of the flat index."""
+    from .evaluate import lanewise
+
+    k, shape = ev.k, node["shape"]
+    place = cast(lanewise(ev.address([math.prod(shape[a + 1 :]) for a in range(len(shape))], coords), lanes), "uint32")
+    first, second = (k.bind(ev.value(node["args"][0], [(i, 0)], 1)) for i in (0, 1))
+    keys = [splat(e, lanes) for e in (first, second, k.bind(first ^ second ^ like(THREEFRY_PARITY, first)))]
+    x, y = k.bind(place + keys[0]), keys[1]
+    for r in range(13):
+        turn = THREEFRY_TURNS[r % 8]
+        x = k.bind(x + y)
+        y = k.bind(tirx.bitwise_or(y << like(turn, y), y >> like(32 - turn, y)) ^ x)
+        if r % 4 == 3:
+            turns = (r + 1) // 4
+            x, y = k.bind(x + keys[turns % 3]), k.bind(y + keys[(turns + 1) % 3] + like(turns, y))
+    return x
+
+
+COORDINATE: dict[str, Function] = {"iota": _iota, "trilu": _trilu, "random_bits": _random_bits}

@@ -70,6 +70,25 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(x >= 0, 1.0, e) / (1.0 + e))
 
 
+THREEFRY_TURNS = (13, 15, 26, 6, 17, 29, 16, 24)  # bits, round by round
+THREEFRY_PARITY = 0x1BD11BDA
+
+
+def threefry(key: np.ndarray, first: np.ndarray, second: np.ndarray, rounds: int = 13) -> np.ndarray:
+    """Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): the first of the two uint32
+    words that the key (two words) makes of a counter (two words). 13 rounds are the fewest that pass BigCrush."""
+    keys = [key[0], key[1], key[0] ^ key[1] ^ np.uint32(THREEFRY_PARITY)]
+    x, y = first + keys[0], second + keys[1]
+    for r in range(rounds):
+        turn = np.uint32(THREEFRY_TURNS[r % 8])
+        x = x + y
+        y = (y << turn | y >> np.uint32(32 - turn)) ^ x
+        if r % 4 == 3:
+            turns = (r + 1) // 4
+            x, y = x + keys[turns % 3], y + keys[(turns + 1) % 3] + np.uint32(turns)
+    return x
+
+
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The quotient; of integers truncated toward zero as in C (by zero: 0)."""
     if is_real(a):

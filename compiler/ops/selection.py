@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ..types import DTYPES, TensorType, is_float
 from .gradient import Call as Grad
 from .gradient import Sym
-from .numeric import numpy_dtype, quiet
+from .numeric import numpy_dtype, quiet, threefry
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import f32, t
 from .shapes import (
@@ -25,8 +26,10 @@ from .shapes import (
     require_dtype,
     require_rank,
     require_same_dtype,
+    require_shape,
 )
 
+POSITIONAL = ("iota", "trilu", "random_bits")  # an element depends on where it is
 QUANTIZED = ("int8", "uint8", "int16", "uint16", "int32")
 
 
@@ -203,6 +206,25 @@ def _trilu_cases() -> Iterable[Case]:
     yield Case((t("int64", 6, 3),))
 
 
+def _random_bits_infer(call: Call) -> Sequence[TensorType]:
+    require_dtype(call.type(0), ("uint32",), "key")
+    require_shape(call.type(0), (2,), "key")
+    if not call.attrs["shape"]:
+        raise OpError("shape: expected at least one axis; got a scalar's")
+    return (TensorType("uint32", tuple(call.attrs["shape"])),)
+
+
+def _random_bits(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    place = np.arange(math.prod(shape), dtype=np.uint32)
+    return threefry(key, place, np.zeros_like(place)).reshape(shape)
+
+
+def _random_bits_cases() -> Iterable[Case]:
+    for seed, shape in enumerate([(7,), (2,), (1, 1), (5, 67), (2, 3, 40), (4099,), (0, 3)]):
+        yield Case((np.array([seed, 0x9E3779B9 * seed & 0xFFFFFFFF], np.uint32),), {"shape": shape})
+    yield Case((np.array([0xFFFFFFFF, 0xFFFFFFFF], np.uint32),), {"shape": (3, 33)}, note="all bits of the key")
+
+
 def _per_element(work: float) -> Any:
     def cost(call: Call) -> Cost:
         return Cost(work * count(broadcast_shapes(*(i.shape for i in call.types if i is not None))))
@@ -285,5 +307,17 @@ OPS = (
         cases=_trilu_cases,
         gradient=lambda c: [c.g.op("trilu", **c.attrs)],
         inplace=(0,),
+    ),
+    Op(
+        "random_bits",
+        Kind.ELEMENTWISE,
+        _random_bits_infer,
+        quiet(_random_bits),
+        "Uniform random uint32, the same on every machine: Threefry-2x32 of 13 rounds (Salmon et al. 2011) of the key "
+        "(seed, counter) and the element's place in row-major order.",
+        inputs=("key",),
+        attrs={"shape": REQUIRED},
+        cost=lambda call: Cost(90 * count(call.attrs["shape"])),
+        cases=_random_bits_cases,
     ),
 )

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..ir import Graph, Value
 from ..ops import OPS, Kind
+from ..ops.selection import POSITIONAL
 from ..types import DTYPES, is_float, is_integer
 from .pattern import Match, Var, any_call, call
 from .rewrite import Rule
@@ -36,7 +37,9 @@ _AXIS_OPS = "argmax|argmin|concat|cumprod|cumsum|gather|gather_elements|layer_no
 _REDUCTIONS = "reduce_max|reduce_mean|reduce_min|reduce_prod|reduce_sum"
 _BROADCASTING = "|".join(
     sorted(
-        o.name for o in OPS.values() if o.kind is Kind.ELEMENTWISE and o.inputs and o.name not in ("identity", "trilu")
+        o.name
+        for o in OPS.values()
+        if o.kind is Kind.ELEMENTWISE and o.inputs and o.name not in ("identity", *POSITIONAL)
     )
 )
 _SIGNIFICANT = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}

@@ -16,6 +16,7 @@ import numpy as np
 from ....targets.machine import Machine
 from ...ir import Value
 from ...ops import OPS, Kind
+from ...ops.selection import POSITIONAL
 from ...types import DTYPES
 from ..expr import plain, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region
@@ -55,7 +56,7 @@ def elementwise_around(region: Region) -> bool:
     for key in body:
         node = body.node(key)
         plain_work = OPS[node.op].kind in (Kind.ELEMENTWISE, Kind.STORED) or node.op == "copy"
-        if key != region.anchor and (not plain_work or node.op in ("iota", "trilu")):
+        if key != region.anchor and (not plain_work or node.op in POSITIONAL):
             return False
     return all(o.type.dims == region.anchor_type.dims for o in region.outputs)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ir import Value
+from ...ops.selection import POSITIONAL
 from ..spec import Region
 
 Coord = tuple[Any, int | None]
@@ -135,7 +136,7 @@ def walk(
     main = [base[a] * f for a, f in origin]
     kept = merged([a for a in range(len(shape)) if a not in reduced], shape, main, virtual)
     folded = merged(list(reduced), shape, main, virtual)
-    if any(n in ("iota", "trilu") for n in (body.node(k).op for k in body)):
+    if any(n in POSITIONAL for n in (body.node(k).op for k in body)):
         virtual.append([7**9 + a for a in range(len(shape))])  # an operator that looks at coordinates: nothing merges
         kept = merged([a for a in range(len(shape)) if a not in reduced], shape, main, virtual)
         folded = merged(list(reduced), shape, main, virtual)
@@ -175,7 +176,7 @@ _DEAR = frozenset((*_EXPONENTIAL, "softplus", "sin", "cos", "tan", "div"))
 
 def effort(op: str) -> float:
     """Vector operations that an elementwise operator takes, about."""
-    return 20.0 if op in _DEAR else 0.0 if op in ("input", "const", "anchor") else 2.0
+    return 80.0 if op == "random_bits" else 20.0 if op in _DEAR else 0.0 if op in ("input", "const", "anchor") else 2.0
 
 
 def operations(region: Region) -> float:

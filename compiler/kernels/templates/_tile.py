@@ -18,6 +18,7 @@ import numpy as np
 
 from ....targets.machine import Machine
 from ...ops import OPS, Kind
+from ...ops.selection import POSITIONAL
 from ...types import is_integer
 from ..spec import Arg, Draft, KernelSpec, Operand, Region
 
@@ -335,7 +336,7 @@ def epilogue_work(region: Region) -> int:
 def coordinates_matter(region: Region) -> bool:
     """Whether some operator looks at more than addresses, so that axes must not be joined."""
     ops = [region.body.node(n).op for n in region.body]
-    return any(op in ("iota", "trilu") or OPS[op].kind in (Kind.INJECTIVE, Kind.VIEW) for op in ops)
+    return any(op in POSITIONAL or OPS[op].kind in (Kind.INJECTIVE, Kind.VIEW) for op in ops)
 
 
 def joinable(region: Region, inner: int, outer: int, inputs: Sequence[int], extent: int | None = None) -> bool:

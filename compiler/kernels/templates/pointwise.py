@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...ops import OPS, Kind
+from ...ops.selection import POSITIONAL
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from ._leaves import all_leaves
@@ -50,7 +51,8 @@ def plan(region: Region) -> list[Plan]:
         for o in region.inputs
     ]
     every = [list(o.strides) for o in region.outputs] + ([] if moves else aligned)
-    coordinate = any(n["op"] in ("iota", "trilu") for n in program["nodes"])
+    random = any(n["op"] == "random_bits" for n in program["nodes"])  # reads its key elsewhere
+    coordinate = any(n["op"] in POSITIONAL for n in program["nodes"])
     groups = [[a] for a in sorted(range(len(shape)), key=lambda a: (-abs(out.strides[a]), a)) if shape[a] > 1]
     if not moves and not coordinate:
         groups = merge_axes(shape, every)
@@ -75,7 +77,7 @@ def plan(region: Region) -> list[Plan]:
         (i, j)
         for j, result in enumerate(region.outputs)
         for i, source in enumerate(region.inputs)
-        if not moves and source.type == result.type and source.strides == result.strides
+        if not moves and not random and source.type == result.type and source.strides == result.strides
     ]
     return [
         Plan(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ...ops.selection import POSITIONAL
 from ...types import DTYPES
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
@@ -25,7 +26,7 @@ def plan(region: Region) -> list[Plan]:
     if any((o.type.dims, o.strides) != (shape, out.strides) for o in region.outputs) or 0 in shape:
         return []
     read = all_leaves(region)
-    coordinates = any(body.node(n).op in ("iota", "trilu") for n in body)
+    coordinates = any(body.node(n).op in POSITIONAL for n in body)
     solo = range(len(shape)) if coordinates or len(region.inputs) != len(read) else ()
     groups = merged(shape, [out.strides, *(s for _, s, _ in read)], solo)
     if not groups or abs(out.strides[groups[-1][-1]]) != 1:
