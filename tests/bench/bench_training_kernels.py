@@ -16,14 +16,14 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from bench_kernels import caller
 from bench_roofline import limits
-from harness import channels_last, region_of
+from harness import channels_last, dense, region_of
 from nervure import targets
 from nervure.compiler.kernels.spec import Region
 from nervure.compiler.kernels.templates import plans
@@ -84,19 +84,20 @@ def region(kind: str, layer: Layer, batch: int, exact: bool) -> tuple[Region, li
     y = (batch, outputs, *extents)
     rng = np.random.default_rng(0)
     xs, ws, gs = (rng.standard_normal(s, np.float32) for s in ((batch, *x), (outputs, x[0] // group, *kernel), y))
-    op, arrays = {"forward": ("conv", [xs, ws]), "dX": ("conv_transpose", [gs, ws]), "dW": ("conv_grad_weight", [xs, gs])}[kind]  # fmt: skip
+    op, arrays = {
+        "forward": ("conv", [xs, ws]),
+        "dX": ("conv_transpose", [gs, ws]),
+        "dW": ("conv_grad_weight", [xs, gs]),
+    }[kind]
     if kind == "dX":
         attrs["output_padding"] = [
             n + 2 * p - k - (e - 1) * stride for n, p, k, e in zip(x[1:], pads, kernel, extents, strict=True)
         ]
     if kind == "dW":
         attrs["kernel_shape"] = kernel
-    made, given = region_of(op, arrays, attrs, order=channels_last, output_order=range if kind == "dW" else channels_last, exact=exact)  # fmt: skip
+    last = range if kind == "dW" else channels_last
+    made, given = region_of(op, arrays, attrs, order=channels_last, output_order=last, exact=exact)
     if kind != "dW":  # weights lie row-major
-        from dataclasses import replace
-
-        from harness import dense
-
         made = replace(made, inputs=(made.inputs[0], replace(made.inputs[1], strides=dense(ws.shape))))
     return made, given, y
 

@@ -18,43 +18,58 @@ def emit(k: Any, config: dict[str, Any]) -> None:
     Contraction(k, config, Reduction).run()
 
 
-class Contraction:
-    """One kernel. ``reduction`` writes the loops that fill a tile's accumulators."""
+class Arguments:
+    """The pointer arguments of a contraction's kernel."""
 
-    def __init__(self, k: Any, config: dict[str, Any], reduction: type[Reduction]) -> None:
+    def __init__(self, k: Any, config: dict[str, Any]) -> None:
+        program = config["program"]
+        self.a = k.arg("a", config["a"]["dtype"], config["a"]["span"])
+        self.b = k.arg("b", config["b"]["dtype"], config["b"]["span"])
+        self.bias = k.arg("bias", config["dtype"], config["bias"]) if config["bias"] else None
+        self.reads: list[Any] = [None] * len(program["inputs"])
+        for i in config["reads"]:
+            self.reads[i] = k.arg(f"x{i}", program["inputs"][i]["dtype"], program["inputs"][i]["span"])
+        self.outputs = [k.arg(f"y{i}", o["dtype"], o["span"]) for i, o in enumerate(program["outputs"])]
+
+
+class Contraction:
+    """One kernel. ``reduction`` writes the loops that fill a tile's accumulators. ``args`` are those of another
+    contraction in the same kernel."""
+
+    def __init__(
+        self, k: Any, config: dict[str, Any], reduction: type[Reduction], args: Arguments | None = None
+    ) -> None:
         from ..evaluate import Evaluator
 
         self.k, self.config, self.reduction = k, config, reduction
-        program = config["program"]
         self.outer, self.line, self.point = config["outer"], config["line"], config["point"]
         self.inner, self.columns = config["inner"], config["columns"]
         self.dtype = config["dtype"]
-        self.a = k.arg("a", config["a"]["dtype"], config["a"]["span"])
-        self.b = k.arg("b", config["b"]["dtype"], config["b"]["span"])
-        self.bias = k.arg("bias", self.dtype, config["bias"]) if config["bias"] else None
-        buffers: list[Any] = [None] * len(program["inputs"])
-        for i in config["reads"]:
-            buffers[i] = k.arg(f"x{i}", program["inputs"][i]["dtype"], program["inputs"][i]["span"])
-        self.outputs = [k.arg(f"y{i}", o["dtype"], o["span"]) for i, o in enumerate(program["outputs"])]
-        self.ev = Evaluator(k, program, buffers, lambda number, coords: self.part)
+        self.args = args or Arguments(k, config)
+        self.a, self.b, self.bias, self.outputs = self.args.a, self.args.b, self.args.bias, self.args.outputs
+        self.ev = Evaluator(k, config["program"], self.args.reads, lambda number, coords: self.part)
         self.part: Any = None  # the accumulator's lanes that are being stored
 
     # -- blocks and tasks ------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        k, dims = self.k, self._dims()
         split = self.config["split"]  # how many of the dimensions make tasks
         if split:
-            with k.parallel(math.prod(dims[:split])) as task:
-                chosen: list[Any] = []
-                rest = task
-                for i in range(split):
-                    under = math.prod(dims[i + 1 : split])
-                    chosen.append(0 if dims[i] == 1 else rest // under if under > 1 else rest)
-                    rest = rest % under if under > 1 else 0
-                self._nest(chosen, dims)
+            with self.k.parallel(math.prod(self._dims()[:split])) as task:
+                self.share(task, split)
         else:
-            self._nest([], dims)
+            self.share(0, 0)
+
+    def share(self, task: Any, split: int) -> None:
+        """The work of one task, the first ``split`` dimensions being its number."""
+        dims = self._dims()
+        chosen: list[Any] = []
+        rest = task
+        for i in range(split):
+            under = math.prod(dims[i + 1 : split])
+            chosen.append(0 if dims[i] == 1 else rest // under if under > 1 else rest)
+            rest = rest % under if under > 1 else 0
+        self._nest(chosen, dims)
 
     def _dims(self) -> list[int]:
         return [o["extent"] for o in self.outer] + list(self.config["blocks"])
@@ -125,6 +140,7 @@ class Contraction:
         packs = config["b"]["step"] == 0
         b = b + (packed * config["depth"] if packs else column * config["b"]["column"])
         step = sum(widths) if packs else config["b"]["step"]
+        b = b + config["b"].get("first", 0) * step
         count = segment["count"]
         acc = [[k.register(self.dtype, w, "acc") for w in widths] for _ in range(count)]
         bias = sum((i * o["bias"] for i, o in zip(outer, self.outer, strict=True)), start=0) + packed
@@ -150,10 +166,10 @@ class Contraction:
         coords: list[Any] = [(0, 0)] * axes["rank"]
         for i, o in zip(outer, self.outer, strict=True):
             if o["axis"] is not None:
-                coords[o["axis"]] = (i, 0)
+                coords[o["axis"]] = (placed(o, i), 0)
             column = column + i * o["column"]
         if axes["line"] is not None:
-            coords[axes["line"]] = (y, 0)
+            coords[axes["line"]] = (placed(self.line, y), 0)
         self.ev.begin()
         for v in range(len(valid)):
             for at, lanes in pieces(valid[v]):
@@ -161,7 +177,7 @@ class Contraction:
                 for p, row in enumerate(acc):
                     here = list(coords)
                     if axes["point"] is not None:
-                        here[axes["point"]] = (x + p, 0)
+                        here[axes["point"]] = (placed(self.point, x + p), 0)
                     if axes["column"] is not None:
                         here[axes["column"]] = (first, 1 if lanes > 1 else 0)
                     value = part(row[v].get(), at, lanes)
@@ -191,6 +207,8 @@ class Reduction:
     def emit(self, a: Any, b: Any) -> None:
         rows = range(len(self.acc))
         valid = self.segment["valid"]
+        if any(self.axes[n]["taps"] == 0 for n in self.order):
+            return
         if isinstance(valid, list):
             rest = [n for n in self.order if n != "x"]
             for tap, (low, high) in enumerate(valid):
@@ -255,6 +273,12 @@ class Reduction:
             value = cast(k.load(of.a, a + p * of.point["a"]), of.dtype)
             for r, acc in zip(self.b, self.acc[p], strict=True):
                 acc.add_product(splat(value, r.lanes), r.get())
+
+
+def placed(axis: dict[str, Any], at: Any) -> Any:
+    """The output's coordinate of a point: a contraction may fill every second one only, or so."""
+    step, first = axis.get("apart", 1), axis.get("first", 0)
+    return at * step + first if first else at * step if step > 1 else at
 
 
 def equal(a: Any, b: int) -> Any:
@@ -325,13 +349,13 @@ def _pack_group(k: Any, config: dict[str, Any], source: Any, packed: Any, a: Any
     width = sum(widths)
     a, base = a + column * config["column"], base + first * config["depth"]
 
-    def walk(axes: list[list[int]], a: Any, row: Any) -> None:
+    def walk(axes: list[list[int]], a: Any, row: Any, above: int) -> None:
         if axes:
             (extent, stride), *rest = axes
             with k.loop(extent) as i:
-                walk(rest, a + i * stride, row * extent + i)
+                walk(rest, a + i * stride, row * extent + i, above)
             return
-        at = 0
+        at, row = 0, row + above
         for w, v in zip(widths, valid, strict=True):
             for start, lanes in pieces(v):
                 value = k.load(source, a + (at + start) * config["column"], lanes, config["column"])
@@ -340,4 +364,7 @@ def _pack_group(k: Any, config: dict[str, Any], source: Any, packed: Any, a: Any
                 k.store(packed, base + row * width + at + pad, constant(0, config["dtype"]))
             at += w
 
-    walk(config["axes"], a, 0)
+    first = 0
+    for start, axes in config["blocks"]:
+        walk(axes, a + start, 0, first)
+        first += math.prod(extent for extent, _ in axes)

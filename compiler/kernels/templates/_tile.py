@@ -273,22 +273,27 @@ def pack_draft(
     columns: Columns,
     dtype: str,
     arg: Arg,
+    blocks: list[tuple[int, list[list[int]]]] | None = None,
 ) -> Draft:
-    """The phase ``[outer][axes][column]`` (extents and strides of ``source``) to packed columns at shared offset 0."""
-    depth = math.prod(a[0] for a in axes)
+    """The phase ``[outer][axes][column]`` (extents and strides of ``source``) to packed columns at shared offset 0.
+    ``blocks`` are several kinds of rows, one behind the other: where each begins in ``source``, and its axes."""
+    blocks = blocks or [(0, axes)]
     config = {
         "type": source.type.dtype,
         "span": source.span,
         "dtype": dtype,
         "outer": outer,
-        "axes": axes,
+        "blocks": [[base, own] for base, own in blocks],
         "column": column,
-        "depth": depth,
+        "depth": sum(math.prod(a[0] for a in own) for _, own in blocks),
         "packed": columns.packed,
         "columns": columns.data(),
     }
-    tasks = math.prod(o[0] for o in outer) * columns.groups
-    return Draft(KernelSpec("conv.pack", config), (arg, Arg("shared", 0)), tasks if tasks > 1 else None)
+    count = math.prod(o[0] for o in outer)
+    tasks = count * columns.groups
+    nbytes = count * config["depth"] * columns.packed * np.dtype(dtype).itemsize
+    spec = KernelSpec("conv.pack", config)
+    return Draft(spec, (arg, Arg("shared", 0)), tasks if tasks > 1 else None, prepares=nbytes)
 
 
 # -- what a contraction template must know of its region ------------------------------------------------------------

@@ -9,6 +9,7 @@ A 1x1 convolution with stride 1 is one long line of points where the memory allo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,11 +62,29 @@ class Geometry:
         self.depth = self.w.type.dims[1]
         self.rank = rank
         self.depthwise = False  # columns are channels of x too
+        self.place: list[tuple[int, int]] = [(0, 1)] * 3  # first point of the output, distance to the next one
 
     @property
     def planes(self) -> bool:
         """Whether x holds one plane a channel, so that the reduction walks a plane before the next one."""
         return not self.depthwise and (self.depth == 1 or abs(self.x.strides[1]) > max(1, *map(abs, self.step)))
+
+    def reduction_major(self, w: np.ndarray) -> np.ndarray:
+        """Weights as ``[group, reduction, columns]`` in the order in which the kernel walks the reduction."""
+        kernel = w.reshape(self.group, self.columns, self.depth, *self.kernel)
+        order = (0, 2, 3, 4, 5, 1) if self.planes else (0, 3, 4, 5, 2, 1)
+        return kernel.transpose(order).reshape(self.group, -1, self.columns)
+
+    def weight_columns(self) -> tuple[list[int], int]:
+        """How weights that are known only at run time lie: number and stride of the groups, stride of a column."""
+        return [self.group, self.columns * self.w.strides[0]], self.w.strides[0]
+
+    def weight_rows(self) -> tuple[int, list[list[int]]]:
+        """Where the first row lies, and extent and stride of the reduction's axes as the kernel walks them."""
+        steps = [0] * (3 - self.rank) + list(self.w.strides[2:])
+        taps = [[n, step] for n, step in zip(self.kernel, steps, strict=True)]
+        channel = [self.depth, self.w.strides[1]]
+        return 0, [channel, *taps] if self.planes else [*taps, channel]
 
     def border(self, axis: int) -> bool:
         """Whether some tap of that axis falls outside the input for some output point."""
@@ -141,6 +160,8 @@ def axis(g: Geometry, i: int, tap_b: int) -> dict[str, Any]:
         "pad": g.pads[i],
         "size": g.size[i],
         "border": g.border(i),
+        "first": g.place[i][0],
+        "apart": g.place[i][1],
     }
 
 
@@ -153,9 +174,14 @@ def plan(region: Region) -> list[Plan]:
     if g.flat(region, reads):
         g.flatten()
     dtype = accumulator(region.anchor_type.dtype)
-    itemsize = np.dtype(dtype).itemsize
+    tile = choose(region.machine, shape_of(region, g), np.dtype(dtype).itemsize)
+    return [assemble(region, g, tile, dtype, reads)]
+
+
+def shape_of(region: Region, g: Geometry) -> Shape:
+    """What the choice of a tile depends on."""
     span = g.size[2] * abs(g.step[2])
-    shape = Shape(
+    return Shape(
         rows=g.out[2],
         lines=g.out[0] * g.out[1] * g.batch * g.group,
         columns=g.columns,
@@ -166,17 +192,32 @@ def plan(region: Region) -> list[Plan]:
         exact_columns=region.small,
         unrolled=g.planes,
     )
-    tile = choose(region.machine, shape, itemsize)
-    return [assemble(region, g, tile, dtype, reads)]
 
 
 def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[int], template: str = "conv") -> Plan:
     """The plan of a convolution with a chosen tile, for the emitter of that name."""
-    columns = tile.columns
-    planes = g.planes
-    depth, total = g.depth, g.depth * math.prod(g.kernel)
-    order = "czyx" if planes else "zyxc"
-    extents = dict(zip("zyxc", [*g.kernel, depth], strict=True))
+    config = configure(region, g, tile, dtype, reads)
+    dims = [*(o["extent"] for o in config["outer"]), *config["blocks"]]
+    tasks = math.prod(dims[: config["split"]]) if config["split"] else None
+    detail = f"{'depthwise' if g.depthwise else 'direct'} {tile.describe()}"
+    return finished(region, [g], tile.columns, config, template, (tasks, tile.cycles), detail)
+
+
+def configure(
+    region: Region,
+    g: Geometry,
+    tile: Tile,
+    dtype: str,
+    reads: list[int],
+    depth: int | None = None,
+    first: int = 0,
+) -> dict[str, Any]:
+    """What the emitter of a contraction reads. ``depth`` rows of weights are packed for it, of which its own begin
+    with ``first`` (all are its own unless given)."""
+    columns, own = tile.columns, g.depth * math.prod(g.kernel)
+    total = own if depth is None else depth
+    order = "czyx" if g.planes else "zyxc"
+    extents = dict(zip("zyxc", [*g.kernel, g.depth], strict=True))
     taps = {n: math.prod(extents[m] for m in order[order.index(n) + 1 :]) for n in order}
     slab, line, point = (axis(g, i, taps[n]) for i, n in enumerate("zyx"))
     line["block"] = min(tile.line_block, g.out[1])
@@ -188,7 +229,7 @@ def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[in
         {"extent": g.batch, "a": g.x.strides[0], "b": 0, "bias": 0, "axis": 0, "column": 0},
         {
             "extent": g.group,
-            "a": depth * g.x.strides[1],
+            "a": g.depth * g.x.strides[1],
             "b": total * columns.packed,
             "bias": columns.packed,
             "axis": None,
@@ -197,88 +238,94 @@ def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[in
     ]
     rank = region.anchor_type.rank
     if g.rank == 3:
-        outer.append({"extent": g.out[0], "a": slab["a"], "b": 0, "bias": 0, "axis": 2, "column": 0})
+        place = {key: slab[key] for key in ("first", "apart")}
+        outer.append({"extent": g.out[0], "a": slab["a"], "b": 0, "bias": 0, "axis": 2, "column": 0, **place})
     bias = region.operand(2)
-    bias_const = None if bias is None else region.inputs[bias].const
-    program = serialize(region)
-    x = region.operand(0)
-    runtime_bias = bias if bias is not None and bias_const is None else None
-    kept = sorted({*reads, *([runtime_bias] if runtime_bias is not None else [])})
-    base = -sum(g.pads[i] * g.step[i] for i in range(3))
+    constant = bias is not None and region.inputs[bias].const is not None
     dims = [*(o["extent"] for o in outer), *blocks]
-    shared_dims = split(dims, tile.cycles)
-    config = {
-        "program": program,
+    return {
+        "program": serialize(region),
         "dtype": dtype,
         "type": region.anchor_type.dtype,
-        "a": {"dtype": g.x.type.dtype, "span": g.x.span, "base": base, "column": int(g.depthwise)},
-        "b": {"dtype": dtype, "span": g.group * total * columns.packed, "step": 0, "column": 1},
-        "bias": g.group * columns.packed if bias_const is not None else 0,
-        "runtime_bias": runtime_bias,
-        "reads": kept,
+        "a": {
+            "dtype": g.x.type.dtype,
+            "span": g.x.span,
+            "base": -sum(g.pads[i] * g.step[i] for i in range(3)),
+            "column": int(g.depthwise),
+        },
+        "b": {"dtype": dtype, "span": g.group * total * columns.packed, "step": 0, "column": 1, "first": first},
+        "bias": g.group * columns.packed if constant else 0,
+        "runtime_bias": None if constant else bias,
+        "reads": sorted({*reads, *([bias] if bias is not None and not constant else [])}),
         "outer": outer,
         "slab": slab if g.rank == 3 else None,
         "line": line,
         "point": point,
-        "inner": {"taps": depth, "tap_a": g.x.strides[1], "tap_b": taps["c"], "border": False},
+        "inner": {"taps": g.depth, "tap_a": g.x.strides[1], "tap_b": taps["c"], "border": False},
         "order": [n for n in order if n != "z" or g.rank == 3],
         "depth": total,
         "columns": columns.data(),
         "blocks": blocks,
-        "split": shared_dims,
+        "split": split(dims, tile.cycles),
         "axes": {
             "rank": rank,
-            "line": rank - 2 if g.out[1] > 1 else None,
+            "line": rank - 2 if g.out[1] > 1 or g.place[1] != (0, 1) else None,
             "point": rank - 1,
             "column": 1,
         },
     }
-    assert x is not None
+
+
+def finished(
+    region: Region,
+    geometries: Sequence[Geometry],
+    columns: Columns,
+    config: dict[str, Any],
+    template: str,
+    work: tuple[int | None, float],
+    detail: str,
+) -> Plan:
+    """The plan of a kernel whose weights are those of ``geometries``, one behind the other. ``config`` is its
+    configuration (or has the first one's as ``phases``), ``work`` its tasks and cycles."""
+    first, g = config.get("phases", [config])[0], geometries[0]
+    dtype, depth = first["dtype"], first["depth"]
+    bias = region.operand(2)
     consts: list[np.ndarray] = []
     phases: list[Draft] = []
     shared = 0
     if g.w.const is not None:
-        consts.append(pack(reduction_major(g.w.const.astype(dtype), g, planes), columns))
+        rows = np.concatenate([h.reduction_major(g.w.const.astype(dtype)) for h in geometries], axis=1)
+        consts.append(pack(rows, columns))
         source = Arg("const", 0)
     else:
-        phases.append(packing_phase(region, g, columns, dtype, planes))
-        shared = g.group * total * columns.packed * np.dtype(dtype).itemsize
+        at = region.operand(1)
+        assert at is not None
+        outer, column = g.weight_columns()
+        blocks = [h.weight_rows() for h in geometries]
+        phases.append(pack_draft(g.w, [outer], [], column, columns, dtype, Arg("in", at), blocks))
+        shared = g.group * depth * columns.packed * np.dtype(dtype).itemsize
         source = Arg("shared", 0)
+    x = region.operand(0)
+    assert x is not None
     args = [Arg("in", x), source]
-    if bias_const is not None:
+    if first["bias"]:
+        assert bias is not None
+        held = region.inputs[bias].const
+        assert held is not None
         args.append(Arg("const", len(consts)))
-        consts.append(pack_vector(bias_const.astype(dtype).reshape(g.group, -1), columns))
-    args += [Arg("in", i) for i in kept] + [Arg("out", j) for j in range(len(region.outputs))]
-    tasks = math.prod(dims[:shared_dims]) if shared_dims else None
+        consts.append(pack_vector(held.astype(dtype).reshape(g.group, -1), columns))
+    args += [Arg("in", i) for i in first["reads"]] + [Arg("out", j) for j in range(len(region.outputs))]
+    tasks, cycles = work
     phases.append(Draft(KernelSpec(template, config), tuple(args), tasks))
-    scattered = region.anchor_type.size if g.y.strides[1] != 1 < g.y.type.dims[1] else 0  # stores, one by one
     return Plan(
-        template,
+        template.split(".")[0],
         tuple(phases),
-        cost=(tile.cycles + scattered) / GHZ + 50,
+        cost=cycles / GHZ + 50,
         consts=tuple(consts),
         shared_bytes=shared,
         inplace=inplace_pairs(region),
-        detail=f"{'depthwise' if g.depthwise else 'direct'} {tile.describe()}",
+        detail=detail,
     )
-
-
-def reduction_major(w: np.ndarray, g: Geometry, planes: bool) -> np.ndarray:
-    """Weights as ``[group, reduction, columns]`` in the order in which the kernel walks the reduction."""
-    kernel = w.reshape(g.group, g.columns, g.depth, *g.kernel)
-    order = (0, 2, 3, 4, 5, 1) if planes else (0, 3, 4, 5, 2, 1)
-    return kernel.transpose(order).reshape(g.group, -1, g.columns)
-
-
-def packing_phase(region: Region, g: Geometry, columns: Columns, dtype: str, planes: bool) -> Draft:
-    """Packs weights that are known only at run time into shared scratch."""
-    w = region.operand(1)
-    assert w is not None
-    s = list(g.w.strides)
-    channel = [g.depth, s[1]]
-    taps = [[n, step] for n, step in zip(g.kernel, [0] * (3 - g.rank) + s[2:], strict=True)]
-    axes = [channel, *taps] if planes else [*taps, channel]
-    return pack_draft(g.w, [[g.group, g.columns * s[0]]], axes, s[0], columns, dtype, Arg("in", w))
 
 
 TEMPLATE = Template("conv", ("conv",), plan, {"conv": _contract.emit, "conv.pack": _contract.emit_pack})

@@ -27,18 +27,22 @@ def plan(region: Region) -> list[Plan]:
     if g.group == 1 or g.depth != 1 or g.columns != 1 or g.x.strides[1] != 1:
         return []
     g.columns, g.group, g.depthwise = g.group, 1, True
+    tile, dtype = best_tile(region, g), accumulator(region.anchor_type.dtype)
+    return [assemble(region, g, tile, dtype, epilogue_inputs(region), "depthwise")]
+
+
+def best_tile(region: Region, g: Geometry) -> Tile:
+    """The cheapest run of points; columns are the channels."""
     machine = region.machine
-    dtype = accumulator(region.anchor_type.dtype)
-    itemsize = 8 if dtype.endswith("64") else 4
+    itemsize = 8 if accumulator(region.anchor_type.dtype).endswith("64") else 4
     lanes = max(1, machine.lanes * 4 // itemsize)
     columns = Columns(g.columns, lanes, 1, *vectors(g.columns, lanes, exact=True))
     line = {r: _line_cycles(region, g, columns, r, itemsize) for r in range(1, _most_rows(region, g) + 1)}
     rows = min(line, key=lambda r: (line[r] * (1 + 0.015 * max(0, r - _EASY_ROWS)), -r))
-    lines = g.out[1] * g.batch
+    lines = g.out[0] * g.out[1] * g.batch
     traffic = (region.inputs[region.operand(0)].type.nbytes + region.outputs[0].type.nbytes) / machine.l2_bandwidth  # type: ignore[index]
     cycles = max(line[rows] * lines, traffic) + 0.25 * traffic
-    tile = Tile(rows, columns, 1, 0, cycles)
-    return [assemble(region, g, tile, dtype, epilogue_inputs(region), "depthwise")]
+    return Tile(rows, columns, 1, 0, cycles)
 
 
 def _most_rows(region: Region, g: Geometry) -> int:
@@ -59,7 +63,7 @@ def _line_cycles(region: Region, g: Geometry, columns: Columns, rows: int, items
     return total
 
 
-class _Depthwise(_contract.Reduction):
+class Depthwise(_contract.Reduction):
     """The taps of one tile: the kernel's rows in a loop, its columns written out."""
 
     def emit(self, a: Any, b: Any) -> None:
@@ -108,7 +112,7 @@ class _Depthwise(_contract.Reduction):
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    _contract.Contraction(k, config, _Depthwise).run()
+    _contract.Contraction(k, config, Depthwise).run()
 
 
 TEMPLATE = Template("depthwise", ("conv",), plan, {"depthwise": emit})
