@@ -100,37 +100,46 @@ def _visible(c: Grad) -> Sym | None:
     return found
 
 
-def _probabilities(c: Grad) -> tuple[Sym, Sym]:
-    """The weights of the keys, 0 where nothing may be seen, and the scores before the mask. A mask is a large negative
-    number, not -inf: the row of a query that may look at nothing stays finite."""
+def _of_seeing(c: Grad, visible: Sym | None, x: Sym) -> Sym:
+    """``x`` [..., queries, any], 0 for the queries that may look at nothing: only a mask can have such."""
+    if visible is None or c.optional(3) is None:
+        return x
+    return visible.op("reduce_max", axes=(visible.rank - 1,), keepdims=True).where(x, 0)
+
+
+def _probabilities(c: Grad, visible: Sym | None) -> tuple[Sym, Sym]:
+    """The weights of the keys, and the scores before the mask. A mask is a large negative number, not -inf: the weights
+    of a query that may look at nothing stay finite, and what is made of them is set to 0 (``_of_seeing``)."""
     mask, softcap = c.optional(3), c.attrs["softcap"]
     scores = (c.x @ c.input(1).swap()) * c.attrs["scale"]
     if softcap:
         scores = (scores * (1 / softcap)).op("tanh") * softcap
-    visible = _visible(c)
     shown = scores if mask is None or mask.dtype == "bool" else scores + mask
     if visible is None:
         return shown.op("softmax", axis=shown.rank - 1), scores
     hidden = -3e4 if scores.dtype == "float16" else -1e30
-    weights = visible.where(shown, hidden).op("softmax", axis=shown.rank - 1)
-    return (weights if mask is None else visible.where(weights, 0)), scores
+    return visible.where(shown, hidden).op("softmax", axis=shown.rank - 1), scores
 
 
 def _training(c: Grad) -> list[Sym]:
-    return [_probabilities(c)[0] @ c.input(2)]
+    visible = _visible(c)
+    weights, _ = _probabilities(c, visible)
+    return [_of_seeing(c, visible, weights @ c.input(2))]
 
 
 def _gradient(c: Grad) -> list[Sym | None]:
     q, k, v, mask, softcap = c.x, c.input(1), c.input(2), c.optional(3), c.attrs["softcap"]
-    weights, scores = _probabilities(c)
-    to_weights = c.g @ v.swap()
+    visible = _visible(c)
+    weights, scores = _probabilities(c, visible)
+    g = _of_seeing(c, visible, c.g)
+    to_weights = g @ v.swap()
     to_scores = weights * (to_weights - (to_weights * weights).sum((weights.rank - 1,), keepdims=True))
     to_mask = None if mask is None or mask.dtype == "bool" else to_scores.sum_to(mask.shape)
     if softcap:
         capped = scores * (1 / softcap)
         to_scores = to_scores * (1 - capped * capped)
     to_scores = to_scores * c.attrs["scale"]
-    return [to_scores @ k, to_scores.swap() @ q, weights.swap() @ c.g, to_mask]
+    return [to_scores @ k, to_scores.swap() @ q, weights.swap() @ g, to_mask]
 
 
 OPS = (
