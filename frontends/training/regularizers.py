@@ -1,7 +1,7 @@
 """Penalties on weights and outputs of layers, added to the loss while a network is trained.
 
-Layers take ``kernel_regularizer``, ``bias_regularizer`` and ``activity_regularizer``, as in Keras: a name, one of these
-classes, or a function that gives a number for a tensor.
+Layers take ``kernel_regularizer``, ``bias_regularizer`` and ``activity_regularizer`` (recurrent ones also
+``recurrent_regularizer``), as in Keras: a name, one of these classes, or a function that gives a number for a tensor.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ def penalties(net: Block, trace: Trace) -> Tensor | None:
         bias = getattr(block, "bias_regularizer", None) or bias
         for name, weight in block._own.items():
             rule = bias if name.startswith("bias") else kernel
+            if name.startswith("recurrent"):
+                rule = getattr(block, "recurrent_regularizer", None)
             value = used.get(id(weight))
             if rule is not None and weight.trained and value is not None:
                 del used[id(weight)]

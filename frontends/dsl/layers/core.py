@@ -53,7 +53,11 @@ class Dense(Layer):
 class Embedding(Layer):
     """Rows of ``weight`` [input_dim, output_dim] by integer index; uniform in [-0.05, 0.05] (Keras)."""
 
-    ALIASES: ClassVar = {"num_embeddings": "input_dim", "embedding_dim": "output_dim"}
+    ALIASES: ClassVar = {
+        "num_embeddings": "input_dim",
+        "embedding_dim": "output_dim",
+        "embeddings_regularizer": "kernel_regularizer",
+    }
     input_dtype = "int32"
 
     def __init__(

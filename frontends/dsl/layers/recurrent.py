@@ -59,6 +59,7 @@ class Recurrent(Layer):
         kernel_initializer: Any = "glorot_uniform",
         recurrent_initializer: Any = "orthogonal",
         bias_initializer: Any = "zeros",
+        recurrent_regularizer: Any = None,
     ) -> None:
         self.units, self.num_layers = whole(units, "units"), whole(num_layers, "num_layers")
         self.activations = self._activations(activation, recurrent_activation)
@@ -66,6 +67,7 @@ class Recurrent(Layer):
         self.return_sequences, self.return_state = return_sequences, return_state
         self.go_backwards, self.bidirectional = go_backwards, bidirectional
         self.initializers = (kernel_initializer, recurrent_initializer, bias_initializer)
+        self.recurrent_regularizer = recurrent_regularizer
         if go_backwards and bidirectional:
             raise fail("go_backwards and bidirectional exclude each other")
 

@@ -85,6 +85,21 @@ def test_penalties_hold_for_the_layers_inside():
     np.testing.assert_allclose(penalty(net), want, rtol=1e-5)
 
 
+def test_penalties_of_recurrent_weights_and_embeddings():
+    words = np.array([[1, 2, 0], [3, 3, 1]], np.int32)
+    net = nv.Sequential(
+        [
+            layers.Embedding(5, 4, input_length=3, embeddings_regularizer=R.L2(2.0)),
+            layers.LSTM(3, kernel_regularizer=R.L1(1.0), recurrent_regularizer=R.L2(0.5)),
+        ]
+    )
+    net(words)
+    held = net.state_dict()
+    want = 2 * (held["embedding.weight"] ** 2).sum() + np.abs(held["lstm.weight"]).sum()
+    want += 0.5 * (held["lstm.recurrent_weight"] ** 2).sum()
+    np.testing.assert_allclose(penalty(net, words), want, rtol=1e-5)
+
+
 def test_without_penalties_there_is_no_term():
     net = nv.Sequential([layers.Dense(4, input_dim=4)])
     assert penalty(net) is None
