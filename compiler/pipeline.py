@@ -17,6 +17,7 @@ from ..errors import NervureError
 from ..runtime.artifact import Artifact
 from ..targets.files import temporary_folder
 from ..targets.machine import Machine
+from .autodiff.recompute import choices
 from .cache import pins
 from .ir import Graph
 from .kernels.pool import compile_kernels
@@ -25,7 +26,7 @@ from .passes import canonicalize
 from .passes.fuse import fuse
 from .plan.entry import Pool, build_entry
 from .plan.select import Choices
-from .program import Program, Region
+from .program import Entry, Program, Region
 
 _MOST_ELEMENTS = 2**31 - 2**16  # of one tensor: indices are 32 bits wide, and loops may step past the end
 
@@ -66,19 +67,19 @@ def plan_program(
     pool = Pool()
     if any(item.function == "refresh" for item in entries):
         pool.derived = None
-    fast = [nbytes for _, nbytes in options.fast]
-    built = []
+    built: list[Entry] = []
+    tried: dict[str, list[dict[str, Any]]] = {}
     for item in entries:
         graph = canonicalize(item.graph, check=options.check)
         _check_sizes(graph)
-        fused = fuse(graph)
-        if options.check:
-            fused.check()
-        built.append(build_entry(fused, machine, options.choices(), pool, item.function, item.bindings, fast))
+        built.append(_build(graph, item, machine, options, pool))
+        if options.max_ram is not None and built[-1].updates_params:
+            built[-1], tried[item.function] = _within_ram(graph, item, machine, options, pool, built[-1])
     if pool.derived is not None and pool.derived.steps:
         built.append(pool.derived.entry())
     names = ("arena", *(name for name, _ in options.fast))
-    regions = [Region(n, max((e.region_bytes[i] for e in built if i < len(e.region_bytes)), default=0)) for i, n in enumerate(names)]
+    sizes = [[e.region_bytes[i] for e in built if i < len(e.region_bytes)] for i in range(len(names))]
+    regions = [Region(n, max(needed, default=0)) for n, needed in zip(names, sizes, strict=True)]
     program = Program(
         options.name,
         tuple(built),
@@ -87,10 +88,38 @@ def plan_program(
         states=tuple(pool.states.values()),
         regions=tuple(regions),
         derived_bytes=pool.derived.nbytes if pool.derived is not None else 0,
-        meta={**_facts(entries, options), **(meta or {})},
+        meta={**_facts(entries, options), **({"recompute": tried} if tried else {}), **(meta or {})},
     )
     _check_ram(program, options)
     return program, pool
+
+
+def _build(graph: Graph, item: EntryGraph, machine: Machine, options: Options, pool: Pool) -> Entry:
+    """One entry point of a canonical graph."""
+    fused = fuse(graph)
+    if options.check:
+        fused.check()
+    fast = [nbytes for _, nbytes in options.fast]
+    return build_entry(fused, machine, options.choices(), pool, item.function, item.bindings, fast)
+
+
+def _within_ram(
+    graph: Graph, item: EntryGraph, machine: Machine, options: Options, pool: Pool, plain: Entry
+) -> tuple[Entry, list[dict[str, Any]]]:
+    """A training step that fits ``max_ram``, by computing activations again: the choice that repeats least work and
+    fits, else the smallest. With it, what was tried: name, arena in bytes, repeated operations."""
+    limit, needed = options.max_ram or 0, sum(plain.region_bytes) + (options.threads - 1) * plain.worker_bytes
+    rows = [{"name": "everything kept", "arena_bytes": needed, "flops": 0.0}]
+    best: tuple[int, Graph | None] = (needed, None)
+    for choice in choices(graph) if needed > limit else []:
+        entry = _build(choice.graph, item, machine, options, Pool())
+        nbytes = sum(entry.region_bytes) + (options.threads - 1) * entry.worker_bytes
+        rows.append({"name": choice.name, "arena_bytes": nbytes, "flops": choice.flops})
+        if nbytes < best[0]:
+            best = (nbytes, choice.graph)
+        if nbytes <= limit:
+            break
+    return (plain if best[1] is None else _build(best[1], item, machine, options, pool)), rows
 
 
 def compile_entries(

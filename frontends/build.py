@@ -55,8 +55,9 @@ def compile(
     ``source``: an ONNX file (path or ``ModelProto``), a ``Graph``, or a network of the DSL. ``target``: a name that
     ``nervure targets`` lists. ``dims`` binds named dimensions (``{"batch": 8}``; several values, ``{"batch": (1, 8)}``,
     make one plan each in the same artifact); ``shapes`` gives whole input shapes. ``precision="exact"`` leaves out
-    Winograd and approximations. ``max_ram`` (bytes) bounds the arena of ``threads`` workers. ``training`` adds the entry
-    points ``train_step`` and ``evaluate`` to a network of the DSL, ``steps`` those of one's own (networks whose functions
+    Winograd and approximations. ``max_ram`` (bytes) bounds the arena of ``threads`` workers; a training step
+    computes activations again instead of keeping them where that makes it fit. ``training`` adds the entry
+    points ``train_step`` and ``evaluate`` to a network of the DSL, ``steps`` one's own (networks whose functions
     call ``nv.minimize``; ``source`` may then be a list of networks). ``out``: where to write the library (its C header
     goes beside it); without it, a temporary place.
 
@@ -96,7 +97,8 @@ def _entries(
         nets = list(source) if isinstance(source, list | tuple) else [source]
         if not all(hasattr(net, "to_graph") for net in nets):
             raise NervureError(
-                "only a network of the DSL can be trained", hint="net = nv.load_network('model.onnx') makes one of a file"
+                "only a network of the DSL can be trained",
+                hint="net = nv.load_network('model.onnx') makes one of a file",
             )
         if training is None:
             return step_entries(steps, nets, bindings[0]), {}

@@ -1,7 +1,7 @@
 """Copies that are derived from params (packed weights, folded scales): made once by ``refresh``, not in every run.
 
 Work whose inputs are params and constants alone moves out of an entry point that changes no param, into the steps of
-the generated entry ``refresh``; its results lie in the context's ``derived`` block. The runtime calls ``refresh`` before
+the generated entry ``refresh``; its results lie in the ``derived`` block of a context. The runtime calls it before
 an entry that reads it, whenever params have changed.
 """
 

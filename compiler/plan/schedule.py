@@ -9,7 +9,6 @@ import networkx as nx
 from ..ir import STORED, Graph, Value
 from ..passes.fuse import VIEWS
 
-
 Waits = Mapping[int, set[int]]
 
 

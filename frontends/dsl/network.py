@@ -115,7 +115,7 @@ class Network(Block):
         return trace
 
     def record(self, trace: Trace, types: Mapping[str, TensorType], values: Mapping[str, Any] | None = None) -> Any:
-        """Runs the function into ``trace``, over new inputs of the given types; returns what it returned, as tensors."""
+        """Runs the function into ``trace``, over new inputs of these types; returns what it returned, as tensors."""
         tensors: dict[str, Any] = {name: trace.input(name, type) for name, type in types.items()}
         for name, tensor in tensors.items():
             trace.rows.append(Row(name, "Input", (tensor.shape,), None))
@@ -166,13 +166,14 @@ class Network(Block):
         max_ram: int | None = None,
     ) -> None:
         """Says how the network is trained: see ``nv.Training`` for the arguments. Nothing is compiled before ``fit``
-        knows the batch. ``threads`` workers run the step."""
+        knows the batch. ``threads`` workers run the step; ``max_ram`` (bytes) bounds its arena, if need be by computing
+        activations again."""
         from ..training.fitting import Fitting
         from ..training.step import Training, check
 
-        training = Training(loss, optimizer, metrics, loss_weights, seed=seed, max_ram=max_ram)
+        training = Training(loss, optimizer, metrics, loss_weights, seed=seed)
         check(training)
-        self._fitting = Fitting(self, training, target, threads)
+        self._fitting = Fitting(self, training, target, threads, max_ram)
 
     def fit(
         self,

@@ -27,8 +27,10 @@ class Fitting:
     """What ``net.compile`` was told, and the trainers made so far: one for each batch size and way of weighting. They
     hand the state of the training (weights, moments, statistics) on to each other."""
 
-    def __init__(self, net: Network, training: Training, target: str, threads: int) -> None:
-        self.net, self.training, self.target, self.threads = net, training, target, threads
+    def __init__(
+        self, net: Network, training: Training, target: str = "host", threads: int = 1, max_ram: int | None = None
+    ) -> None:
+        self.net, self.training, self.target, self.threads, self.max_ram = net, training, target, threads, max_ram
         self._trainers: dict[tuple[int, bool], Trainer] = {}
         self._last: Trainer | None = None
 
@@ -41,7 +43,9 @@ class Fitting:
         if key not in self._trainers:
             training = replace(self.training, batch=batch, weighted=weighted)
             dims = {BATCH: batch} if self._batched() else None
-            model = compile(self.net, self.target, training=training, threads=self.threads, dims=dims)
+            model = compile(
+                self.net, self.target, training=training, threads=self.threads, dims=dims, max_ram=self.max_ram
+            )
             rate = optimizers.get(self.training.optimizer).learning_rate
             self._trainers[key] = Trainer(model.session, learning_rate=rate, seed=self.training.seed)
         found = self._trainers[key]
@@ -116,7 +120,9 @@ class Fitting:
         sizes = {len(a) for a in arrays.values() if a.ndim}
         samples = next(iter(sizes), 0)
         if samples == 0:
-            raise NervureError("the data set is empty", where=user_place().full, hint="check how it was loaded or split")
+            raise NervureError(
+                "the data set is empty", where=user_place().full, hint="check how it was loaded or split"
+            )
         for name, array in arrays.items():
             if self.net.inputs[name] is None:
                 kind = "float32" if array.dtype == np.float64 else array.dtype

@@ -40,7 +40,7 @@ class Training:
     then the sum of the samples' losses times their weights, else their mean. ``targets``: types of the targets where
     the loss does not say them, ``{"y": nv.Input(...)}``. ``seed`` starts the generator of dropout and noise.
     ``gradients`` adds the entries ``gradients`` and ``apply`` (data parallelism: what lies between is summed over the
-    ranks). ``max_ram`` (bytes) bounds the step's arena: activations are recomputed instead of kept until it fits.
+    ranks).
     """
 
     loss: Any
@@ -52,7 +52,6 @@ class Training:
     targets: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     gradients: bool = False
-    max_ram: int | None = None
 
 
 @dataclass
@@ -70,7 +69,7 @@ def training_entries(
     net: Network, training: Training, dims: Sequence[Mapping[str, int]] = ({},)
 ) -> tuple[list[EntryGraph], dict[str, Any]]:
     """The entry points of a network's training artifact, and the facts for its ``meta``. ``dims``: what the dimensions
-    of ``infer`` are bound to, once for each plan. Raises ``NervureError`` where network, loss and targets do not fit."""
+    of ``infer`` are bound to, once for each plan. ``NervureError``: network, loss and targets do not fit."""
     first = _forward(net, training, None, training_mode=True)
     held = _held(first.trace, net)
     optimizer = optimizers.get(training.optimizer)
@@ -319,7 +318,9 @@ def step_entries(
                 held[key] = found
     entries = [EntryGraph(_pruned(_own_step(step, dims, held)), name) for name, step in named.items()]
     for net in nets:
-        entries.append(EntryGraph(net.to_graph(_known(net, dims), stored=held), "infer" if len(nets) == 1 else net.name))
+        entries.append(
+            EntryGraph(net.to_graph(_known(net, dims), stored=held), "infer" if len(nets) == 1 else net.name)
+        )
     return entries
 
 
