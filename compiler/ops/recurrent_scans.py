@@ -53,8 +53,8 @@ def _check(call: Call, shapes: Mapping[int, tuple[str, tuple[Dim, ...]]], length
         require_shape(found, (batch,), "lengths")
 
 
-def _scan(layer: str, kept: int) -> Callable[[Call], Sequence[TensorType]]:
-    """Inference of a forward scan that keeps ``kept`` values a hidden unit besides the states."""
+def _scan(layer: str) -> Callable[[Call], Sequence[TensorType]]:
+    """Inference of a forward scan."""
 
     def infer(call: Call) -> Sequence[TensorType]:
         directions, gates, hidden = _operands(call, layer, 1)
@@ -74,13 +74,14 @@ def _scan(layer: str, kept: int) -> Callable[[Call], Sequence[TensorType]]:
                 raise OpError("b: only where linear_before_reset is true; else it is part of fed")
         _check(call, expected, 2, batch)
         final, states = fed.with_shape(state), fed.with_shape((directions, steps, batch, hidden))
-        saved = [fed.with_shape((directions, steps, batch, kept * hidden))] if kept else []
-        return (states, states, *saved, final, final) if layer == "lstm" else (states, *saved, final)
+        if layer == "lstm":
+            return states, states, fed, final, final
+        return (states, fed, states, final) if layer == "gru" else (states, final)
 
     return infer
 
 
-def _scan_grad(layer: str, kept: int) -> Callable[[Call], Sequence[TensorType]]:
+def _scan_grad(layer: str) -> Callable[[Call], Sequence[TensorType]]:
     """Inference of a backward scan."""
 
     def infer(call: Call) -> Sequence[TensorType]:
@@ -90,11 +91,11 @@ def _scan_grad(layer: str, kept: int) -> Callable[[Call], Sequence[TensorType]]:
         _, steps, batch, _ = states.shape
         final: tuple[Dim, ...] = (directions, batch, hidden)
         every = (directions, steps, batch, hidden)
-        saved = (directions, steps, batch, kept * hidden)
+        saved = (directions, steps, batch, gates * hidden)
         if layer == "lstm":
             shapes = [every, saved, None, final, (directions, 3 * hidden), every, every, saved, final, final]
         elif layer == "gru":
-            shapes = [every, saved, None, final, every, saved, final]
+            shapes = [every, saved, every, None, final, every, saved, every, final]
         else:
             shapes = [every, None, every, final]
         names = [n.rstrip("?") for n in _GRAD_INPUTS[layer][1:]]
@@ -233,7 +234,7 @@ def _gru_scan(
     linear_before_reset: bool,
 ) -> tuple[Array, ...]:
     (directions, steps, batch, _), hidden = fed.shape, r.shape[2]
-    hs, gates = np.zeros((directions, steps, batch, hidden)), np.zeros((directions, steps, batch, 4 * hidden))
+    (hs, extras), gates = np.zeros((2, directions, steps, batch, hidden)), np.zeros(fed.shape)
     hn = np.zeros((directions, batch, hidden))
     for d in range(directions):
         (f, g), _ = _functions(activations, "gru", d, clip)
@@ -249,20 +250,22 @@ def _gru_scan(
                 extra = reset * h
                 new = g(given[:, 2 * hidden :] + extra @ weights[:, 2 * hidden :])
             h = np.where(alive, (1.0 - update) * new + update * h, h)
-            gates[d, t] = np.where(alive, np.concatenate([update, reset, new, extra], axis=1), 0.0)
-            hs[d, t] = h
+            gates[d, t] = np.where(alive, np.concatenate([update, reset, new], axis=1), 0.0)
+            hs[d, t], extras[d, t] = h, np.where(alive, extra, 0.0)
         hn[d] = h
-    return _all(fed.dtype, hs, gates, hn)
+    return _all(fed.dtype, hs, gates, extras, hn)
 
 
 def _gru_scan_grad(
     r: Array,
     h: Array,
     gates: Array,
+    extras: Array,
     lengths: Array | None = None,
     h0: Array | None = None,
     gh: Array | None = None,
     ggates: Array | None = None,
+    gextras: Array | None = None,
     ghn: Array | None = None,
     *,
     direction: str,
@@ -271,7 +274,7 @@ def _gru_scan_grad(
     linear_before_reset: bool,
 ) -> tuple[Array, ...]:
     directions, steps, batch, hidden = h.shape
-    fed, dextras = np.zeros((directions, steps, batch, 3 * hidden)), np.zeros(h.shape)
+    fed, dextras = np.zeros(gates.shape), np.zeros(h.shape)
     dh0 = np.zeros((directions, batch, hidden))
     for d in range(directions):
         _, (df, dg) = _functions(activations, "gru", d, clip)
@@ -280,14 +283,15 @@ def _gru_scan_grad(
         for at in reversed(range(steps)):
             t, alive = order[at], _alive(lengths, order[at], batch)
             before = widen(h[d, order[at - 1]]) if at else _initial(h0, d, (batch, hidden))
-            update, reset, new, extra = np.split(widen(gates[d, t]), 4, axis=1)
-            gu, gr, gn, ge = np.split(np.zeros(gates.shape[2:]) if ggates is None else widen(ggates[d, t]), 4, axis=1)
+            update, reset, new = np.split(widen(gates[d, t]), 3, axis=1)
+            gu, gr, gn = np.split(np.zeros(gates.shape[2:]) if ggates is None else widen(ggates[d, t]), 3, axis=1)
+            ge = 0.0 if gextras is None else widen(gextras[d, t])
             dh = dh + (0.0 if gh is None else widen(gh[d, t]))
             dn = (dh * (1.0 - update) + gn) * dg(new)
             du = (dh * (before - new) + gu) * df(update)
             if linear_before_reset:
                 dextra = dn * reset + ge
-                dr, direct = (dn * extra + gr) * df(reset), dextra @ own
+                dr, direct = (dn * widen(extras[d, t]) + gr) * df(reset), dextra @ own
             else:
                 dextra = dn @ own + ge
                 dr, direct = (dextra * before + gr) * df(reset), dextra * reset
@@ -351,7 +355,7 @@ def _rnn_scan_grad(
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 _GRAD_INPUTS = {
     "lstm": ("r", "c", "gates", "lengths?", "c0?", "p?", "gh?", "gc?", "ggates?", "ghn?", "gcn?"),
-    "gru": ("r", "h", "gates", "lengths?", "h0?", "gh?", "ggates?", "ghn?"),
+    "gru": ("r", "h", "gates", "extras", "lengths?", "h0?", "gh?", "ggates?", "gextras?", "ghn?"),
     "rnn": ("r", "h", "lengths?", "gh?", "ghn?"),
 }
 
@@ -382,12 +386,13 @@ def _grad_case(layer: str, attrs: Mapping[str, Any], given: str = "hf", size: Se
     steps, batch, hidden = size
     d = DIRECTIONS[str(attrs.get("direction", "forward"))]
     state, every = f32(d, batch, hidden), f32(d, steps, batch, hidden)
-    kept = f32(d, steps, batch, 4 * hidden)
+    kept = f32(d, steps, batch, _GATES[layer] * hidden)
     table: dict[str, TensorType | Array | None] = {
         "r": f32(d, _GATES[layer] * hidden, hidden),
         "c": every,
         "h": every,
         "gates": kept,
+        "extras": every,
         "lengths?": _lengths(steps, batch) if "l" in given else None,
         "c0?": state if "s" in given else None,
         "h0?": state if "s" in given else None,
@@ -395,6 +400,7 @@ def _grad_case(layer: str, attrs: Mapping[str, Any], given: str = "hf", size: Se
         "gh?": every if "h" in given else None,
         "gc?": every if "k" in given else None,
         "ggates?": kept if "k" in given else None,
+        "gextras?": every if "k" in given else None,
         "ghn?": state if "f" in given else None,
         "gcn?": state if "f" in given else None,
     }
@@ -447,7 +453,7 @@ OPS = (
     Op(
         "lstm_scan",
         Kind.OPAQUE,
-        _scan("lstm", 4),
+        _scan("lstm"),
         quiet(_lstm_scan),
         "The steps of an LSTM from W x + bias: h and c after each step, its gates i o f c, the last h and c.",
         inputs=("fed", "r", "lengths?", "h0?", "c0?", "p?"),
@@ -459,7 +465,7 @@ OPS = (
     Op(
         "lstm_scan_grad",
         Kind.OPAQUE,
-        _scan_grad("lstm", 4),
+        _scan_grad("lstm"),
         quiet(_lstm_scan_grad),
         "The backward pass of lstm_scan: the gradients of W x + bias and of the initial h and c.",
         inputs=_GRAD_INPUTS["lstm"],
@@ -470,10 +476,10 @@ OPS = (
     Op(
         "gru_scan",
         Kind.OPAQUE,
-        _scan("gru", 4),
+        _scan("gru"),
         quiet(_gru_scan),
-        "The steps of a GRU from W x + bias: h after each step, what the backward pass needs (z, r, h', and R h + b or "
-        "r * h), the last h.",
+        "The steps of a GRU from W x + bias: h after each step, its gates z r h, what the candidate's product gave "
+        "(R h + b) or took (r * h), the last h.",
         inputs=("fed", "r", "lengths?", "h0?", "b?"),
         attrs=_GRU,
         cost=_cost("gru", 1),
@@ -483,7 +489,7 @@ OPS = (
     Op(
         "gru_scan_grad",
         Kind.OPAQUE,
-        _scan_grad("gru", 4),
+        _scan_grad("gru"),
         quiet(_gru_scan_grad),
         "The backward pass of gru_scan: the gradients of W x + bias, of the initial h and (where the reset comes after "
         "the product) of the candidate's R h + b.",
@@ -495,7 +501,7 @@ OPS = (
     Op(
         "rnn_scan",
         Kind.OPAQUE,
-        _scan("rnn", 0),
+        _scan("rnn"),
         quiet(_rnn_scan),
         "The steps of a plain recurrent layer from W x + bias: h after each step, the last h.",
         inputs=("fed", "r", "lengths?", "h0?"),
@@ -507,7 +513,7 @@ OPS = (
     Op(
         "rnn_scan_grad",
         Kind.OPAQUE,
-        _scan_grad("rnn", 0),
+        _scan_grad("rnn"),
         quiet(_rnn_scan_grad),
         "The backward pass of rnn_scan: the gradients of W x + bias and of the initial h.",
         inputs=_GRAD_INPUTS["rnn"],

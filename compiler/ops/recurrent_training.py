@@ -84,16 +84,15 @@ def _peepholes(fed: Sym, cells: Sym, c0: Sym | None, direction: str) -> Sym:
 def gru_scan_gradient(c: gradient.Call) -> list[Sym | None]:
     """By ``gru_scan_grad``."""
     r, lengths, h0, b = c.input(1), *(c.optional(i) for i in (2, 3, 4))
-    h, gates, direction = c.ys[0], c.ys[1], c.attrs["direction"]
-    fed, dh0, *rest = r.ops("gru_scan_grad", h, gates, lengths, h0, *_arriving(c), **c.attrs)
-    hidden = h.shape[3]
+    h, gates, extras, direction = c.ys[0], c.ys[1], c.ys[2], c.attrs["direction"]
+    fed, dh0, *rest = r.ops("gru_scan_grad", h, gates, extras, lengths, h0, *_arriving(c), **c.attrs)
+    directions, hidden = h.shape[0], h.shape[3]
     both = _weights(_cut(fed, 3, 0, 2 * hidden), h, h0, direction)
-    if rest:  # the candidate's part of R h, before the reset
+    if rest:  # of the candidate's product, before the reset
         own = _weights(rest[0], h, h0, direction)
     else:
-        own = (_cut(fed, 3, 2 * hidden, 3 * hidden).reshape((r.shape[0], -1, hidden))).swap() @ _cut(
-            gates, 3, 3 * hidden, 4 * hidden
-        ).reshape((r.shape[0], -1, hidden))
+        new = _cut(fed, 3, 2 * hidden, 3 * hidden)
+        own = new.reshape((directions, -1, hidden)).swap() @ extras.reshape((directions, -1, hidden))
     bias = rest[0].sum((1, 2)) if b is not None else None
     return [fed, _joined([both, own], 1), None, dh0, bias]
 
@@ -160,7 +159,7 @@ def gru_training(c: gradient.Call) -> list[Sym]:
         )
     elif biases is not None:
         bias = biases[0] + biases[1]
-    h, _, hn = _fed(c, bias).ops("gru_scan", c.input(2), lengths, c.optional(5), own, **attrs)
+    h, _, _, hn = _fed(c, bias).ops("gru_scan", c.input(2), lengths, c.optional(5), own, **attrs)
     return [_shown(h, lengths), hn]
 
 

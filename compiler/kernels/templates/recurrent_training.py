@@ -96,6 +96,7 @@ def plan(region: Region) -> list[Plan]:
             500 + flops / machine.flops_per_cycle / 2.0,
             shared_bytes=found["r"].type.size * size,
             worker_bytes=sum(scratch.values()) * size,
+            inplace=_inplace(region, numbers),
             detail=f"{region.op} {rows} rows a task",
         )
     ]
@@ -115,6 +116,21 @@ def _panels(layer: str, backward: bool, linear: bool, hidden: int, lanes: int, r
         panels.append({"gates": gates, "wide": wide * lanes, "tile": most, "start": start})
         start += len(gates) * hidden * hidden
     return panels
+
+
+def _inplace(region: Region, numbers: dict[str, int | None]) -> tuple[tuple[int, int], ...]:
+    """Gates take the place of ``fed``, and their gradients that of the gates: what is written depends on what was
+    read there (not so where gates are coupled: the forget gate's gradient is 0)."""
+    if region.attrs.get("input_forget"):
+        return ()
+    number = numbers.get("gates", numbers.get("fed"))
+    which = 0 if "gates" in numbers else {"lstm_scan": 2, "gru_scan": 1}.get(region.op, 0)
+    pairs = [(number, j) for j, v in enumerate(region.body.outputs) if v.index == which and number is not None]
+    return tuple(
+        (i, j)
+        for i, j in pairs
+        if (region.inputs[i].type, region.inputs[i].strides) == (region.outputs[j].type, region.outputs[j].strides)
+    )
 
 
 def _packers(config: dict[str, Any], index: int) -> int | None:
@@ -298,6 +314,16 @@ class _Scan:
         value = self.k.load(self.given[name], offset_of(strides, indices), lanes, strides[-1])
         return self.k.bind(cast(value, self.dtype))
 
+    def ask(self, name: str, indices: Sequence[Any]) -> None:
+        """Asks for the cache line of an element of an input."""
+        self.k.prefetch(self.given[name], offset_of(self.c["given"][name]["strides"], indices))
+
+    def ask_to_write(self, which: int, indices: Sequence[Any]) -> None:
+        """Asks for the cache line of an element of an output."""
+        if which in self.outputs:
+            out, buffer = self.outputs[which]
+            self.k.prefetch(buffer, offset_of(out["strides"], indices), write=True)
+
     def optional(self, name: str, indices: Sequence[Any], lanes: int) -> Any:
         return self.read(name, indices, lanes) if name in self.given else self._zero(lanes)
 
@@ -403,6 +429,8 @@ class _Scan:
 
 class _Forward(_Scan):
     def run(self) -> None:
+        from ..tir import minimum
+
         k = self.k
         self.before: Any = 0
         self.after: Any = 1
@@ -410,6 +438,7 @@ class _Forward(_Scan):
         with k.loop(self.c["steps"], name="step") as step:
             self.before, self.after = k.bind(parity(step)), k.bind(1 - parity(step))
             self.position = k.bind(self.time(step))
+            self.next = k.bind(self.time(minimum(step + 1, self.c["steps"] - 1)))
             if self.layer == "gru" and not self.c["linear"]:
                 self._fill(self.panels[0], "h", self._reset)
                 self._fill(self.panels[1], "extra", self._candidate)
@@ -424,7 +453,7 @@ class _Forward(_Scan):
             self.keep("c", row, unit, self.optional("c0", self.final(row, unit), lanes))
 
     def _finish(self, row: Any, unit: Any, lanes: int) -> None:
-        last = len(("h", "c", "gates", "hn")) - 1 if self.layer == "lstm" else 2 if self.layer == "gru" else 1
+        last = {"lstm": 3, "gru": 3, "rnn": 1}[self.layer]
         self.show(last, self.final(row, unit), self.kept("h", self._turn(self.before, row), unit, lanes))
         if self.layer == "lstm":
             self.show(last + 1, self.final(row, unit), self.kept("c", row, unit, lanes))
@@ -450,6 +479,8 @@ class _Forward(_Scan):
                     row = self._turn(self.before, first + b) if source == "h" else first + b
                     return self.own(source, row, i)
 
+                self._ask(first, rows, unit, width)
+
                 def start(b: int, j: int) -> Any:
                     g, o, w = columns[j]
                     if g in bare:
@@ -470,6 +501,21 @@ class _Forward(_Scan):
                     cell(row, unit + o, w, [k.bind(k.load(self.scratch, a, w)) for a in at])
 
         self.each_block(panel, block)
+
+    def _ask(self, first: Any, rows: int, unit: Any, width: int) -> None:
+        """Fetches what the next step will start these sums from: the steps' rows lie too far apart for hardware."""
+        for b in range(rows):
+            for g in range(self.gates):
+                for at in range(0, width, 16):
+                    self.ask("fed", (self.d, self.next, self.first + first + b, g * self.hidden + unit + at))
+            for at in range(0, width, 16):
+                self.ask_to_write(0, self.here(first + b, unit + at))
+                if self.layer == "lstm":
+                    self.ask_to_write(1, self.here(first + b, unit + at))
+                for g in range(self.gates if self.layer != "rnn" else 0):
+                    self.ask_to_write(
+                        2 if self.layer == "lstm" else 1, self.here(first + b, g * self.hidden + unit + at)
+                    )
 
     def _gate(self, index: int, row: Any, unit: Any, value: Any, which: int, alive: Any) -> None:
         from ..tir import like, select
@@ -510,8 +556,9 @@ class _Forward(_Scan):
         k, (f, g), alive = self.k, self.functions, self.alive(row, lanes)
         update, reset, extra = f(sums[0]), f(sums[1]), sums[2]
         new = g(self.read("fed", self.here(row, 2 * self.hidden + unit), lanes) + reset * extra)
-        for j, gate in enumerate((update, reset, new, extra)):
+        for j, gate in enumerate((update, reset, new)):
             self._gate(j, row, unit, gate, 1, alive)
+        self._gate(0, row, unit, extra, 2, alive)
         old = self.kept("h", self._turn(self.before, row), unit, lanes)
         self._state(row, unit, lanes, k.bind(new + update * (old - new)), alive)
 
@@ -522,8 +569,9 @@ class _Forward(_Scan):
         extra = self.k.bind(reset * self.kept("h", self._turn(self.before, row), unit, lanes))
         self.keep("update", row, unit, update)
         self.keep("extra", row, unit, extra)
-        for j, gate in ((0, update), (1, reset), (3, extra)):
+        for j, gate in enumerate((update, reset)):
             self._gate(j, row, unit, gate, 1, alive)
+        self._gate(0, row, unit, extra, 2, alive)
 
     def _candidate(self, row: Any, unit: Any, lanes: int, sums: Sequence[Any]) -> None:
         k, (_, g), alive = self.k, self.functions, self.alive(row, lanes)
@@ -541,12 +589,15 @@ class _Backward(_Scan):
     """``dh`` holds the gradient of the state after a step; a product makes that of the state before of it."""
 
     def run(self) -> None:
+        from ..tir import maximum
+
         k, steps = self.k, self.c["steps"]
         self.each_vector(self._start)
         carries = self.layer == "gru" or "lengths" in self.given
         with k.loop(steps, name="step") as back:
             self.step = k.bind(steps - 1 - back)
             self.position = k.bind(self.time(self.step))
+            self.next = k.bind(self.time(maximum(self.step - 1, 0)))
             if self.layer == "gru" and not self.c["linear"]:
                 self.each_vector(self._candidate)
                 self._take_back(self.panels[1], "dextra", False)
@@ -611,12 +662,17 @@ class _Backward(_Scan):
         return held.get()
 
     def _gates(self, row: Any, unit: Any, lanes: int) -> list[Any]:
-        return [self.read("gates", self.here(row, j * self.hidden + unit), lanes) for j in range(4)]
+        for j in range(self.gates):
+            self.ask("gates", (self.d, self.next, self.first + row, j * self.hidden + unit))
+        for j in range(self.gates):
+            self.ask_to_write(0, (self.d, self.next, self.first + row, j * self.hidden + unit))
+        return [self.read("gates", self.here(row, j * self.hidden + unit), lanes) for j in range(self.gates)]
 
     def _with_kept(self, value: Any, gate: int, row: Any, unit: Any, lanes: int) -> Any:
         """``value`` plus the gradient that arrives for a kept gate from outside."""
-        if "ggates" in self.given:
-            value = value + self.read("ggates", self.here(row, gate * self.hidden + unit), lanes)
+        name, gate = ("gextras", 0) if self.layer == "gru" and gate == 3 else ("ggates", gate)
+        if name in self.given:
+            value = value + self.read(name, self.here(row, gate * self.hidden + unit), lanes)
         return self.k.bind(value)
 
     def _emit(self, gate: int, row: Any, unit: Any, value: Any, alive: Any, *, shown: bool = True) -> Any:
@@ -668,7 +724,8 @@ class _Backward(_Scan):
         """Where the reset comes after the product: the product's own gradient takes the candidate's place in it."""
         k, alive = self.k, self.alive(row, lanes)
         df, dg = self.derivatives
-        update, reset, new, extra = self._gates(row, unit, lanes)
+        update, reset, new = self._gates(row, unit, lanes)
+        extra = self.read("extras", self.here(row, unit), lanes)
         dh, to_new, to_update = self._halves(row, unit, lanes, update, new)
         to_new, to_update = k.bind(to_new * dg(new)), k.bind(to_update * df(update))
         to_extra = self._with_kept(to_new * reset, 3, row, unit, lanes)

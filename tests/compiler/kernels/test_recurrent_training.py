@@ -40,6 +40,6 @@ def test_sizes(op, linear, steps, batch, hidden, machine):
     if op == "lstm":
         given = [rest[0], rest[1], None, None, None, gh]
     else:
-        given = [h, rest[0], None, None, gh] if op == "gru" else [h, None, gh]
+        given = [h, rest[0], rest[1], None, None, gh] if op == "gru" else [h, None, gh]
     region, arrays = region_of(f"{op}_scan_grad", [r, *given], attrs, machine=machine)
     check_region(region, arrays)
