@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,3 +186,20 @@ def reference():
         return ((sums[:, 0] + sums[:, 1]) + sums[:, 2]) + sums[:, 3]
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def training_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``training_library(weighted=True, batch=8)``: softmax regression compiled with its training step."""
+    pytest.importorskip("networkx")
+    from small_training import compile_training
+
+    made: dict[tuple[bool, int], Path] = {}
+
+    def library(*, weighted: bool = True, batch: int = 8) -> Path:
+        key = (weighted, batch)
+        if key not in made:
+            made[key] = compile_training(tmp_path_factory.mktemp("training") / "model.so", batch, weighted)
+        return made[key]
+
+    return library
