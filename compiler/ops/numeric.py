@@ -86,7 +86,7 @@ def threefry(key: np.ndarray, first: np.ndarray, second: np.ndarray, rounds: int
         if r % 4 == 3:
             turns = (r + 1) // 4
             x, y = x + keys[turns % 3], y + keys[(turns + 1) % 3] + np.uint32(turns)
-    return x
+    return np.asarray(x)
 
 
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:

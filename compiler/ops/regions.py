@@ -216,7 +216,7 @@ def _roi_align(
     spatial_scale: float,
     coordinate: str,
 ) -> np.ndarray:
-    exact = np.float64 if rois.dtype == np.float64 else np.float32
+    exact: Any = np.float64 if rois.dtype == np.float64 else np.float32
     places = rois.astype(exact) * exact(spatial_scale) - exact(0.5 if coordinate == "half_pixel" else 0)
     out = np.zeros((len(rois), x.shape[1], output_height, output_width), x.dtype)
     for r, (x1, y1, x2, y2) in enumerate(places):
