@@ -14,7 +14,7 @@ from ..trace import current, fail
 from .base import Layer, whole
 from .windows import channel_axis, default_axis
 
-_NAMES = {"epsilon": "eps"}
+_NAMES = {"epsilon": "eps", "gamma_regularizer": "kernel_regularizer", "beta_regularizer": "bias_regularizer"}
 
 
 def _to_channels(x: Tensor, axis: int) -> Tensor:

@@ -100,6 +100,12 @@ def test_penalties_of_recurrent_weights_and_embeddings():
     np.testing.assert_allclose(penalty(net, words), want, rtol=1e-5)
 
 
+def test_keras_names_for_normalisations():
+    net = nv.Sequential([layers.BatchNorm(input_shape=(4,), gamma_regularizer=R.L2(1.0), beta_regularizer=R.L2(1.0))])
+    net(X)
+    assert penalty(net) == 4.0  # scales start at 1, shifts at 0, running statistics are not trained
+
+
 def test_without_penalties_there_is_no_term():
     net = nv.Sequential([layers.Dense(4, input_dim=4)])
     assert penalty(net) is None
