@@ -148,7 +148,7 @@ def _cycles(region: Region, g: Geometry, columns: Columns, lines: int, taps: int
     half = 0.5 if machine.fma_ports == 1 and machine.lanes == 16 else 1.0
     scalar_loads = min(2.0, 2 * machine.load_ports) if machine.lanes == 16 else machine.load_ports
     width, total = max(1, taps), 0.0
-    gathered = 1 if g.g.strides[1] == 1 or g.columns == 1 else columns.lanes  # loads of a vector of g
+    gathered = 1 if g.g.strides[1] == 1 or g.columns == 1 else 3 * columns.lanes  # loads and inserts of g
     groups = [(columns.widths[: columns.nv], columns.full)] if columns.full else []
     groups += [(columns.widths[i:j], 1) for i, j in columns.rests]
     for widths, times in groups:
