@@ -9,8 +9,8 @@
 6. minimum and maximum with a number are clips, clips in a row are one, clip from 0 up is relu.
 7. Constants in a row of additions, or of multiplications, are brought together.
 8. A sum over n elements times 1/n is a mean.
-9. A transpose of the last two axes of a product, whose factors can be transposed at no cost, is the product of the
-   transposes the other way round.
+9. A transpose of the last two axes of a product is the product of the transposes the other way round, where its factors
+   can be transposed at no cost, or the left one is a transpose itself (the gradient of a transposed weight).
 """
 
 from __future__ import annotations
@@ -217,7 +217,8 @@ def _product_transposed(m: Match) -> Value | None:
     if not swaps_last(graph, m.out) or graph.type(a).rank < 2 or graph.type(b).rank < 2:
         return None
     constants = [graph.node(v).op == "const" and graph.uses(v) == 1 for v in (a, b)]
-    if all(constants) or not all(c or swaps_last(graph, v) for c, v in zip(constants, (a, b), strict=True)):
+    free = [c or swaps_last(graph, v) for c, v in zip(constants, (a, b), strict=True)]
+    if all(constants) or not (all(free) or swaps_last(graph, a)):
         return None
     return m.add("matmul", _swapped(m, b), _swapped(m, a))
 

@@ -112,3 +112,46 @@ def test_scans_where_all_that_they_keep_is_read(op):
         arrays = [a if a is None or a.dtype.kind != "f" else a.astype(np.float64) for a in sample_inputs(case, number)]
         if max(a.size for a in arrays if a is not None) < 1000:
             check(op, dict(case.attrs), arrays, {0, 1, 2, 3, 4})
+
+
+# -- PyTorch -------------------------------------------------------------------------------------------------------
+
+ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}  # PyTorch's gates in ONNX's order
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("op", sorted(GATES))
+def test_gradients_agree_with_pytorch(op, bidirectional):
+    torch = pytest.importorskip("torch")
+    steps, batch, features, hidden = 7, 5, 6, 8
+    torch.manual_seed(0)
+    net = getattr(torch.nn, op.upper())(features, hidden, bidirectional=bidirectional).double()
+    suffixes = ("", "_reverse")[: 1 + bidirectional]
+
+    def stacked(name: str, read: Any) -> np.ndarray:
+        parts = [np.asarray(read(getattr(net, f"{name}_l0{s}"))).reshape(GATES[op], hidden, -1) for s in suffixes]
+        return np.stack([p[list(ORDER[op])].reshape(GATES[op] * hidden, -1) for p in parts])
+
+    def weights(read: Any) -> list[np.ndarray]:
+        w, r, *b = (stacked(n, read) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        return [w, r, np.concatenate([p[..., 0] for p in b], axis=1)]
+
+    x = torch.randn(steps, batch, features, dtype=torch.float64, requires_grad=True)
+    y, _ = net(x)
+    cotangent = torch.randn_like(y)
+    (y * cotangent).sum().backward()
+    attrs = {"direction": "bidirectional"} if bidirectional else {}
+    attrs |= {"linear_before_reset": True} if op == "gru" else {}
+    arrays = [x.detach().numpy(), *weights(lambda p: p.detach())]
+    graph = Graph("loss")
+    values = [graph.input(f"x{i}", type_of(a)) for i, a in enumerate(arrays)]
+    mine = graph.add(op, *values, origin=("test",), **attrs)
+    g = cotangent.numpy().reshape(steps, batch, len(suffixes), hidden).transpose(0, 2, 1, 3)
+    loss = graph.add("mul", mine, graph.const(np.ascontiguousarray(g), origin=("test",)), origin=("test",))
+    loss = graph.add("reduce_sum", loss, axes=(0, 1, 2, 3), origin=("test",))
+    training_form(graph, loss, values)
+    for value in gradients(graph, loss, values):
+        graph.output(value)
+    wanted = [x.grad.numpy(), *weights(lambda p: p.grad)]
+    for found, expected in zip(interpret(graph, arrays), wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)

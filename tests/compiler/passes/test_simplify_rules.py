@@ -311,6 +311,11 @@ CASES = [
         "%transpose_5: f32[4,2] = transpose(%w) perm=[1,0]\n%y: f32[4,3] = matmul(%transpose_5, %x)\nreturn %y",
     ),
     (
+        "product transposed",
+        lambda b: b.transpose(b.matmul(b.transpose(b.x(2, 3), perm=(1, 0)), b.x(2, 4, name="z")), perm=(1, 0)),
+        "%transpose_5: f32[4,2] = transpose(%z) perm=[1,0]\n%y: f32[4,3] = matmul(%transpose_5, %x)\nreturn %y",
+    ),
+    (
         "pad into conv",
         lambda b: b.conv(b.pad(b.x(1, 1, 4, 4), pads=(0, 0, 1, 0, 0, 0, 0, 2)), b.w(1, 1, 3, 3)),
         "%y: f32[1,1,3,4] = conv(%x, %w) strides=[1,1] pads=[1,0,0,2] dilations=[1,1] group=1\nreturn %y",
