@@ -18,7 +18,7 @@ Program = dict[str, Any]
 
 
 def serialize(region: Region) -> Program:
-    """The region's body with its anchor (if any) as a node ``anchor`` whose value the template supplies."""
+    """The region's body with its anchors (if any) as nodes ``anchor`` whose values the template supplies."""
     body = region.body
     ids: dict[Value, int] = {Value(n): i for i, n in enumerate(body.inputs)}
     nodes: list[dict[str, Any]] = []
@@ -35,7 +35,7 @@ def serialize(region: Region) -> Program:
                 "shape": list(node.types[value.index].dims),
                 "args": [],
             }
-            if key == region.anchor:
+            if key in region.anchors:
                 entry["op"] = "anchor"
                 entry["args"] = [None if a is None else ids[a] for a in body.args(key)]
                 anchor.append(ids[value])

@@ -7,51 +7,42 @@
 3. What elementwise work is left is grouped the same way.
 
 A group has one way out, so that no group can wait for itself; what becomes the next value of a param or state leaves
-the graph, and may leave a group beside it (an optimizer's update in the epilogue of its gradient). Reshape, transpose, slice, expand and concat stay: the
-layout decides whether they cost anything.
+the graph, and may leave a group beside it (an optimizer's update in the epilogue of its gradient). Reductions of
+training graphs are grouped before all this (``fuse_reductions``). Reshape, transpose, slice, expand and concat stay:
+the layout decides whether they cost anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import networkx as nx
 
-from ..ir import STORED, Graph, Value, join_origins
-from ..ops import OPS, Kind
+from ..ir import STORED, Graph, Value
 from ..types import is_float
+from .fuse_reductions import FOLDS, fuse_reductions
+from .groups import MOST_MEMBERS, MOST_OPERANDS, elementwise, operand_count, wrap
 
 VIEWS = ("reshape", "transpose", "slice", "expand")
 LEFT_ALONE = (*VIEWS, "concat", "fused")
-PROLOGUE = (
-    "reduce_sum",
-    "reduce_mean",
-    "reduce_max",
-    "reduce_min",
-    "reduce_prod",
-    "softmax",
-    "log_softmax",
-    "layer_norm",
-    "rms_norm",
-)
-_OPERANDS = 12  # inputs that one kernel may have: each is a pointer that wants a register
-_MEMBERS = 48  # operations that one kernel may hold: compile time and recursion in TVM grow with the depth
+PROLOGUE = (*FOLDS, "softmax", "log_softmax", "layer_norm", "rms_norm")
+SOLITARY = ("scatter_elements", "scatter_nd")  # they write their result in no order: nothing can follow in the kernel
 _SINK = -1
 
 
 def fuse(graph: Graph) -> Graph:
     """The graph with every kernel as one ``fused`` node; stored tensors and views stay as they are."""
     work = graph.copy()
-    groups = _groups(work)
-    for members in groups:
-        _wrap(work, members)
+    if work.bindings:
+        fuse_reductions(work, {k for g in _groups(work) for k in g if _leads(work, g)})
+        work.prune()
+    for members in _groups(work):
+        wrap(work, members)
     work.prune()
     return work
 
 
-def _elementwise(graph: Graph, key: int) -> bool:
-    node = graph.node(key)
-    return OPS[node.op].kind is Kind.ELEMENTWISE and len(node.types) == 1
+def _leads(graph: Graph, members: list[int]) -> bool:
+    """Whether a group has an anchor that is no plain reduction."""
+    return any(_is_anchor(graph, k) and graph.node(k).op not in FOLDS for k in members)
 
 
 def _groups(graph: Graph) -> list[list[int]]:
@@ -64,26 +55,26 @@ def _groups(graph: Graph) -> list[list[int]]:
     for anchor in reversed(anchors):
         groups[anchor] = [anchor]
         owner[anchor] = anchor
-        if len(graph.node(anchor).types) == 1:
+        if len(graph.node(anchor).types) == 1 and graph.node(anchor).op not in SOLITARY:
             _grow(graph, anchor, groups[anchor], owner, ipdom, place)
     for anchor in anchors:
         if graph.node(anchor).op in PROLOGUE:
             _take_prologue(graph, anchor, groups[anchor], owner)
     for key in order:
-        if key not in owner and _elementwise(graph, key):
+        if key not in owner and elementwise(graph, key):
             groups[key] = [key]
             owner[key] = key
             _grow(graph, key, groups[key], owner, ipdom, place)
-    bound = {v.node for v in graph.bindings.values()}
-    for leader in sorted(groups, key=place.__getitem__):
-        if leader in groups and bound & set(groups[leader]):
-            _take_feeders(graph, groups, leader, owner)
+    if graph.bindings:
+        for leader in sorted(groups, key=place.__getitem__, reverse=True):
+            if leader in groups:
+                _take_feeders(graph, groups, leader, owner)
     return [sorted(groups[k], key=place.__getitem__) for k in sorted(groups, key=place.__getitem__)]
 
 
 def _is_anchor(graph: Graph, key: int) -> bool:
     node = graph.node(key)
-    return node.op not in STORED and node.op not in LEFT_ALONE and not _elementwise(graph, key)
+    return node.op not in STORED and node.op not in LEFT_ALONE and not elementwise(graph, key)
 
 
 def _post_dominators(graph: Graph) -> dict[int, int]:
@@ -115,7 +106,7 @@ def _grow(
         if any(not _may_join(graph, k, shape, owner) for k in between):
             return
         joined = [*members, *between, end]
-        if len(joined) > _MEMBERS or _operand_count(graph, joined) > _OPERANDS:
+        if len(joined) > MOST_MEMBERS or operand_count(graph, joined) > MOST_OPERANDS:
             return
         for key in (*between, end):
             owner[key] = leader
@@ -130,7 +121,7 @@ def _take_updates(graph: Graph, result: int, members: list[int], owner: dict[int
     if not found or any(not _may_join(graph, k, shape, owner) for k in found):
         return
     joined = [*members, *found]
-    if len(joined) > _MEMBERS or _operand_count(graph, joined) > _OPERANDS:
+    if len(joined) > MOST_MEMBERS or operand_count(graph, joined) > MOST_OPERANDS:
         return
     for key in found:
         owner[key] = members[0]
@@ -138,22 +129,24 @@ def _take_updates(graph: Graph, result: int, members: list[int], owner: dict[int
 
 
 def _take_feeders(graph: Graph, groups: dict[int, list[int]], leader: int, owner: dict[int, int]) -> None:
-    """Takes elementwise groups into an update that alone reads them (decayed moments, weight decay)."""
+    """Takes elementwise groups into the elementwise work of a group that alone reads them (the branches of a gradient,
+    decayed moments, weight decay)."""
     members = groups[leader]
     shape = graph.node(members[-1]).types[0].shape
     queue = list(members)
     while queue:
-        for arg in graph.args(queue.pop(0)):
+        key = queue.pop(0)
+        for arg in graph.args(key) if elementwise(graph, key) else ():
             other = None if arg is None else owner.get(arg.node)
-            if other is None or other == leader or any(not _elementwise(graph, k) for k in groups[other]):
+            if other is None or other == leader or any(not elementwise(graph, k) for k in groups[other]):
                 continue
             joined = [*groups[other], *members]
             inside = set(joined)
             last = groups[other][-1]
             alone = set(graph.nx.successors(last)) <= inside and Value(last) not in graph.outputs
-            if not alone or graph.node(last).types[0].shape != shape or len(joined) > _MEMBERS:
+            if not alone or graph.node(last).types[0].shape != shape or len(joined) > MOST_MEMBERS:
                 continue
-            if _operand_count(graph, joined) > _OPERANDS:
+            if operand_count(graph, joined) > MOST_OPERANDS:
                 continue
             taken = groups.pop(other)
             owner.update(dict.fromkeys(taken, leader))
@@ -162,7 +155,7 @@ def _take_feeders(graph: Graph, groups: dict[int, list[int]], leader: int, owner
 
 
 def _may_join(graph: Graph, key: int, shape: tuple[int | str, ...], owner: dict[int, int]) -> bool:
-    return key not in owner and _elementwise(graph, key) and graph.node(key).types[0].shape == shape
+    return key not in owner and elementwise(graph, key) and graph.node(key).types[0].shape == shape
 
 
 def _between(graph: Graph, start: int, end: int, place: dict[int, int]) -> list[int]:
@@ -177,21 +170,6 @@ def _between(graph: Graph, start: int, end: int, place: dict[int, int]) -> list[
     return sorted(found, key=place.__getitem__)
 
 
-def _outside(graph: Graph, members: Iterable[int]) -> list[Value]:
-    inside = set(members)
-    return list(dict.fromkeys(a for k in members for a in graph.args(k) if a is not None and a.node not in inside))
-
-
-def _operand_count(graph: Graph, members: list[int]) -> int:
-    return sum(1 for v in _outside(graph, members) if not _immediate(graph, v))
-
-
-def _immediate(graph: Graph, value: Value) -> bool:
-    """A scalar constant travels inside the kernel."""
-    node = graph.node(value)
-    return node.op == "const" and node.types[0].size == 1
-
-
 def _take_prologue(graph: Graph, anchor: int, members: list[int], owner: dict[int, int]) -> None:
     source = graph.args(anchor)[0]
     assert source is not None
@@ -199,63 +177,20 @@ def _take_prologue(graph: Graph, anchor: int, members: list[int], owner: dict[in
     queue = [source.node]
     while queue:
         key = queue.pop(0)
-        if key in owner or not _elementwise(graph, key) or graph.node(key).types[0].shape != shape:
+        if key in owner or not elementwise(graph, key) or graph.node(key).types[0].shape != shape:
             continue
         inside = set(members)
         users = {u for u in graph.nx.successors(key)}
         leaves = Value(key) in graph.outputs or Value(key) in graph.bindings.values()
-        if leaves or not users <= inside or len(members) >= _MEMBERS:
+        if leaves or not users <= inside or len(members) >= MOST_MEMBERS:
             continue
-        if _operand_count(graph, [key, *members]) > _OPERANDS:
+        if operand_count(graph, [key, *members]) > MOST_OPERANDS:
             continue
         if not is_float(graph.node(key).types[0].dtype) or graph.node(key).op == "cast":
             continue
         owner[key] = anchor
         members.append(key)
         queue += [a.node for a in graph.args(key) if a is not None]
-
-
-def _wrap(graph: Graph, members: list[int]) -> None:
-    """Replaces a group by one ``fused`` node."""
-    inside = set(members)
-    last = members[-1]
-    inlined = {
-        a for k in members if _elementwise(graph, k) for a in graph.args(k) if a is not None and _immediate(graph, a)
-    }
-    kept = {a for k in members if not _elementwise(graph, k) for a in graph.args(k) if a is not None}
-    body = Graph(graph.node(last).names[0])
-    inner: dict[Value, Value] = {}
-    operands: list[Value] = []
-    for value in _outside(graph, members):
-        node = graph.node(value)
-        if value in inlined and value not in kept:
-            inner[value] = body.const(node.array, node.names[0], node.origin)
-        else:
-            inner[value] = body.input(graph.tensor_name(value), graph.type(value), node.origin)
-            operands.append(value)
-    for key in members:
-        node = graph.node(key)
-        new = body.insert(node, [None if a is None else inner[a] for a in graph.args(key)])
-        for i in range(len(node.types)):
-            inner[Value(key, i)] = Value(new, i)
-    results = graph.values(last) if len(members) == 1 else [*_exits(graph, members[:-1], inside), Value(last)]
-    for value in results:
-        body.output(inner[value])
-    origin = join_origins(graph.node(k).origin for k in members)
-    names = [graph.tensor_name(v) for v in results]
-    fused = graph.add("fused", *operands, names=names, origin=origin, body=body)
-    for i, value in enumerate(results):
-        graph.replace(value, Value(fused.node, i))
-    for key in reversed(members):
-        if key in inside:
-            graph.remove(key)
-
-
-def _exits(graph: Graph, members: Iterable[int], inside: set[int]) -> list[Value]:
-    """What members' results are read outside of the group (next values, and what reads those)."""
-    bound = set(graph.bindings.values())
-    values = [v for k in members for v in graph.values(k)]
-    return [v for v in values if v in bound or any(user not in inside for user, _ in graph.users(v))]
 
 
 def op_label(body: Graph) -> str:

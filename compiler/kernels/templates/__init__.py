@@ -31,6 +31,7 @@ NAMES = (
     "reduce",
     "reshape",
     "resize",
+    "rows",
     "sample",
     "scan",
     "scatter",

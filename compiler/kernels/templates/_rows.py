@@ -31,10 +31,10 @@ _TASK_WORK = 512.0  # vector operations that a task should have at least
 
 
 def ancestors(region: Region) -> set[int]:
-    """Nodes that the anchor's inputs come from."""
+    """Nodes that the anchors' inputs come from."""
     body = region.body
     seen: set[int] = set()
-    stack = [a.node for a in body.args(region.anchor) if a is not None]  # type: ignore[arg-type]
+    stack = [a.node for anchor in region.anchors for a in body.args(anchor) if a is not None]
     while stack:
         node = stack.pop()
         if node not in seen:
@@ -50,7 +50,7 @@ def axis_strides(region: Region, out_axes: Sequence[int], by_channel: Sequence[i
     body = region.body
     rank = body.type(body.args(region.anchor)[0]).rank  # type: ignore[arg-type]
     before = ancestors(region)
-    after = {u for n in body for u in body.nx.predecessors(n) if n not in before and n != region.anchor}
+    after = {u for n in body for u in body.nx.predecessors(n) if n not in before and n not in region.anchors}
     found = []
     for number, (node, operand) in enumerate(zip(body.inputs, region.inputs, strict=True)):
         own = [s if d > 1 else 0 for s, d in zip(operand.strides, operand.type.dims, strict=True)]
@@ -76,12 +76,10 @@ def _spread(own: Sequence[int], out_axes: Sequence[int], rank: int) -> list[int]
 
 
 def main_strides(region: Region) -> list[int]:
-    """Strides of the largest input that the anchor's first input is computed from."""
+    """Strides of the largest input that the anchors' first inputs are computed from."""
     body = region.body
-    source = body.args(region.anchor)[0]  # type: ignore[arg-type]
-    assert source is not None
-    rank = body.type(source).rank
-    reached = {source.node}
+    rank = body.type(source(region)).rank
+    reached = {body.args(anchor)[0].node for anchor in region.anchors}  # type: ignore[union-attr]
     for node in reversed(body.order()):
         if node in reached:
             reached.update(body.nx.predecessors(node))
@@ -181,7 +179,7 @@ def effort(op: str) -> float:
 
 def operations(region: Region) -> float:
     """Vector operations of the region's elementwise nodes."""
-    return sum(effort(region.body.node(n).op) for n in region.body if n != region.anchor)
+    return sum(effort(region.body.node(n).op) for n in region.body if n not in region.anchors)
 
 
 def source(region: Region) -> Value:

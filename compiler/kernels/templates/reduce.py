@@ -1,7 +1,8 @@
 """Sums, means, products and extrema over any axes, and the position of the largest or smallest along one.
 
 Each unit of the walk folds into several accumulators, which are joined in a fixed tree. A fold of much into little is
-cut into a fixed number of parts: one phase folds the parts, a second one joins them.
+cut into a fixed number of parts: one phase folds the parts, a second one joins them. Several folds over the same axes
+are made in one walk.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 from ...ops.shapes import normalise_axes
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._rows import Spot, Unit, Walk, axis_strides, bound, main_strides, operations, source, walk
+from ._positions import highest, lowest, positions
+from ._rows import Spot, Unit, Walk, ancestors, axis_strides, bound, main_strides, operations, source, walk
 
 FOLDS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
 POSITIONS = ("argmax", "argmin")
@@ -28,14 +30,17 @@ _SPLIT_FROM = 1 << 16  # elements that are worth folding in parts
 def plan(region: Region) -> list[Plan]:
     body, attrs = region.body, region.attrs
     x = body.type(source(region))
+    if region.op == "reductions" and not _one_walk(region):
+        return []
     named: tuple[int, ...] = (attrs["axis"],) if region.op in POSITIONS else attrs["axes"]
     axes = normalise_axes(named, x.rank)
     kept = list(range(x.rank)) if attrs["keepdims"] else [a for a in range(x.rank) if a not in axes]
     every = axis_strides(region, kept)
+    folds = [body.node(a).op for a in region.anchors]
     config: dict[str, Any] = {
         "program": serialize(region),
-        "op": region.op,
-        "dtype": accumulator(region.op, x.dtype),
+        "folds": folds,
+        "dtypes": [accumulator(op, x.dtype) for op in folds],
         "count": math.prod(x.dims[a] for a in axes),
         "out_axes": kept,
         "last": bool(attrs.get("select_last", False)),
@@ -43,14 +48,45 @@ def plan(region: Region) -> list[Plan]:
     inputs = tuple(Arg("in", i) for i in range(len(region.inputs)))
     outputs = tuple(Arg("out", i) for i in range(len(region.outputs)))
     traffic = sum(o.type.nbytes for o in region.inputs)
-    work = 1 + operations(region)
+    work = len(folds) + operations(region)
     cost = 100 + max(x.size * work / region.machine.lanes, traffic / 8) / 2.5
-    if region.op in FOLDS and (part := _parts(region, x.dims, axes)) is not None:
+    if folds[0] in FOLDS and (part := _parts(region, x.dims, axes)) is not None:
         return [_in_parts(region, config, part, axes, every, (*inputs, *outputs), cost)]
-    config["walk"] = walk(region, axes, every, work=work)
+    config["walk"] = walk(region, axes, every, work=work, wide=_wide(folds))
     tasks = config["walk"]["tasks"]
     draft = Draft(KernelSpec("reduce", config), (*inputs, *outputs), tasks if tasks > 1 else None)
-    return [Plan("reduce", (draft,), cost, detail="reduce across" if config["walk"]["across"] else "reduce columns")]
+    detail = "reduce across" if config["walk"]["across"] else "reduce columns"
+    return [Plan("reduce", (draft,), cost, inplace=_updates(region), detail=detail)]
+
+
+def _one_walk(region: Region) -> bool:
+    """Whether several anchors are folds of one shape over the same axes, of which none needs another, and everything
+    that comes out is of their results' shape."""
+    body, before = region.body, ancestors(region)
+    anchors = [(body.node(a), body.type(body.args(a)[0])) for a in region.anchors]  # type: ignore[arg-type]
+    first, x = anchors[0]
+    alike = all(
+        n.op in FOLDS and t == x and n.types == first.types and set(n.attrs["axes"]) == set(first.attrs["axes"])
+        for n, t in anchors
+    )
+    whole = all(o.type.dims == first.types[0].dims for o in region.outputs)
+    return alike and whole and not before & set(region.anchors)
+
+
+def _wide(folds: Sequence[str]) -> int:
+    """Vectors of a row that are taken at once: each has an accumulator for every fold."""
+    return 4 if len(folds) <= 3 else 2
+
+
+def _updates(region: Region) -> tuple[tuple[int, int], ...]:
+    """Inputs that an output may take over: those that only the work on the result reads, at its own place."""
+    before = ancestors(region)
+    return tuple(
+        (i, j)
+        for i, (node, given) in enumerate(zip(region.body.inputs, region.inputs, strict=True))
+        for j, result in enumerate(region.outputs)
+        if node not in before and given.type == result.type and given.strides == result.strides
+    )
 
 
 def accumulator(op: str, dtype: str) -> str:
@@ -93,7 +129,9 @@ def _in_parts(
     shape = [*dims, parts]
     shape[axis] = dims[axis] // parts
     origin = [*((a, 1) for a in range(rank)), (axis, dims[axis] // parts)]
-    first = walk(region, list(axes), every, shape=shape, origin=origin, work=1 + operations(region))
+    folds = config["folds"]
+    work, wide = len(folds) + operations(region), _wide(folds)
+    first = walk(region, list(axes), every, shape=shape, origin=origin, work=work, wide=wide)
     kept = [a for a in range(rank) if a not in axes]
     strides, step = [0] * (rank + 1), 1
     for a in reversed(kept):
@@ -101,9 +139,13 @@ def _in_parts(
         step *= dims[a]
     strides[rank] = step
     second_shape = [parts if a == axis else 1 if a in axes else dims[a] for a in range(rank)]
-    held = {"strides": strides, "size": step * parts, "parts": parts, "axis": axis}
+    held = {"strides": strides, "size": step * parts, "axis": axis}
     second = walk(
-        region, [axis], [*every, [strides[rank] if a == axis else strides[a] for a in range(rank)]], shape=second_shape
+        region,
+        [axis],
+        [*every, [strides[rank] if a == axis else strides[a] for a in range(rank)]],
+        shape=second_shape,
+        wide=wide,
     )
     second["tasks"], second["chunk"] = 1, second["units"]
     drafts = (
@@ -114,98 +156,120 @@ def _in_parts(
         ),
         Draft(KernelSpec("reduce.join", {**config, "walk": second, "held": held}), (*args, Arg("shared"))),
     )
-    return Plan("reduce", drafts, cost + 1000, shared_bytes=8 * step * parts, detail=f"reduce in {parts} parts")
+    return Plan(
+        "reduce",
+        drafts,
+        cost + 1000,
+        shared_bytes=8 * step * parts * len(folds),
+        inplace=_updates(region),
+        detail=f"reduce in {parts} parts",
+    )
 
 
 # -- emitting ------------------------------------------------------------------------------------------------------
 
 
-def _combiner(op: str, dtype: str) -> tuple[Callable[[Any, Any], Any], Any]:
+def combiner(op: str, dtype: str) -> tuple[Callable[[Any, Any], Any], Any]:
     """How two values fold, and what nothing folds to. NaN wins in extrema."""
     from ..tir import maximum, minimum
     from ..vecmath import combine
 
-    is_float = dtype.startswith("float")
     if op in ("reduce_sum", "reduce_mean"):
         return (lambda a, b: a + b), 0
     if op == "reduce_prod":
         return (lambda a, b: a * b), 1
     largest = op == "reduce_max"
-    if is_float:
-        return combine("maximum" if largest else "minimum"), float("-inf" if largest else "inf")
-    bits, signed = int(dtype.lstrip("uint")), not dtype.startswith("u")
-    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-    return (maximum, low) if largest else (minimum, high)
+    start = lowest(dtype) if largest else highest(dtype)
+    if dtype.startswith("float"):
+        return combine("maximum" if largest else "minimum"), start
+    return (maximum if largest else minimum), start
 
 
 class _Fold:
-    """One kernel of this template."""
+    """One kernel of this template: all folds of the region in one walk."""
 
     def __init__(self, k: Any, config: dict[str, Any], *, joins: bool = False) -> None:
         from ..evaluate import Evaluator
 
         self.k, self.c = k, config
-        self.program = config["program"]
+        self.program, self.dtypes = config["program"], config["dtypes"]
         inputs = [k.arg(f"x{i}", o["dtype"], o["span"]) for i, o in enumerate(self.program["inputs"])]
-        self.ev = Evaluator(k, self.program, inputs, anchor=lambda number, coords: self.result)
+        self.results: list[Any] = []
+        self.ev = Evaluator(k, self.program, inputs, anchor=lambda number, coords: self.results[number])
+        nodes = [self.program["nodes"][a - len(inputs)] for a in self.program["anchor"]]
+        self.sources = [node["args"][0] for node in nodes]
         self.walk = Walk(k, config["walk"])
-        self.joins, self.result, self.scratch = joins, None, None
-        self.combine: Any
-        self.unit: Any
-        self.combine, self.unit = _combiner(config["op"], config["dtype"]) if config["op"] in FOLDS else (None, None)
+        self.joins, self.scratch = joins, None
+        folds = list(zip(config["folds"], self.dtypes, strict=True))
+        self.combine = [bound(k, combiner(op, t)[0]) for op, t in folds if op in FOLDS]
+        self.starts = [combiner(op, t)[1] for op, t in folds if op in FOLDS]
 
     def outputs(self) -> None:
         self.out = [self.k.arg(f"y{i}", o["dtype"], o["span"]) for i, o in enumerate(self.program["outputs"])]
 
     def held(self) -> None:
-        self.scratch = self.k.arg("held", self.c["dtype"], self.c["held"]["size"])
+        self.scratch = self.k.arg("held", self.dtypes[0], self.c["held"]["size"] * len(self.dtypes))
 
-    def value(self, spot: Spot) -> Any:
+    def values(self, spot: Spot) -> list[Any]:
+        """What each fold takes in there."""
         from ..functions import cast
+        from ..tir import splat
 
         if self.joins:
             strides = self.c["held"]["strides"]
             strides = [strides[-1] if a == self.c["held"]["axis"] else s for a, s in enumerate(strides[:-1])]
             base, step = self.ev.address(strides, spot.coords)
-            return self.k.load(self.scratch, base, spot.lanes, step)
-        anchor = self.program["nodes"][self.program["anchor"][0] - len(self.program["inputs"])]
-        return cast(self.walk.read(self.ev, anchor["args"][0], spot), self.c["dtype"])
+            size = self.c["held"]["size"]
+            return [self.k.load(self.scratch, base + i * size, spot.lanes, step) for i in range(len(self.dtypes))]
+        self.ev.begin()
+        coords = self.walk.logical(spot.coords)
+        found = [self.k.bind(splat(self.ev.value(s, coords, spot.lanes), spot.lanes)) for s in self.sources]
+        return [cast(value, dtype) for value, dtype in zip(found, self.dtypes, strict=True)]
 
-    def folded(self, unit: Unit) -> dict[tuple[int, int], Any]:
-        """The accumulators of a unit after the walk over its reduced axes."""
+    def folded(self, unit: Unit) -> list[dict[tuple[int, int], Any]]:
+        """The accumulators of a unit, for each fold, after the walk over its reduced axes."""
         from ..tir import constant
 
         turns = max(1, _TURNS // len(unit.columns))
-        slots = {s: self.k.register(self.c["dtype"], w) for s, w in self.walk.slots(unit, turns).items()}
-        for register in slots.values():
-            register.set(constant(self.unit, self.c["dtype"], register.lanes))
-        join = bound(self.k, self.combine)
-        self.walk.over(unit, turns, lambda s: slots[s.slot].set(join(slots[s.slot].get(), self.value(s))))
-        return {s: r.get() for s, r in slots.items()}
+        widths = self.walk.slots(unit, turns)
+        slots = [{s: self.k.register(t, w) for s, w in widths.items()} for t in self.dtypes]
+        for registers, dtype, start in zip(slots, self.dtypes, self.starts, strict=True):
+            for register in registers.values():
+                register.set(constant(start, dtype, register.lanes))
 
-    def store(self, coords: Any, lanes: int, value: Any) -> None:
-        """The result of one column: mean and type, then the epilogue."""
+        def take(spot: Spot) -> None:
+            for registers, join, value in zip(slots, self.combine, self.values(spot), strict=True):
+                registers[spot.slot].set(join(registers[spot.slot].get(), value))
+
+        self.walk.over(unit, turns, take)
+        return [{s: r.get() for s, r in registers.items()} for registers in slots]
+
+    def joined(self, slots: list[dict[tuple[int, int], Any]], column: int) -> list[Any]:
+        """What a column's accumulators come to, for each fold."""
+        return [self.walk.fold(s, column, join) for s, join in zip(slots, self.combine, strict=True)]
+
+    def store(self, coords: Any, lanes: int, values: Sequence[Any]) -> None:
+        """The results of one column: mean and type, then the epilogue."""
         from ..functions import cast
 
-        self.result = self.k.bind(cast(self._mean(value), self._anchor_dtype()))
+        self.results = [
+            self.k.bind(cast(self._mean(i, value), self.ev.dtype(self.program["anchor"][i])))
+            for i, value in enumerate(values)
+        ]
         logical = self.walk.logical(coords)
         kept = [logical[a] for a in self.c["out_axes"]]
         self.ev.begin()
         self.ev.store_all(self.out, kept, lanes)
 
-    def _anchor_dtype(self) -> str:
-        dtype: str = self.ev.dtype(self.program["anchor"][0])
-        return dtype
-
-    def _mean(self, value: Any) -> Any:
+    def _mean(self, number: int, value: Any) -> Any:
         from tvm import tirx
 
         from ..tir import like
 
         count = self.c["count"]
-        if self.c["op"] != "reduce_mean":
+        if self.c["folds"][number] != "reduce_mean":
             return value
-        if self.c["dtype"].startswith("float"):
+        if self.dtypes[number].startswith("float"):
             return value * like(1 / count, value) if count else value / like(0, value)
         return tirx.truncdiv(value, like(max(1, count), value))
 
@@ -213,7 +277,7 @@ class _Fold:
 def emit(k: Any, config: dict[str, Any]) -> None:
     fold = _Fold(k, config)
     fold.outputs()
-    fold.walk.run(_finish(fold) if config["op"] in FOLDS else lambda unit: _positions(fold, unit))
+    fold.walk.run(_finish(fold) if config["folds"][0] in FOLDS else lambda unit: positions(fold, unit))
 
 
 def emit_partial(k: Any, config: dict[str, Any]) -> None:
@@ -224,7 +288,8 @@ def emit_partial(k: Any, config: dict[str, Any]) -> None:
         slots = fold.folded(unit)
         for column, coords, _ in fold.walk.results(unit):
             base, step = fold.ev.address(config["held"]["strides"], coords)
-            k.store(fold.scratch, base, fold.walk.fold(slots, column, fold.combine), step or 1)
+            for i, value in enumerate(fold.joined(slots, column)):
+                k.store(fold.scratch, base + i * config["held"]["size"], value, step or 1)
 
     fold.walk.run(body)
 
@@ -240,113 +305,14 @@ def _finish(fold: _Fold) -> Callable[[Unit], None]:
     def body(unit: Unit) -> None:
         slots = fold.folded(unit)
         for column, coords, lanes in fold.walk.results(unit):
-            fold.store(coords, lanes, fold.walk.fold(slots, column, fold.combine))
+            fold.store(coords, lanes, fold.joined(slots, column))
 
     return body
 
 
-# -- positions -----------------------------------------------------------------------------------------------------
-
-
-class _Better:
-    """Compares (value, position) pairs: the larger or smaller value, of equal ones the first or last; NaN wins."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.largest, self.last = config["op"] == "argmax", config["last"]
-        self.is_float = config["dtype"].startswith("float")
-
-    def above(self, new: Any, old: Any) -> Any:
-        from tvm import tirx
-
-        from ..vecmath import isnan
-
-        better = new > old if self.largest else new < old
-        return tirx.Or(better, tirx.And(isnan(new), tirx.Not(isnan(old)))) if self.is_float else better
-
-    def tied(self, a: Any, b: Any) -> Any:
-        from tvm import tirx
-
-        from ..vecmath import isnan
-
-        return tirx.Or(tirx.EQ(a, b), tirx.And(isnan(a), isnan(b))) if self.is_float else tirx.EQ(a, b)
-
-    def later(self, new: Any, old: Any) -> Any:
-        """Whether a value further on replaces the one held."""
-        from tvm import tirx
-
-        return tirx.Or(self.above(new, old), self.tied(new, old)) if self.last else self.above(new, old)
-
-    def other(self, a: Any, i: Any, b: Any, j: Any) -> Any:
-        """Whether (b, j) replaces (a, i), in whatever order they lie."""
-        from tvm import tirx
-
-        return tirx.Or(self.above(b, a), tirx.And(self.tied(a, b), j > i if self.last else j < i))
-
-
-def _positions(fold: _Fold, unit: Unit) -> None:
-    """argmax, argmin: values and positions side by side in registers."""
-    from tvm import tirx
-
-    from ..tir import constant, select, splat
-
-    k, dtype, better = fold.k, fold.c["dtype"], _Better(fold.c)
-    slots = fold.walk.slots(unit, 1)
-    best = {s: k.register(dtype, w) for s, w in slots.items()}
-    where = {s: k.register("int32", w) for s, w in slots.items()}
-    worst = _combiner("reduce_max" if better.largest else "reduce_min", dtype)[1]
-    for s, w in slots.items():
-        best[s].set(constant(worst, dtype, w))
-        where[s].set(constant(-1, "int32", w))
-
-    def take(spot: Spot) -> None:
-        value, held = fold.value(spot), best[spot.slot].get()
-        first = tirx.const(spot.index, "int32") if isinstance(spot.index, int) else spot.index
-        index = splat(first, spot.lanes)
-        if fold.walk.across and spot.lanes > 1:
-            index = tirx.Ramp(first, 1, spot.lanes)
-        unset = tirx.EQ(where[spot.slot].get(), constant(-1, "int32", spot.lanes))
-        wins = k.bind(tirx.Or(unset, better.later(k.bind(value), held)))
-        best[spot.slot].set(select(wins, value, held))
-        where[spot.slot].set(select(wins, index, where[spot.slot].get()))
-
-    fold.walk.over(unit, 1, take)
-    for column, coords, lanes in fold.walk.results(unit):
-        mine = [s for s in sorted(slots) if fold.walk.across or s[0] == column]
-        pairs = [(best[s].get(), where[s].get()) for s in mine]
-        if fold.walk.across:
-            pairs = [_across(k, better, *p) for p in pairs]
-        while len(pairs) > 1:
-            pairs = [_better_pair(k, better, pairs[0], pairs[1]), *pairs[2:]]
-        fold.store(coords, lanes, pairs[0][1])
-
-
-def _better_pair(k: Any, better: _Better, a: Any, b: Any) -> tuple[Any, Any]:
-    from ..tir import select
-
-    (x, i), (y, j) = ((k.bind(v) for v in pair) for pair in (a, b))
-    wins = k.bind(better.other(x, i, y, j))
-    return k.bind(select(wins, y, x)), k.bind(select(wins, j, i))
-
-
-def _across(k: Any, better: _Better, value: Any, index: Any) -> tuple[Any, Any]:
-    """The best pair of a vector's lanes."""
-    from tvm import tirx
-
-    from ..tir import lanes_of
-
-    while lanes_of(value) > 1:
-        half = lanes_of(value) // 2
-        halves = [
-            tuple(tirx.Shuffle([v], [tirx.IntImm("int32", at + i) for i in range(half)]) for v in (value, index))
-            for at in (0, half)
-        ]
-        value, index = _better_pair(k, better, *halves)
-    return value, index
-
-
 TEMPLATE = Template(
     "reduce",
-    (*FOLDS, *POSITIONS),
+    (*FOLDS, *POSITIONS, "reductions"),
     plan,
     {"reduce": emit, "reduce.partial": emit_partial, "reduce.join": emit_join},
 )
