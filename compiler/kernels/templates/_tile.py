@@ -278,7 +278,7 @@ def pack_draft(
     """The phase ``[outer][axes][column]`` (extents and strides of ``source``) to packed columns at shared offset 0.
     ``blocks`` are several kinds of rows, one behind the other: where each begins in ``source``, and its axes."""
     blocks = blocks or [(0, axes)]
-    config = {
+    config: dict[str, Any] = {
         "type": source.type.dtype,
         "span": source.span,
         "dtype": dtype,

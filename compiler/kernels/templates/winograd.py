@@ -2,8 +2,9 @@
 2.25x for 3x3, 2x and 1.5x along one axis).
 
 ``Y = A^T [(G g G^T) * (B^T d B)] A`` for each tile of outputs (Lavin and Gray, "Fast Algorithms for Convolutional
-Neural Networks", 2015). The transformed weights are constants. The products of all tiles of a chunk are, for each of
-the transform's points, one matrix product ``M[point] = V[point] U[point]`` over the channels.
+Neural Networks", 2015). The transformed weights are constants, or are made by a first phase; a transposed convolution
+of stride 1 is one with flipped weights. The products of all tiles of a chunk are, for each of the transform's points,
+one matrix product ``M[point] = V[point] U[point]`` over the channels.
 
 Two forms: ``chunk`` does everything for some rows of tiles in one kernel, V and M in a worker's scratch, and fits many
 pixels; ``split`` transforms the whole input first and then shares out the output channels, so that large weights are
@@ -36,23 +37,20 @@ from ._tile import (
     pack_vector,
     vectors,
 )
+from ._transposed import Phase
 from .conv import Geometry
 
 _MIN_CHANNELS = 12
-_G = {
-    1: np.ones((1, 1)),  # an axis without taps
-    2: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
-    4: np.array(
-        [
-            [1 / 4, 0, 0],
-            [-1 / 6, -1 / 6, -1 / 6],
-            [-1 / 6, 1 / 6, -1 / 6],
-            [1 / 24, 1 / 12, 1 / 6],
-            [1 / 24, -1 / 12, 1 / 6],
-            [0, 0, 1],
-        ]
-    ),
-}
+
+
+def weight_transform(m: int, taps: int = 3) -> np.ndarray:
+    """``G``: what ``taps`` weights of a line become, for tiles of ``m`` outputs (Toom-Cook)."""
+    if m == 1:
+        return np.ones((1, 1))
+    points = np.array([0.0, *(s * p for p in _winograd.POINTS[m + taps - 3] for s in (1, -1))])
+    scale = [np.prod(np.delete(p - points, i)) for i, p in enumerate(points)]
+    rows = points[:, None] ** np.arange(taps) / np.array(scale)[:, None]
+    return np.vstack([rows, np.eye(taps)[-1:]])
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,13 @@ def plan(region: Region) -> list[Plan]:
         return []
     if region.operand(0) is None or region.operand(1) is None or region.anchor_type.rank > 4:
         return []
-    g = Geometry(region)
+    g = _geometry(region)
+    if g is None:
+        return []
     plain = g.kernel[1:] in ([3, 3], [1, 3], [3, 1]) and g.strides == g.dilations == [1, 1, 1] and g.group == 1
     plain = plain and not any(p for p, k in zip(g.pads, g.kernel, strict=True) if k == 1)
     plain = plain and all(o == n for o, n, k in zip(g.out, g.size, g.kernel, strict=True) if k == 1)
-    if not plain or g.w.const is None or g.x.strides[1] != 1 or min(g.depth, g.columns) < _MIN_CHANNELS:
+    if not plain or min(g.pads) < 0 or g.x.strides[1] != 1 or min(g.depth, g.columns) < _MIN_CHANNELS:
         return []
     bias = region.operand(2)
     if bias is not None and region.inputs[bias].const is None:
@@ -107,9 +107,16 @@ def plan(region: Region) -> list[Plan]:
         options = [Tiling(tile, down, across, c) for c in range(1, down + 1) if down % c == 0]
         best = min((_propose(region, g, t) for t in options), key=lambda p: p[0])
         found.append(_chunked(region, g, *best[1:]) if best[0] < math.inf else None)
-        if g.batch == 1 and down * across <= 64:
+        if g.batch == 1 and down * across <= 64 and g.w.const is not None:
             found.append(_split(region, g, Tiling(tile, down, across, down)))
     return [p for p in found if p is not None]
+
+
+def _geometry(region: Region) -> Geometry | None:
+    """The convolution; a transposed one of stride 1 is one with flipped weights."""
+    if region.op == "conv":
+        return Geometry(region)
+    return Phase(region, (0,) * len(region.attrs["strides"])) if max(region.attrs["strides"]) == 1 else None
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------
@@ -211,23 +218,44 @@ def _config(region: Region, g: Geometry, t: Tiling, columns: Columns, rows: int)
     }
 
 
-def _consts(region: Region, g: Geometry, t: Tiling, columns: Columns) -> tuple[np.ndarray, ...]:
-    """Transformed weights ``[group][point][channel][vectors]`` and the padded bias."""
-    assert g.w.const is not None
-    kernel = g.w.const.astype(np.float64).reshape(g.columns, g.depth, *g.kernel[1:])
-    u = np.einsum("ai,ocij,bj->abco", _G[t.m[0]], kernel, _G[t.m[1]], optimize=True)
-    packed = pack(u.astype(np.float32).reshape(-1, g.columns), columns)
+def _weights(region: Region, g: Geometry, t: Tiling, columns: Columns) -> tuple[tuple[np.ndarray, ...], Draft | None]:
+    """Constants: transformed weights ``[group][point][channel][vectors]`` and the padded bias; or the phase that
+    transforms weights that are known only at run time."""
     bias = region.operand(2)
-    if bias is None:
-        return (packed,)
-    held = region.inputs[bias].const
-    assert held is not None
-    return packed, pack_vector(held, columns)
+    consts: list[np.ndarray] = []
+    if bias is not None:
+        held = region.inputs[bias].const
+        assert held is not None
+        consts.append(pack_vector(held, columns))
+    if g.w.const is None:
+        return tuple(consts), _transform_phase(region, g, t, columns)
+    kernel = g.reduction_major(g.w.const.astype(np.float64)).reshape(*g.kernel[1:], g.depth, g.columns)
+    down, right = (weight_transform(m) for m in t.m)
+    u = np.einsum("ai,ijco,bj->abco", down, kernel, right, optimize=True)
+    return (*consts, pack(u.astype(np.float32).reshape(-1, g.columns), columns)), None
+
+
+def _transform_phase(region: Region, g: Geometry, t: Tiling, columns: Columns) -> Draft:
+    at = region.operand(1)
+    assert at is not None
+    base, (_, *axes) = g.weight_rows()
+    tasks = -(-g.depth // 8)
+    config = {
+        "span": g.w.span,
+        "base": base,
+        "axes": axes,  # lines, points, channels: extents and strides
+        "column": g.weight_columns()[1],
+        "transforms": [weight_transform(m).tolist() for m in t.m],
+        "columns": columns.data(),
+        "packed": columns.packed,
+        "tasks": tasks,
+    }
+    return Draft(KernelSpec("winograd.weights", config), (Arg("in", at), Arg("shared")), tasks if tasks > 1 else None)
 
 
 def _operands(region: Region) -> tuple[Arg, ...]:
     """Arguments of the output transform: bias, what the epilogue reads, outputs."""
-    bias = [Arg("const", 1)] if region.operand(2) is not None else []
+    bias = [Arg("const", 0)] if region.operand(2) is not None else []
     reads = [Arg("in", i) for i in epilogue_inputs(region)]
     return (*bias, *reads, *(Arg("out", j) for j in range(len(region.outputs))))
 
@@ -238,13 +266,18 @@ def _chunked(region: Region, g: Geometry, t: Tiling, columns: Columns, rows: int
     assert x is not None
     v_bytes = -(-t.points * config["v"] * 4 // 64) * 64
     tasks = g.batch * config["chunks"]
-    args = (Arg("in", x), Arg("const", 0), Arg("worker", 0), Arg("worker", 0, v_bytes), *_operands(region))
+    consts, phase = _weights(region, g, t, columns)
+    u = Arg("shared") if phase else Arg("const", len(consts) - 1)
+    args = (Arg("in", x), u, Arg("worker", 0), Arg("worker", 0, v_bytes), *_operands(region))
     config["tasks"] = tasks
+    weights = t.points * g.depth * columns.packed * 4
+    main = Draft(KernelSpec("winograd", config), args, tasks if tasks > 1 else None)
     return Plan(
         "winograd",
-        (Draft(KernelSpec("winograd", config), args, tasks if tasks > 1 else None),),
-        cost=_propose(region, g, t)[0] / GHZ + 50,
-        consts=_consts(region, g, t, columns),
+        (phase, main) if phase else (main,),
+        cost=_propose(region, g, t)[0] / GHZ + 50 + (0.5 * weights / region.machine.lanes if phase else 0),
+        consts=consts,
+        shared_bytes=weights if phase else 0,
         worker_bytes=v_bytes + t.points * config["mm"] * 4,
         inplace=inplace_pairs(region),
         detail=f"winograd {t.label} {t.chunk} of {t.down} tile rows, {rows}x{columns.nv}",
@@ -263,11 +296,12 @@ def _split(region: Region, g: Geometry, t: Tiling) -> Plan | None:
     cycles = product + t.tiles * (first + last) + (1 + 0.3 * columns.groups) * v_bytes / machine.l2_bandwidth
     x = region.operand(0)
     assert x is not None
+    consts, _ = _weights(region, g, t, columns)
     phases = (
         Draft(KernelSpec("winograd.input", config), (Arg("in", x), Arg("shared", 0)), t.down if t.down > 1 else None),
         Draft(
             KernelSpec("winograd.output", config),
-            (Arg("const", 0), Arg("shared", 0), Arg("worker", 0), *_operands(region)),
+            (Arg("const", len(consts) - 1), Arg("shared", 0), Arg("worker", 0), *_operands(region)),
             columns.groups if columns.groups > 1 else None,
         ),
     )
@@ -275,7 +309,7 @@ def _split(region: Region, g: Geometry, t: Tiling) -> Plan | None:
         "winograd",
         phases,
         cost=(cycles + _cold(machine, weights)) / GHZ + 500,
-        consts=_consts(region, g, t, columns),
+        consts=consts,
         shared_bytes=v_bytes,
         worker_bytes=t.points * config["mm"] * 4,
         inplace=inplace_pairs(region),
@@ -285,11 +319,12 @@ def _split(region: Region, g: Geometry, t: Tiling) -> Plan | None:
 
 TEMPLATE = Template(
     "winograd",
-    ("conv",),
+    ("conv", "conv_transpose"),
     plan,
     {
         "winograd": _winograd.emit_chunk,
         "winograd.input": _winograd.emit_input,
         "winograd.output": _winograd.emit_output,
+        "winograd.weights": _winograd.emit_weights,
     },
 )

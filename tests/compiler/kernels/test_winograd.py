@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import channels_last, check_region, extra_input, machines, region_of
+from harness import channels_last, check_region, extra_input, machines, region_of, run_region
 from nervure.compiler.kernels.templates import plans
+from nervure.compiler.ops import OPS
 
 SHAPES = [  # x, output channels, pads (and the kernel, unless 3x3)
     ((1, 16, 32, 32), 16, (1, 1, 1, 1)),
@@ -21,7 +22,7 @@ SHAPES = [  # x, output channels, pads (and the kernel, unless 3x3)
 ]
 
 
-def build(shape, machine=None, bias=True, **options):
+def build(shape, machine=None, bias=True, constant=True, **options):
     x, columns, pads, kernel = (*shape, (3, 3))[:4]
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(s, np.float32) for s in (x, (columns, x[1], *kernel), (columns,))]
@@ -29,7 +30,8 @@ def build(shape, machine=None, bias=True, **options):
     attrs = {"strides": (1,) * len(kernel), "pads": pads, "dilations": (1,) * len(kernel), "group": 1}
     options = {"order": lambda r: channels_last(r) if r == len(x) else range(r), **options}
     arrays = arrays if bias else arrays[:2]
-    return region_of("conv", arrays, attrs, machine=machine, consts=range(1, len(arrays)), **options)
+    consts = range(1 if constant else 2, len(arrays))
+    return region_of("conv", arrays, attrs, machine=machine, consts=consts, **options)
 
 
 @pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
@@ -38,6 +40,33 @@ def test_all_plans(shape, machine):
     region, arrays = build(shape, machine)
     assert any(p.template == "winograd" for p in plans(region))
     check_region(region, arrays, template="winograd", rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3], SHAPES[7], SHAPES[9]], ids=str)
+def test_weights_known_at_run_time(shape):
+    region, arrays = build(shape, constant=False)
+    check_region(region, arrays, template="winograd", rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 2, 1, 0)])
+def test_transposed(pads, constant):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s, np.float32) for s in ((3, 20, 9, 13), (20, 40, 3, 3))]
+    arrays[1] /= np.sqrt(180)
+    attrs = {"strides": (1, 1), "pads": pads, "dilations": (1, 1), "output_padding": (0, 0), "group": 1}
+    region, given = region_of("conv_transpose", arrays, attrs, order=channels_last, consts=(1,) if constant else ())
+    check_region(region, given, template="winograd", rtol=1e-3, atol=1e-4)
+
+
+def test_errors_are_near_those_of_the_plain_sum():
+    """Relative to the largest output: 1e-7 is the plain sum's, 3e-6 that of the usual points (1, 2)."""
+    region, arrays = build(((2, 64, 16, 16), 64, (1, 1, 1, 1)), bias=False)
+    wide = [a.astype(np.float64) for a in arrays]
+    wanted = OPS["conv"].reference(*wide, **dict(region.attrs))
+    for plan in plans(region):
+        (have,) = run_region(region, arrays, plan=plan)
+        assert np.abs(have - wanted).max() / np.abs(wanted).max() < 2e-6, plan.detail
 
 
 def test_epilogue_and_no_bias_and_a_wider_buffer():
