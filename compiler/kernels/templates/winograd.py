@@ -250,7 +250,8 @@ def _transform_phase(region: Region, g: Geometry, t: Tiling, columns: Columns) -
         "packed": columns.packed,
         "tasks": tasks,
     }
-    return Draft(KernelSpec("winograd.weights", config), (Arg("in", at), Arg("shared")), tasks if tasks > 1 else None)
+    spec, nbytes = KernelSpec("winograd.weights", config), t.points * g.depth * columns.packed * 4
+    return Draft(spec, (Arg("in", at), Arg("shared")), tasks if tasks > 1 else None, prepares=nbytes)
 
 
 def _operands(region: Region) -> tuple[Arg, ...]:
