@@ -22,6 +22,7 @@ from ..ops import OPS, Call, Kind
 
 CHEAP = (Kind.ELEMENTWISE, Kind.VIEW, Kind.INJECTIVE, Kind.REDUCTION)
 _S, _T = "source", "sink"
+_SMALL = 64  # a tensor so many times smaller than the largest one is always kept (statistics)
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,9 @@ def choices(graph: Graph) -> list[Choice]:
     if not wanted:
         return []
     sets = {"cheap operators": _minimum_cut(graph, forward, wanted)}
-    line = _line(graph, forward)
-    for parts in (2, 3, 4, 6, 8, 12, 16):
-        if parts < len(line):
-            sets[f"{parts} segments"] = {line[len(line) * i // parts] for i in range(1, parts)}
-    found = {name: _repeat(graph, forward, wanted, kept, name) for name, kept in sets.items()}
+    sets |= {f"{parts} segments": _checkpoints(graph, forward, parts) for parts in (2, 3, 4, 6, 8, 12, 16)}
+    small = {v for v in wanted if graph.type(v).nbytes * _SMALL < max(graph.type(w).nbytes for w in wanted)}
+    found = {name: _repeat(graph, forward, wanted, kept | small, name) for name, kept in sets.items()}
     return sorted(found.values(), key=lambda c: (c.flops, c.name))
 
 
@@ -88,17 +87,30 @@ def _minimum_cut(graph: Graph, forward: set[int], wanted: set[Value]) -> set[Val
     }
 
 
-def _line(graph: Graph, forward: set[int]) -> list[Value]:
-    """Forward tensors in their order behind which the fewest bytes are alive: good places for checkpoints."""
+def _checkpoints(graph: Graph, forward: set[int], parts: int) -> set[Value]:
+    """What is alive at the thinnest places between ``parts`` parts of the forward pass that write equally much."""
     order = [k for k in graph.order() if k in forward and graph.node(k).op not in STORED]
     place = {k: i for i, k in enumerate(order)}
-    last = {k: max((place[u] for u in graph.nx.successors(k) if u in place), default=place[k]) for k in order}
-    found = []
-    for i, key in enumerate(order):
-        crossing = [k for k in order[: i + 1] if last[k] > i]
-        if crossing == [key] and len(graph.node(key).types) == 1:
-            found.append(Value(key))
-    return found
+    last = {v: _last_use(graph, v, place) for k in order for v in graph.values(k)}
+    alive = [{v for k in order[: i + 1] for v in graph.values(k) if last[v] > i} for i in range(len(order))]
+    width = [sum(graph.type(v).nbytes for v in values) for values in alive]
+    written = [sum(t.nbytes for t in graph.node(k).types) for k in order]
+    part = sum(written) / parts
+    kept: set[Value] = set()
+    done, best = 0.0, 0
+    for i in range(len(order)):
+        boundary = int(done / part)
+        done += written[i]
+        if int(done / part) > boundary and 0 < boundary:
+            kept |= alive[best]
+            best = i
+        if width[i] <= width[best]:
+            best = i
+    return kept
+
+
+def _last_use(graph: Graph, value: Value, place: dict[int, int]) -> int:
+    return max((place[user] for user, _ in graph.users(value) if user in place), default=place[value.node])
 
 
 def _repeat(graph: Graph, forward: set[int], wanted: set[Value], kept: set[Value], name: str) -> Choice:

@@ -22,14 +22,33 @@ def schedule(
     flow.add_edges_from((k, key) for key in sorted(waits) for k in sorted(waits[key]))
     work = [n for n in nx.lexicographical_topological_sort(flow) if graph.node(n).op not in (*STORED, *VIEWS)]
     candidates = [_depth_first(graph, work, waits), work, _greedy(graph, work, waits, buffer_of, nbytes)]
+    if graph.bindings:
+        candidates.append(_depth_first(graph, work, waits, _depths(graph)))
     peaks = [_peak(graph, c, buffer_of, nbytes) for c in candidates]
     return candidates[peaks.index(min(peaks))]
 
 
-def _depth_first(graph: Graph, work: list[int], waits: Waits) -> list[int]:
-    """Each step as late as its first reader allows: what a reader of the graph would write down."""
+def _depths(graph: Graph) -> dict[int, int]:
+    """The longest way from any source to each node."""
+    found: dict[int, int] = {}
+    for key in graph.order():
+        found[key] = 1 + max((found[p] for p in graph.nx.predecessors(key)), default=0)
+    return found
+
+
+def _depth_first(
+    graph: Graph, work: list[int], waits: Waits, depth: Mapping[int, int] | None = None
+) -> list[int]:
+    """Each step as late as its first reader allows: what a reader of the graph would write down.
+
+    With ``depth`` (a training step) next values come in the order of their depth, so that a layer's weights are updated
+    before the gradient goes on to the layer in front of it, and of a step's inputs the one with the longest way to it
+    is made first, what is made from little (recomputed activations) last."""
     wanted, done, result = set(work), set(), []
-    roots = [v.node for v in graph.outputs] + [v.node for _, v in sorted(graph.bindings.items())]
+    next_values = [v.node for _, v in sorted(graph.bindings.items())]
+    if depth is not None:
+        next_values.sort(key=lambda n: depth[n])
+    roots = [v.node for v in graph.outputs] + next_values
     stack: list[tuple[int, bool]] = [(n, False) for n in reversed([*roots, *work])]
     while stack:
         key, ready = stack.pop()
@@ -42,6 +61,8 @@ def _depth_first(graph: Graph, work: list[int], waits: Waits) -> list[int]:
             continue
         stack.append((key, True))
         args = [*sorted(waits.get(key, ())), *(a.node for a in graph.args(key) if a is not None)]
+        if depth is not None:
+            args.sort(key=lambda n: -depth[n])
         stack += [(a, False) for a in reversed(list(dict.fromkeys(args))) if a not in done]
     return result
 
