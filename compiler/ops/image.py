@@ -143,20 +143,23 @@ def _resize(x: np.ndarray, shape: Sequence[int], **attrs: Any) -> np.ndarray:
 
 
 def _resize_gradient(c: Grad) -> list[Sym]:
-    """Each axis is a constant matrix [out, size]; elements that were only repeated are summed."""
-    g = c.g
+    """Each axis is a constant matrix [out, size]; elements that were only repeated are summed, all axes at once."""
+    if 0 in (*c.g.shape, *c.x.shape):
+        return [c.x.zeros()]
+    g, pairs = c.g, []
     for axis, (size, out) in enumerate(zip(c.x.shape, c.g.shape, strict=True)):
-        taps = resize_taps(size, out, axis, c.x.rank, c.attrs) if 0 not in (*g.shape, *c.x.shape) else None
-        if taps is None:
-            continue
-        matrix = np.zeros((out, size))
-        weights = taps.weights * taps.inside[:, None]
-        np.add.at(matrix, (np.arange(out)[:, None], taps.indices), weights)
-        if np.array_equal(matrix, np.repeat(np.eye(size), out // size, axis=0)):
-            g = g.reshape((*g.shape[:axis], size, out // size, *g.shape[axis + 1 :])).sum([axis + 1])
-        else:
-            g = g.along(axis, matrix)
-    return [g if g.shape == c.x.shape else c.x.zeros()]
+        taps = resize_taps(size, out, axis, c.x.rank, c.attrs)
+        times = 1
+        if taps is not None:
+            matrix = np.zeros((out, size))
+            np.add.at(matrix, (np.arange(out)[:, None], taps.indices), taps.weights * taps.inside[:, None])
+            if np.array_equal(matrix, np.repeat(np.eye(size), out // size, axis=0)):
+                times = out // size
+            else:
+                g = g.along(axis, matrix)
+        pairs += [size, times]
+    repeated = [i for i in range(1, len(pairs), 2) if pairs[i] > 1]
+    return [g.reshape(pairs).sum(repeated).reshape(c.x.shape)]
 
 
 def _resize_cost(call: Call) -> Cost:
