@@ -29,7 +29,7 @@ class Schedule:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {k: v.config() if isinstance(v, Schedule) else v for k, v in values.items()}
         return {
-            "schedule": type(self).__name__,
+            "class_name": type(self).__name__,
             **{k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()},
         }
 
@@ -327,8 +327,8 @@ def get(value: Schedule | float | Mapping[str, Any]) -> Schedule:
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
     """The schedule that ``config()`` describes."""
-    values = {k: from_config(v) if isinstance(v, Mapping) else v for k, v in config.items() if k != "schedule"}
-    kind = _CLASSES.get(str(config.get("schedule")))
+    values = {k: from_config(v) if isinstance(v, Mapping) else v for k, v in config.items() if k != "class_name"}
+    kind = _CLASSES.get(str(config.get("class_name")))
     if kind is None:
         raise NervureError(f"no schedule {config.get('schedule')!r}", hint=f"there are: {', '.join(sorted(_CLASSES))}")
     try:
