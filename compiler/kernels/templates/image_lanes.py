@@ -101,6 +101,7 @@ def plan(region: Region) -> list[Plan]:
         code = _written(axes, x.type.dims[2:], tile)
         cycles = _cycles(region.machine, axes, x.type.dims[2:], outputs, inputs, tile, work)
         cycles *= attrs["group"] * (dims[0] // region.machine.lanes / tile.vectors)
+        cycles += _distance(region, x, tile)
         options.append((code > _MOST_WRITTEN, cycles, -tile.points, tile.channels, tile))
     far, cycles, *_, tile = min(options, key=lambda o: o[:-1])
     if far:
@@ -159,6 +160,16 @@ def _cycles(
     return total
 
 
+def _distance(region: Region, x: Operand, tile: Tile) -> float:
+    """Cycles lost on tensors beyond the second-level cache that are walked in pieces shorter than a few cache lines."""
+    machine = region.machine
+    nbytes = x.type.nbytes + sum(o.type.nbytes for o in region.outputs)
+    piece = tile.vectors * machine.vector_bytes
+    if nbytes < machine.l2 or x.type.dims[0] * x.type.itemsize <= piece:
+        return 0.0
+    return nbytes / machine.memory_bandwidth * (4 * machine.line / piece)
+
+
 @cache
 def _step(machine: Machine, channels: int, vectors: int) -> float:
     return step_cycles(machine, channels, (machine.lanes,) * vectors)
@@ -172,11 +183,13 @@ def _assemble(region: Region, x: Operand, w: Operand, axes: list[list[Taps]], ti
     bias = region.operand(2)
     columns, rest = divmod(outputs, tile.channels)
     blocks = columns + (rest > 0)
+    # the blocks of images are walked innermost, along memory; lines without neighbours leave them to the tasks
     images = dims[0] // (region.machine.lanes * tile.vectors)
+    apart, within = (images, 1) if rank == 1 else (1, images)
     rows = []
     first = 0
     for lines in product(*axes[:-1]):
-        count = images * group * (lines[0].count if lines else 1) * blocks
+        count = apart * group * (lines[0].count if lines else 1) * blocks
         rows.append(
             {
                 "lines": [_line(t, x, w, a) for a, t in enumerate(lines)],
@@ -211,7 +224,8 @@ def _assemble(region: Region, x: Operand, w: Operand, axes: list[list[Taps]], ti
         "rank": rank,
         "rows": rows,
         "points": points,
-        "dims": [images, group, blocks],
+        "dims": [apart, group, blocks],
+        "within": within,
         "tile": [tile.channels, tile.points, tile.vectors],
         "full": columns,
         "rest": rest,
@@ -286,7 +300,7 @@ class _Kernel:
                 self.unit(row, task - first if first else task)
 
     def unit(self, row: Data, unit: Any) -> None:
-        """One line of the outermost spatial axis, one block of channels, one of images."""
+        """One line of the outermost spatial axis, one block of channels."""
         from ._contract import equal
 
         images, group, blocks = self.c["dims"]
@@ -310,8 +324,9 @@ class _Kernel:
             return
         for point in self.c["points"]:
             for s in point["segments"]:
-                with self.k.loop(s["repeat"]) as i:
-                    self._tile(row, at, point, s, s["start"] + i * s["count"], group, image, channel, channels)
+                with self.k.loop(s["repeat"]) as i, self.k.loop(self.c["within"]) as j:
+                    images = image if self.c["within"] == 1 else j
+                    self._tile(row, at, point, s, s["start"] + i * s["count"], group, images, channel, channels)
 
     def _tile(
         self,
