@@ -220,7 +220,7 @@ def _random_bits(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _random_bits_cases() -> Iterable[Case]:
-    for seed, shape in enumerate([(7,), (2,), (1, 1), (5, 67), (2, 3, 40), (4099,), (0, 3)]):
+    for seed, shape in enumerate([(7,), (2,), (1, 1), (5, 67), (2, 3, 40), (4099,)]):
         yield Case((np.array([seed, 0x9E3779B9 * seed & 0xFFFFFFFF], np.uint32),), {"shape": shape})
     yield Case((np.array([0xFFFFFFFF, 0xFFFFFFFF], np.uint32),), {"shape": (3, 33)}, note="all bits of the key")
 
