@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 
@@ -66,7 +67,7 @@ def _wanted(graph: Graph, forward: set[int]) -> set[Value]:
 
 def _minimum_cut(graph: Graph, forward: set[int], wanted: set[Value]) -> set[Value]:
     """The tensors to keep when only cheap operators may be repeated, of the fewest bytes."""
-    flow = nx.DiGraph()
+    flow: nx.DiGraph[Any] = nx.DiGraph()
     for key in sorted(forward):
         free = graph.node(key).op in STORED
         cheap = OPS[graph.node(key).op].kind in CHEAP and len(graph.node(key).types) == 1
@@ -101,7 +102,7 @@ def _checkpoints(graph: Graph, forward: set[int], parts: int) -> set[Value]:
     for i in range(len(order)):
         boundary = int(done / part)
         done += written[i]
-        if int(done / part) > boundary and 0 < boundary:
+        if int(done / part) > boundary and boundary > 0:
             kept |= alive[best]
             best = i
         if width[i] <= width[best]:
@@ -120,8 +121,8 @@ def _repeat(graph: Graph, forward: set[int], wanted: set[Value], kept: set[Value
     needed = {v.node for v in wanted if v not in kept}
     for key in reversed([k for k in graph.order() if k in forward]):
         if key in needed:
-            args = (a for a in graph.args(key) if a is not None)
-            needed.update(a.node for a in args if a not in kept and graph.node(a).op not in STORED)
+            read = (a for a in graph.args(key) if a is not None)
+            needed.update(a.node for a in read if a not in kept and graph.node(a).op not in STORED)
     for key in [k for k in graph.order() if k in needed]:
         node = graph.node(key)
         args = [None if a is None else _copied(a, again, kept) for a in graph.args(key)]

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from ..kernels.spec import Arg, Draft, Plan
 from ..program import ALIGN, Entry, Phase, Ref, Step
 
@@ -35,7 +37,7 @@ class Derived:
         drafts: Sequence[Draft],
         inputs: Sequence[Ref],
         sizes: Sequence[int],
-        add: Callable[[object], int],
+        add: Callable[[np.ndarray], int],
     ) -> tuple[int, ...]:
         """Offsets of what ``drafts``, phases of ``plan``, make of ``inputs``: outputs, or parts of the shared scratch,
         of ``sizes`` bytes. The steps are added the first time."""

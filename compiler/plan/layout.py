@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import networkx as nx
 
@@ -141,7 +142,7 @@ def _separate_outputs(graph: Graph) -> None:
 def _plan_updates(layout: Layout, outputs: set[Value], apart: set[int]) -> None:
     """Which next values are made where the old ones lie: their kernels run when all else has read the old ones."""
     graph = layout.graph
-    order = nx.DiGraph(graph.nx)
+    order: nx.DiGraph[Any] = nx.DiGraph(graph.nx)
     bound = list(graph.bindings.values())
     for stored, value in sorted(graph.bindings.items()):
         node = graph.node(value)

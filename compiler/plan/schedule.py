@@ -36,9 +36,7 @@ def _depths(graph: Graph) -> dict[int, int]:
     return found
 
 
-def _depth_first(
-    graph: Graph, work: list[int], waits: Waits, depth: Mapping[int, int] | None = None
-) -> list[int]:
+def _depth_first(graph: Graph, work: list[int], waits: Waits, depth: Mapping[int, int] | None = None) -> list[int]:
     """Each step as late as its first reader allows: what a reader of the graph would write down.
 
     With ``depth`` (a training step) next values come in the order of their depth, so that a layer's weights are updated

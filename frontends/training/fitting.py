@@ -18,7 +18,8 @@ from . import optimizers
 from .step import Training
 
 if TYPE_CHECKING:
-    from ...runtime.trainer import History, Trainer
+    from ...runtime.callbacks import History
+    from ...runtime.trainer import Trainer
 
 BATCH_SIZE = 32
 

@@ -6,7 +6,7 @@ and ``infer`` are traces of the same network that share its params and states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,7 +208,7 @@ def _targets(trace: Trace, training: Training, predicted: Any) -> dict[str, Tens
 
 
 def _bound(spec: Any, batch: int) -> TensorType:
-    return spec if isinstance(spec, TensorType) else spec.bound({BATCH: batch})  # type: ignore[no-any-return]
+    return spec if isinstance(spec, TensorType) else spec.bound({BATCH: batch})
 
 
 def _named(predicted: Any) -> dict[str, Tensor]:
@@ -305,7 +305,7 @@ def _two_halves(net: Network, training: Training, optimizer: Any, held: Mapping[
 
 
 def step_entries(
-    steps: Mapping[str, Callable[..., Any]] | Sequence[Any], nets: Sequence[Network], dims: Mapping[str, int]
+    steps: Mapping[str, Network] | Sequence[Network], nets: Sequence[Network], dims: Mapping[str, int]
 ) -> list[EntryGraph]:
     """Entry points of a user's own: networks in training mode whose functions call ``nv.minimize`` (a GAN has two), and
     networks as they are (``infer``). All share the params of the networks that they call."""
