@@ -24,6 +24,7 @@ _NAMES = {
     "Session": "runtime.session",
     "Trainer": "runtime.trainer",
     "load_onnx": "frontends.onnx",
+    "load_network": "frontends.onnx",
     "save_onnx": "frontends.onnx",
     "Graph": "compiler.ir",
     "losses": "frontends.training",

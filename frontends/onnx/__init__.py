@@ -1,6 +1,7 @@
 """ONNX: files in (``load``) and out (``save``, ``to_model``). The onnx package is imported on first use.
 
-At the package's face the two are ``nv.load_onnx`` and ``nv.save_onnx``.
+``load_network``: a file as a network that can be trained.
+At the package's face they are ``nv.load_onnx``, ``nv.load_network`` and ``nv.save_onnx``.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ if TYPE_CHECKING:
     from .exporter import save as save_onnx
     from .importer import load
     from .importer import load as load_onnx
+    from .network import load_network
 
-__all__ = ["load", "load_onnx", "save", "save_onnx", "to_model"]
+__all__ = ["load", "load_network", "load_onnx", "save", "save_onnx", "to_model"]
 
 _NAMES = {
     "load": ("importer", "load"),
     "load_onnx": ("importer", "load"),
+    "load_network": ("network", "load_network"),
     "save": ("exporter", "save"),
     "save_onnx": ("exporter", "save"),
     "to_model": ("exporter", "to_model"),

@@ -101,6 +101,8 @@ def to_model(network: Graph | Any) -> onnx.ModelProto:
     ``const`` and ``param`` become initializers. A ``param`` or ``state`` that the graph binds becomes an input with a
     default (its initial value) and an output ``NAME.next``. Raises ``NervureError`` for operators without a rule.
     """
+    if hasattr(network, "to_model"):  # an imported network knows its file
+        return network.to_model()  # type: ignore[no-any-return]
     graph: Graph = network if isinstance(network, Graph) else network.to_graph({})
     writer = Writer(set())
     names = _names(graph, writer)

@@ -65,6 +65,19 @@ def batch_statistics(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Any]:
     return shift + mean, emit("relu", square - mean * mean), count
 
 
+def moving_statistics(
+    x: Tensor, axis: int, running_mean: Weight, running_var: Weight, momentum: float, unbiased: bool
+) -> tuple[Tensor, Tensor]:
+    """The batch's mean and variance; the running ones move towards them (``unbiased``: by that of n - 1)."""
+    mean, var, count = batch_statistics(x, axis)
+    seen = var
+    if unbiased:
+        seen = var * (count / max(count - 1, 1) if isinstance(count, int) else count / maximum(count - 1.0, 1.0))
+    _move(running_mean, mean, momentum)
+    _move(running_var, seen, momentum)
+    return mean, var
+
+
 class BatchNorm(Layer):
     """Each channel by its running mean and variance, scaled and shifted (Ioffe and Szegedy 2015). A network that is
     trained takes the mean and variance of the batch instead; a layer that is frozen does not.
@@ -108,21 +121,12 @@ class BatchNorm(Layer):
         scale = _fit(self.weight, x) if scale is None else emit("expand", scale, shape=(size,))
         bias = emit("expand", as_tensor(0.0, x.dtype), shape=(size,)) if self.bias is None else _fit(self.bias, x)
         if current().training and self.trainable and not self.running_mean.frozen:
-            statistics = self._train(x, axis)
+            moved = (self.running_mean, self.running_var, self.momentum, self.UNBIASED)
+            statistics: list[Tensor | None] = [*moving_statistics(x, axis, *moved)]
         else:
             statistics = [_fit(self.running_mean, x), _fit(self.running_var, x)]
         y = emit("batch_norm", _to_channels(x, axis), scale, bias, *statistics, epsilon=self.eps)
         return _from_channels(y, axis)
-
-    def _train(self, x: Tensor, axis: int) -> list[Tensor | None]:
-        """The batch's mean and variance; the running ones move towards them."""
-        mean, var, count = batch_statistics(x, axis)
-        seen = var
-        if self.UNBIASED:
-            seen = var * (count / max(count - 1, 1) if isinstance(count, int) else count / maximum(count - 1.0, 1.0))
-        for weight, value in ((self.running_mean, mean), (self.running_var, seen)):
-            _move(weight, value, self.momentum)
-        return [mean, var]
 
 
 def _move(weight: Weight, seen: Tensor, momentum: float) -> None:
