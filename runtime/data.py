@@ -195,7 +195,7 @@ class StreamSource:
         size, fill, empties = signature.batch, 0, 0
         held = np.ones(size, np.float32)
         weighs = False
-        for x, y, w in _items(self.data):
+        for x, y, w in items(self.data):
             found, factors, count = signature.take(x, y, w, self.class_weight)
             empties = 0 if count else empties + 1
             if empties > 1000:
@@ -234,7 +234,7 @@ class StreamSource:
 Source = ArraySource | StreamSource
 
 
-def _items(data: Any) -> Iterator[tuple[Any, Any, Any]]:
+def items(data: Any) -> Iterator[tuple[Any, Any, Any]]:
     """``(x, y, weights)`` of each batch."""
     walk: Any = data() if callable(data) and not hasattr(data, "__iter__") else data
     if not hasattr(walk, "__iter__") and hasattr(walk, "__getitem__") and hasattr(walk, "__len__"):

@@ -14,14 +14,14 @@ from . import checkpoint as disk
 from .artifact import Artifact
 from .callbacks import History
 from .columns import columns
-from .data import ArraySource, Feed, Source, is_arrays, source, split
+from .data import ArraySource, Feed, Source, is_arrays, items, source, split
 from .fit import Fit, Means
 from .observer import Callback
 from .parallel import World
 from .session import Session, load
 from .steps import Predictor, Step, signature, training_facts
 
-__all__ = ["Trainer"]
+__all__ = ["History", "Trainer"]
 
 NOT_WEIGHTS = ("optimizer/", "ema/", "generator")  # states that inference does not need
 
@@ -190,10 +190,9 @@ class Trainer:
         if is_arrays(x, None, 0):
             results = predictor.run(columns(x, predictor.inputs, "input"))
         else:
-            parts = [p if isinstance(p, Mapping) or not isinstance(p, tuple) else p[0] for p in x]
-            if not parts:
+            found = [predictor.run(columns(part, predictor.inputs, "input")) for part, _, _ in items(x)]
+            if not found:
                 raise NervureError("there is nothing to predict")
-            found = [predictor.run(columns(p, predictor.inputs, "input")) for p in parts]
             results = [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
         return results[0] if len(results) == 1 else results
 

@@ -184,6 +184,7 @@ def test_evaluate_and_predict_take_any_number(training_library: Library, count: 
     found = trainer.predict(x)
     np.testing.assert_allclose(found, oracle.forward(x.astype(float)), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(trainer.predict(iter([x[:1], x[1:]])), found)
+    np.testing.assert_array_equal(trainer.predict(Loader(x, y, 5)), found)
 
 
 def test_validation(training_library: Library) -> None:
