@@ -40,6 +40,7 @@ NAMES = (
     "topk",
     "transpose",
     "winograd",
+    "winograd_grad_weight",
 )
 
 

@@ -19,7 +19,7 @@ class _Kernel:
         self.x = k.arg("x", *config["x"][:2])
         self.g = k.arg("g", *config["g"][:2])
         self.sums = k.arg("sums", config["dtype"], config["scratch"])
-        self.finish = _Finish(k, config["finish"], self.sums) if config["finish"] else None
+        self.finish = Ending(k, config["finish"], self.sums) if config["finish"] else None
         self.parts, self.groups, self.column_blocks, self.channel_blocks = config["dims"]
         self.taps = math.prod(config["kernel"])
         self.channels = config["depth"] // self.channel_blocks  # of a task
@@ -291,7 +291,7 @@ class _Kernel:
         return self.k.bind(value, "range")
 
 
-class _Finish:
+class Ending:
     """Sums parts, transposes vectors of columns into the weights' order, does the elementwise work, stores."""
 
     def __init__(self, k: Any, config: dict[str, Any], sums: Any) -> None:
@@ -382,7 +382,7 @@ def emit_sum(k: Any, config: dict[str, Any]) -> None:
     """The second phase; a task is a vector of columns. Arguments: the parts' sums, what the end reads, outputs."""
     columns, rows = config["columns"], config["rows"]
     sums = k.arg("sums", config["dtype"], config["group"] * config["parts"] * config["packed"] * rows)
-    finish = _Finish(k, config, sums)
+    finish = Ending(k, config, sums)
     lanes, full = columns["lanes"], columns["full"] * columns["nv"]
     rests = [(packed + sum(widths[:v]), w) for _, packed, widths, _ in columns["rests"] for v, w in enumerate(widths)]
     count = full + len(rests)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ._tile import pieces
@@ -42,25 +42,25 @@ def _transform_output(m: int, d: list[Any]) -> list[Any]:
     ]
 
 
-class _Lanes:
+class Lanes:
     """A vector expression that numbers may multiply; sums are held in registers, so that none is computed twice."""
 
     def __init__(self, k: Any, value: Any) -> None:
         self.k, self.value = k, value
 
-    def __add__(self, other: _Lanes) -> _Lanes:
-        return _Lanes(self.k, self.k.bind(self.value + other.value))
+    def __add__(self, other: Lanes) -> Lanes:
+        return Lanes(self.k, self.k.bind(self.value + other.value))
 
-    def __sub__(self, other: _Lanes) -> _Lanes:
-        return _Lanes(self.k, self.k.bind(self.value - other.value))
+    def __sub__(self, other: Lanes) -> Lanes:
+        return Lanes(self.k, self.k.bind(self.value - other.value))
 
-    def __rmul__(self, factor: float) -> _Lanes:
+    def __rmul__(self, factor: float) -> Lanes:
         from ..tir import like
 
-        return _Lanes(self.k, self.value * like(factor, self.value))
+        return Lanes(self.k, self.value * like(factor, self.value))
 
 
-class _Winograd:
+class Winograd:
     """The three parts of the kernels. ``first`` is the first row of tiles of the chunk at hand."""
 
     def __init__(self, k: Any, config: dict[str, Any]) -> None:
@@ -69,6 +69,9 @@ class _Winograd:
         self.points = self.lines * self.wide
         self.across, self.depth = config["across"], config["x"]["channels"]
         self.part: Any = None  # the lanes that are being stored
+        self.read = (self.lines, self.wide)  # extents of what a tile reads
+        self.transform: Callable[[int, list[Any]], list[Any]] = _transform_input
+        self.origin: Any = 0  # where the channels begin
 
     # V[point][tile][channel]
 
@@ -81,8 +84,10 @@ class _Winograd:
             with k.loop(count) as j:
                 tile = start + j
                 column = tile * self.mx - left
-                seen = (0, self.wide) if count > 1 else (max(0, -column), max(0, min(self.wide, wide - column)))
-                base = batch * c["x"]["batch"] + y * down + column * right
+                seen = (0, self.read[1])
+                if count == 1:
+                    seen = (max(0, -column), max(0, min(self.read[1], wide - column)))
+                base = self.origin + batch * c["x"]["batch"] + y * down + column * right
                 to = (at * self.across + tile) * self.depth
                 lanes = k.lanes
                 if self.depth >= lanes:
@@ -94,7 +99,7 @@ class _Winograd:
 
     def _runs(self, left: int, wide: int) -> Iterator[tuple[int, int]]:
         """Tiles of a row as ``(first, count)``: those at a border one by one."""
-        inside = [t for t in range(self.across) if t * self.mx >= left and t * self.mx - left + self.wide <= wide]
+        inside = [t for t in range(self.across) if t * self.mx >= left and t * self.mx - left + self.read[1] <= wide]
         first, end = (inside[0], inside[-1] + 1) if inside else (self.across, self.across)
         yield from ((t, 1) for t in range(first))
         if inside:
@@ -108,9 +113,9 @@ class _Winograd:
 
         k, c = self.k, self.config
         down, right = c["x"]["step"]
-        border = c["pads"][0] > 0 or c["down"] * self.my + self.lines - self.my > c["size"][0]
+        border = c["pads"][0] > 0 or c["down"] * self.my + self.read[0] - self.my > c["size"][0]
         zero = constant(0, "float32", lanes)
-        held = [[k.register("float32", lanes, "d") for _ in range(self.wide)] for _ in range(self.lines)]
+        held = [[k.register("float32", lanes, "d") for _ in range(self.wide)] for _ in range(self.read[0])]
         for i, line in enumerate(held):
             if border:
                 for r in line:
@@ -120,13 +125,13 @@ class _Winograd:
                 inside = 0 <= y + i < c["size"][0]
             with k.when(inside):
                 row = [
-                    _Lanes(k, k.bind(k.load(x, base + i * down + j * right, lanes)) if seen[0] <= j < seen[1] else zero)
-                    for j in range(self.wide)
+                    Lanes(k, k.bind(k.load(x, base + i * down + j * right, lanes)) if seen[0] <= j < seen[1] else zero)
+                    for j in range(self.read[1])
                 ]
-                for r, value in zip(line, _transform_input(self.mx, row), strict=True):
+                for r, value in zip(line, self.transform(self.mx, row), strict=True):
                     r.set(value.value)
         for j in range(self.wide):
-            column = _transform_input(self.my, [_Lanes(k, line[j].get()) for line in held])
+            column = self.transform(self.my, [Lanes(k, line[j].get()) for line in held])
             for i, value in enumerate(column):
                 k.store(v, (i * self.wide + j) * c["v"] + to, value.value)
 
@@ -212,7 +217,7 @@ class _Winograd:
         held = []
         for j in range(self.wide):
             source = [
-                _Lanes(k, k.bind(k.load(mm, (i * self.wide + j) * c["mm"] + at, width))) for i in range(self.lines)
+                Lanes(k, k.bind(k.load(mm, (i * self.wide + j) * c["mm"] + at, width))) for i in range(self.lines)
             ]
             held.append(_transform_output(self.my, source))
         add = k.bind(k.load(bias, packed, width)) if bias is not None else None
@@ -220,7 +225,7 @@ class _Winograd:
             y = row * self.my + i
             clipped = c["out"][0] % self.my > 0 and i >= c["out"][0] % self.my
             with k.when(y < c["out"][0] if clipped else True):
-                values = _transform_output(self.mx, [_Lanes(k, k.bind(h[i].value)) for h in held])
+                values = _transform_output(self.mx, [Lanes(k, k.bind(h[i].value)) for h in held])
                 ev.begin()
                 for j in range(shown):
                     value = k.bind(values[j].value if add is None else values[j].value + add)
@@ -261,7 +266,7 @@ class _Winograd:
 
 def emit_chunk(k: Any, config: dict[str, Any]) -> None:
     """One kernel: transform, products and output of each chunk."""
-    w = _Winograd(k, config)
+    w = Winograd(k, config)
     x = k.arg("x", "float32", config["x"]["span"])
     u = k.arg("u", "float32", w.points * w.depth * config["packed"])
     v = k.arg("v", "float32", w.points * config["v"])
@@ -287,7 +292,7 @@ def emit_chunk(k: Any, config: dict[str, Any]) -> None:
 
 def emit_input(k: Any, config: dict[str, Any]) -> None:
     """The first phase of the split form; a task is a row of tiles."""
-    w = _Winograd(k, config)
+    w = Winograd(k, config)
     x = k.arg("x", "float32", config["x"]["span"])
     v = k.arg("v", "float32", w.points * config["v"])
     if config["down"] > 1:
@@ -299,7 +304,7 @@ def emit_input(k: Any, config: dict[str, Any]) -> None:
 
 def emit_output(k: Any, config: dict[str, Any]) -> None:
     """The second phase of the split form; a task is a group of output channels."""
-    w = _Winograd(k, config)
+    w = Winograd(k, config)
     u = k.arg("u", "float32", w.points * w.depth * config["packed"])
     v = k.arg("v", "float32", w.points * config["v"])
     mm = k.arg("m", "float32", w.points * config["mm"])
@@ -340,13 +345,13 @@ def emit_weights(k: Any, config: dict[str, Any]) -> None:
     def vector(c: Any, column: Any, lanes: int, to: Any, width: int) -> None:
         at = config["base"] + c * channel + column * config["column"]
         held = [
-            [_Lanes(k, k.bind(k.load(w, at + i * down + j * right, lanes, config["column"]))) for j in range(points)]
+            [Lanes(k, k.bind(k.load(w, at + i * down + j * right, lanes, config["column"]))) for j in range(points)]
             for i in range(lines)
         ]
-        half = [[_dot(row, [line[j] for line in held]) for j in range(points)] for row in first]
+        half = [[dot(row, [line[j] for line in held]) for j in range(points)] for row in first]
         for a, line in enumerate(half):
             for b, row in enumerate(second):
-                k.store(u, to + ((a * len(second) + b) * depth + c) * width, _dot(row, line).value)
+                k.store(u, to + ((a * len(second) + b) * depth + c) * width, dot(row, line).value)
 
     def group(c: Any, at: Any) -> None:
         from ..tir import constant
@@ -380,7 +385,7 @@ def emit_weights(k: Any, config: dict[str, Any]) -> None:
         channels(task * 8, 8 if depth % 8 == 0 else least(8, depth - task * 8))
 
 
-def _dot(row: list[float], values: list[_Lanes]) -> _Lanes:
+def dot(row: list[float], values: list[Lanes]) -> Lanes:
     """A row of a transform times a vector of vectors."""
     terms = [v if f == 1.0 else f * v for f, v in zip(row, values, strict=True) if f]
     total = terms[0]

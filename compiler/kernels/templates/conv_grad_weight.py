@@ -14,7 +14,7 @@ input channels; where these are few, the images are cut into a fixed number of p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -212,21 +212,7 @@ def _assemble(region: Region, g: Geometry, tile: Tile, dtype: str, itemsize: int
     dims = [parts, g.group, column_blocks, channel_blocks]
     tasks = math.prod(dims)
     reads = epilogue_inputs(region)
-    finish = {
-        "program": serialize(region),
-        "reads": reads,
-        "type": region.anchor_type.dtype,
-        "dtype": dtype,
-        "rows": rows,
-        "outer": g.depth * (g.taps if not g.depthwise else 1),
-        "kernel": g.kernel[3 - g.rank :],
-        "merged": _merged(region, reads),
-        "columns": columns.data(),
-        "count": g.columns,
-        "packed": columns.packed,
-        "group": g.group,
-        "parts": parts,
-    }
+    finish = ending(region, g, columns, parts, dtype)
     config = {
         "x": [g.x.type.dtype, g.x.span, list(g.x.strides[:2]), g.x_step],
         "g": [g.g.type.dtype, g.g.span, list(g.g.strides[:2]), g.g_step],
@@ -260,9 +246,7 @@ def _assemble(region: Region, g: Geometry, tile: Tile, dtype: str, itemsize: int
     args = (Arg("in", x), Arg("in", grad), scratch, *(() if apart else ends))
     phases = [Draft(KernelSpec("conv_grad_weight", config), args, tasks if tasks > 1 else None)]
     if apart:
-        pieces = g.group * len(columns.widths)
-        draft = Draft(KernelSpec("conv_grad_weight.sum", finish), (scratch, *ends), pieces if pieces > 1 else None)
-        phases.append(draft)
+        phases.append(summing(finish, columns, ends))
     moved = parts * nbytes / region.machine.l2_bandwidth + g.group * rows * columns.packed * 2
     return Plan(
         "conv_grad_weight",
@@ -270,10 +254,35 @@ def _assemble(region: Region, g: Geometry, tile: Tile, dtype: str, itemsize: int
         cost=(tile.cycles + moved) / GHZ + 100,
         shared_bytes=parts * nbytes if apart else 0,
         worker_bytes=0 if apart else size * itemsize,
-        inplace=_inplace(region, reads),
+        inplace=inplace(region),
         detail=f"{'depthwise ' if g.depthwise else ''}conv_grad_weight {tile.lines}x{tile.taps} taps "
         f"{tile.channels} channels {columns.nv}v{columns.lanes} {tile.points} points, {parts} parts",
     )
+
+
+def ending(region: Region, g: Geometry, columns: Columns, parts: int, dtype: str) -> dict[str, Any]:
+    """What the end of the work reads: sums of parts, in scratch, become weights in their own order."""
+    reads = epilogue_inputs(region)
+    return {
+        "program": serialize(region),
+        "reads": reads,
+        "type": region.anchor_type.dtype,
+        "dtype": dtype,
+        "rows": g.depth * g.taps,
+        "merged": _merged(region, reads),
+        "columns": columns.data(),
+        "count": g.columns,
+        "packed": columns.packed,
+        "group": g.group,
+        "parts": parts,
+    }
+
+
+def summing(finish: dict[str, Any], columns: Columns, ends: Sequence[Arg]) -> Draft:
+    """The phase that sums parts in shared scratch; ``ends`` are what it reads besides and the outputs."""
+    pieces = finish["group"] * len(columns.widths)
+    spec = KernelSpec("conv_grad_weight.sum", finish)
+    return Draft(spec, (Arg("shared"), *ends), pieces if pieces > 1 else None)
 
 
 def _segments(g: Geometry, taps: int) -> list[Any]:
@@ -303,13 +312,13 @@ def _merged(region: Region, reads: list[int]) -> bool:
     return True
 
 
-def _inplace(region: Region, reads: list[int]) -> tuple[tuple[int, int], ...]:
+def inplace(region: Region) -> tuple[tuple[int, int], ...]:
     """(input, output) pairs that may share a buffer: each element is read where it is written, once."""
     own = {region.operand(i) for i in range(2)}
     return tuple(
         (i, j)
         for j, out in enumerate(region.outputs)
-        for i in reads
+        for i in epilogue_inputs(region)
         if i not in own and region.inputs[i].type == out.type and region.inputs[i].strides == out.strides
     )
 
