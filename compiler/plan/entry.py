@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -92,12 +93,14 @@ def _updates(graph: Graph) -> bool:
 def _derive(layout: Layout, tasks: list[_Task], pool: Pool, derived: Derived) -> list[_Task]:
     """The tasks without what ``refresh`` can do: whole ones, and the packing of weights."""
     kept = []
+    writers = Counter(at.buffer for task in tasks for at in task.outputs)
     for task in tasks:
         plan, graph = task.job.plan, layout.graph
         kinds = [layout.buffers[at.buffer].kind for at in task.inputs]
         fixed = [kind in FIXED for kind in kinds]
         out = [layout.buffers[at.buffer] for at in task.outputs]
         own = all(b.kind == "arena" and b.root == v for b, v in zip(out, task.job.outputs, strict=True))
+        own = own and all(writers[at.buffer] == 1 for at in task.outputs)  # not a part of a concat
         whole = own and all(fixed) and any(kind != "const" for kind in kinds)
         drafts = list(plan.phases) if whole else prepared(plan, fixed)
         if not drafts:

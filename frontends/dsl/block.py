@@ -118,19 +118,23 @@ class Block:
         inference. ``NervureError`` names the closest names when a pattern fits nothing."""
         self._set_frozen(patterns, True)
 
-    def unfreeze(self, *patterns: str) -> None:
-        """The opposite of ``freeze``."""
-        self._set_frozen(patterns, False)
+    def unfreeze(self, *patterns: str, channels: range | int | None = None) -> None:
+        """The opposite of ``freeze``. With ``channels`` (a range, or a number of the first ones) only those output
+        channels of the weights are trained; gradients and optimizer keep nothing of the others."""
+        for weight in self._set_frozen(patterns, False):
+            weight.channels = None if channels is None else _channels(weight, channels)
 
-    def _set_frozen(self, patterns: tuple[str, ...], frozen: bool) -> None:
+    def _set_frozen(self, patterns: tuple[str, ...], frozen: bool) -> list[Weight]:
         if not patterns:
             for block in self._blocks():
                 object.__setattr__(block, "trainable", not frozen)
         if patterns:
             self.ready()
         weights = dict(self.named_weights())
-        for name in _matching(patterns, weights) if patterns else weights:
-            weights[name].frozen = frozen
+        chosen = [weights[name] for name in (_matching(patterns, weights) if patterns else weights)]
+        for weight in chosen:
+            weight.frozen = frozen
+        return chosen
 
     def _blocks(self) -> Iterator[Block]:
         yield self
@@ -188,6 +192,16 @@ def unique(base: str, taken: Any) -> str:
         i += 1
         name = f"{base}_{i}"
     return name
+
+
+def _channels(weight: Weight, given: range | int) -> range | None:
+    size = weight.shape[weight.output_axis] if weight.shape else 0
+    found = given if isinstance(given, range) else range(given)
+    if found.step != 1 or not 0 <= found.start < found.stop <= size:
+        raise NervureError(
+            f"weight {weight.name!r} has {size} output channels, got channels={given!r}", where=user_place().full
+        )
+    return None if len(found) == size else found
 
 
 def _matching(patterns: Sequence[str], names: Mapping[str, Any]) -> list[str]:

@@ -299,11 +299,17 @@ class Weight(Operators):
     ``array`` is read-only and is replaced as a whole by ``assign``, so that graphs which share it never change.
     """
 
-    __slots__ = ("array", "frozen", "name", "trainable")
+    __slots__ = ("array", "channels", "frozen", "name", "trainable")
 
     def __init__(self, name: str, array: np.ndarray, trainable: bool = True) -> None:
         self.name, self.trainable, self.frozen = name, trainable, False
+        self.channels: range | None = None  # the output channels that are trained; None: all
         self.array = _frozen(array)
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of a layer's outputs: the last one of a matrix, the first one of kernels and vectors."""
+        return 1 if self.array.ndim == 2 else 0
 
     @property
     def trained(self) -> bool:

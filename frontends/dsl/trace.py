@@ -76,6 +76,7 @@ class Trace:
         self.training = training  # dropout drops, batch norm takes the batch's statistics
         self.sample_mask: Tensor | None = None  # bool [batch]: which samples are no padding; None: all are real
         self.stored = stored  # id of a weight -> how it is kept; the rest, and all without it, are constants
+        self.parts: dict[int, Value] = {}  # id of a weight that is trained in part -> that part
         self.replaced: dict[Value, Value] = {}  # tensors that differentiation has put into another form
         self.scope = ""  # what the names of new states start with
         self._generator: Tensor | None = None
@@ -144,10 +145,29 @@ class Trace:
         if found is None:
             name = f"{self.path}.{weight.name}" if self.path else weight.name
             kind, name = self._kept(weight, name)
-            store = {"const": self.graph.const, "param": self.graph.param, "state": self.graph.state}[kind]
-            found = (weight, store(weight.array, name, self.origin()))
+            found = (weight, self._stored(weight, kind, name))
             self._weights[id(weight)] = found
         return Tensor(self, found[1])
+
+    def _stored(self, weight: Weight, kind: str, name: str) -> Value:
+        """A weight's node; of one whose channels are trained in part, its parts side by side, the trained one a
+        param that has the weight's name."""
+        if kind != "param" or weight.channels is None:
+            store = {"const": self.graph.const, "param": self.graph.param, "state": self.graph.state}[kind]
+            return store(weight.array, name, self.origin())
+        axis, trained = weight.output_axis, weight.channels
+        before, own, after = np.split(weight.array, [trained.start, trained.stop], axis)
+        parts = [self.graph.const(before, f"{name}.before", self.origin())] if before.size else []
+        self.parts[id(weight)] = self.graph.param(own, name, self.origin())
+        parts.append(self.parts[id(weight)])
+        if after.size:
+            parts.append(self.graph.const(after, f"{name}.after", self.origin()))
+        return self.graph.add("concat", *parts, axis=axis, origin=self.origin())
+
+    def param(self, weight: Weight) -> Tensor:
+        """What a step trains of a weight: all of it, or a part of its channels."""
+        whole = self.weight(weight)
+        return Tensor(self, self.parts[id(weight)]) if id(weight) in self.parts else whole
 
     def _kept(self, weight: Weight, name: str) -> Held:
         if self.stored is not None:
@@ -156,7 +176,7 @@ class Trace:
 
     def held(self) -> dict[int, Held]:
         """How each weight is kept, for the other entries of the same artifact (``stored=``)."""
-        nodes = {key: self.graph.node(value) for key, (_, value) in self._weights.items()}
+        nodes = {key: self.graph.node(self.parts.get(key, value)) for key, (_, value) in self._weights.items()}
         return {key: Held(node.op, node.names[0]) for key, node in nodes.items()}
 
     def weights(self) -> list[tuple[Weight, Value]]:

@@ -14,6 +14,7 @@ from ..dsl.network import Network
 from ..dsl.place import user_place
 from ..dsl.promote import as_array
 from ..dsl.spec import BATCH, Input
+from ..dsl.tensor import Weight
 from . import optimizers
 from .step import Training
 
@@ -63,7 +64,7 @@ class Fitting:
         """The network's weights into the session."""
         weights = dict(self.net.named_weights())
         session = trainer.session
-        params = {p.name: weights[p.name].array for p in session.artifact.params if p.name in weights}
+        params = {p.name: trained_part(weights[p.name]) for p in session.artifact.params if p.name in weights}
         session.set_params(params)
         session.set_states({s.name: weights[s.name].array for s in session.artifact.states if s.name in weights})
 
@@ -74,7 +75,7 @@ class Fitting:
         weights = dict(self.net.named_weights())
         for name, array in {**self._last.session.params(), **self._last.session.states()}.items():
             if name in weights:
-                weights[name].assign(array)
+                assign_part(weights[name], array)
 
     # -- Keras's calls -----------------------------------------------------------------------------------------------
 
@@ -139,6 +140,23 @@ class Fitting:
         if self._batched():
             return None
         return next((int(s.shape[0]) for s in self.net.inputs.values() if s is not None and s.shape), 1)
+
+
+def _part(weight: Weight) -> tuple[slice, ...]:
+    kept: Any = slice(None) if weight.channels is None else slice(weight.channels.start, weight.channels.stop)
+    return (*[slice(None)] * weight.output_axis, kept) if weight.shape else ()
+
+
+def trained_part(weight: Weight) -> np.ndarray:
+    """What a session holds of a weight."""
+    return weight.array[_part(weight)]
+
+
+def assign_part(weight: Weight, values: np.ndarray) -> None:
+    """The inverse of ``trained_part``."""
+    whole = weight.array.copy()
+    whole[_part(weight)] = values
+    weight.assign(whole)
 
 
 def _peek(x: Any) -> tuple[Any, Any]:

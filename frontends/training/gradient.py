@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...compiler.autodiff import gradients, training_form
+from ...compiler.autodiff import gradients, split_partly_trained, training_form
 from ...errors import NervureError
 from ..dsl.place import user_place
 from ..dsl.promote import as_tensor
@@ -30,6 +30,7 @@ def differentiate(trace: Trace, loss: Tensor, wrt: Sequence[Tensor]) -> list[Ten
     if loss.shape != ():
         raise fail(f"a loss must be one number, got the shape {list(loss.shape)}", hint="nv.mean(loss)")
     graph = trace.graph
+    trace.replaced.update(split_partly_trained(graph))
     start, ends = trace.resolve(loss.value), [trace.resolve(t.value) for t in wrt]
     trace.replaced.update(training_form(graph, start, ends))
     start = trace.resolve(start)
@@ -49,7 +50,7 @@ def minimize(loss: Tensor, weights: Any, optimizer: Any, learning_rate: Any = No
     held = trainable(weights)
     if not held:
         raise NervureError("there is nothing to train", where=user_place().full, hint="all weights are frozen")
-    tensors = [trace.weight(w) for w in held]
+    tensors = [trace.param(w) for w in held]
     grads = differentiate(trace, as_tensor(loss), tensors)
     named = [(trace.graph.tensor_name(t.value), t) for t in tensors]
     own = chosen.learning_rate(0) if callable(chosen.learning_rate) else chosen.learning_rate

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...compiler.autodiff import split_partly_trained
 from ...compiler.ir import Graph
 from ...compiler.pipeline import EntryGraph
 from ...compiler.types import TensorType
@@ -75,11 +76,18 @@ def training_entries(
     optimizer = optimizers.get(training.optimizer)
     step = _train_step(net, training, optimizer, held)
     evaluate = _finish(_forward(net, training, held, training_mode=False))
-    entries = [EntryGraph(net.to_graph(b, stored=held), "infer", b if len(dims) > 1 else {}) for b in dims]
+    split_partly_trained(evaluate.trace.graph)
+    entries = [EntryGraph(_infer(net, b, held), "infer", b if len(dims) > 1 else {}) for b in dims]
     entries += [EntryGraph(step.trace.graph, "train_step"), EntryGraph(evaluate.trace.graph, "evaluate")]
     if training.gradients:
         entries += _two_halves(net, training, optimizer, held)
     return entries, {"training": _facts(training, optimizer, step)}
+
+
+def _infer(net: Network, dims: Mapping[str, int], held: Mapping[int, Held]) -> Graph:
+    graph = net.to_graph(dims, stored=held)
+    split_partly_trained(graph)
+    return graph
 
 
 def check(training: Training) -> None:
@@ -278,7 +286,7 @@ def _train_step(net: Network, training: Training, optimizer: Any, held: Mapping[
 def _params(net: Network, trace: Trace) -> list[tuple[str, Tensor]]:
     """The trained weights that the trace used, by name."""
     used = {id(w) for w, _ in trace.weights()}
-    tensors = [trace.weight(w) for w in trainable(net) if id(w) in used]
+    tensors = [trace.param(w) for w in trainable(net) if id(w) in used]
     return [(trace.graph.tensor_name(t.value), t) for t in tensors]
 
 
@@ -289,10 +297,8 @@ def _two_halves(net: Network, training: Training, optimizer: Any, held: Mapping[
     with trace.active():
         params = _params(net, trace)
         grads = differentiate(trace, forward.loss, [t for _, t in params])
+    forward.reports |= {f"gradient/{name}": grad for (name, _), grad in zip(params, grads, strict=True)}
     _finish(forward)
-    for (name, _), grad in zip(params, grads, strict=True):
-        trace.graph.output(trace.resolve(grad.value), f"gradient/{name}")
-    trace.graph.prune()
     _seed(trace, training.seed)
     update = Trace(net.name, net, training=True, stored=held)
     with update.active():
@@ -319,7 +325,7 @@ def step_entries(
     entries = [EntryGraph(_pruned(_own_step(step, dims, held)), name) for name, step in named.items()]
     for net in nets:
         entries.append(
-            EntryGraph(net.to_graph(_known(net, dims), stored=held), "infer" if len(nets) == 1 else net.name)
+            EntryGraph(_infer(net, _known(net, dims), held), "infer" if len(nets) == 1 else net.name)
         )
     return entries
 
