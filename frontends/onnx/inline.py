@@ -52,16 +52,16 @@ class NetworkContext(Context):
 class NetworkWalker(Walker):
     """Lowers a model for any batch, and for training where the trace is of it."""
 
-    def __init__(self, context: NetworkContext, source: Imported, trace: Trace, batch: int, moving: bool) -> None:
+    def __init__(self, context: NetworkContext, source: Imported, trace: Trace, batch: int) -> None:
         super().__init__(context, source.model, source.external)
-        self.held, self.trace, self.batch, self.moving = context.weights, trace, batch, moving
+        self.held, self.trace, self.batch = context.weights, trace, batch
         self.declared = batch if source.batch is None else source.batch
 
     def _values(self, call: OnnxNode) -> list[Value]:
         if not call.domain:
             if call.op_type == "Reshape" and self.batch != self.declared:
                 call.inputs[1] = self._rebatched(call)
-            elif call.op_type == "BatchNormalization" and self.trace.training and self.moving:
+            elif call.op_type == "BatchNormalization" and self.trace.training:
                 found = self._batch_norm(call)
                 if found is not None:
                     return [found]
@@ -107,18 +107,18 @@ class NetworkWalker(Walker):
 
 
 def inline(
-    source: Imported, title: str, trace: Trace, given: Mapping[str, Tensor], *, keep_names: bool, moving: bool
+    source: Imported, title: str, trace: Trace, given: Mapping[str, Tensor], *, keep_names: bool
 ) -> tuple[list[Tensor], dict[str, Value]]:
     """Lowers the model over these inputs; its outputs, and every tensor by its name in the file.
 
-    ``keep_names``: tensors are called as in the file, else ``title/name``. ``moving``: batch norms are trained.
+    ``keep_names``: tensors are called as in the file, else ``title/name``.
     """
     proto = source.model.graph
     reserved = {o for node in proto.node for o in node.output} | set(given) | {o.name for o in proto.output}
     context = NetworkContext(trace, reserved if keep_names else set())
     first = next(iter(given.values()), None)
     batch = int(first.shape[0]) if first is not None and first.ndim else 1
-    walker = NetworkWalker(context, source, trace, batch, moving)
+    walker = NetworkWalker(context, source, trace, batch)
     scope = Scope(title, reader.opsets(source.model.opset_import), keep_names=keep_names)
     for name, tensor in given.items():
         scope.env[name] = trace.resolve(tensor.value)

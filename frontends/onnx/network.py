@@ -89,9 +89,7 @@ class ImportedNetwork(Network):
     def _run(self, **tensors: Tensor) -> Any:
         trace = current()
         title = trace.path or self.name
-        results, self._seen = inline(
-            self.source, title, trace, tensors, keep_names=self._keep and not trace.path, moving=self.trainable
-        )
+        results, self._seen = inline(self.source, title, trace, tensors, keep_names=self._keep and not trace.path)
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))
 
     def _trace(

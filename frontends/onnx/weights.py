@@ -35,9 +35,9 @@ LAYERS: dict[str, tuple[int, ...]] = {
     "Gather": (0,),
 }
 # Operators around layers: a bias that is added, a matrix that is turned around first.
-AROUND = frozenset(
-    "Add Sub Mul Div Sum Einsum Identity Transpose Reshape Squeeze Unsqueeze Flatten Cast Concat Slice Split Expand".split()
-)
+AROUND = """
+    Add Sub Mul Div Sum Einsum Identity Transpose Reshape Squeeze Unsqueeze Flatten Cast Concat Slice Split Expand
+"""
 STATISTICS = (3, 4)  # of BatchNormalization: running mean and variance
 
 
@@ -141,7 +141,7 @@ def _is_weight(node: NodeProto, index: int, array: np.ndarray, role: str | None,
     if node.domain in ("", "ai.onnx") and node.op_type not in local:
         if index in LAYERS.get(node.op_type, ()) or role == "bias":
             return True
-        if node.op_type not in AROUND:
+        if node.op_type not in AROUND.split():
             return False
     return bool(array.ndim and array.size > FEW)
 
