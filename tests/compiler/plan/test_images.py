@@ -8,15 +8,18 @@ import nervure as nv
 import numpy as np
 import pytest
 from nervure import targets
+from nervure.compiler.autodiff.gradients import gradients
 from nervure.compiler.interpret import interpret
-from nervure.compiler.ir import Graph
+from nervure.compiler.ir import Graph, Value
+from nervure.compiler.library import run_elsewhere
 from nervure.compiler.passes import canonicalize
 from nervure.compiler.passes.fuse import fuse
-from nervure.compiler.pipeline import compile_entries
+from nervure.compiler.pipeline import EntryGraph, compile_entries
 from nervure.compiler.plan.images import is_batch_last
 from nervure.compiler.plan.layout import lay_out
 from nervure.compiler.plan.strides import order_of
 from nervure.compiler.types import TensorType
+from nervure.errors import MissingTool
 from nervure.frontends.training.step import training_entries
 from nervure.runtime.session import load
 
@@ -128,3 +131,43 @@ def test_a_step_against_the_interpreter(name, target, tmp_path):
     for key, want in state.items():
         scale = max(1e-3, np.abs(want).max())
         np.testing.assert_allclose(kept[key] / scale, want / scale, atol=2e-4, err_msg=key)
+
+
+def with_gradients(name):
+    """A graph whose outputs are the loss and all gradients, and arrays for its inputs."""
+    loss = nv.losses.SparseCategoricalCrossentropy(from_logits=True)
+    entries, _ = training_entries(nv.Sequential(NETS[name]()), nv.Training(loss, "sgd", batch=32))
+    graph = next(e.graph for e in entries if e.function == "evaluate").copy()
+    for number, value in enumerate(gradients(graph, graph.outputs[0], [Value(k) for k in graph.find("param")])):
+        graph.output(value, f"gradient{number}")
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for key in graph.inputs:
+        node = graph.node(key)
+        type_ = node.types[0]
+        values = rng.standard_normal(type_.dims) if type_.rank > 1 else rng.integers(0, 10, type_.dims)
+        feeds[node.names[0]] = values.astype(type_.dtype)
+    return graph, feeds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "name"), [("rpi3", "lenet"), ("rpi3", "up again"), ("armv7", "lenet")])
+def test_gradients_on_arm(target, name, tmp_path):
+    graph, feeds = with_gradients(name)
+    machine = targets.get(target)
+    artifact = compile_entries([EntryGraph(graph)], machine, tmp_path / "gradients.so")
+    try:
+        found = run_elsewhere(artifact, machine, feeds)
+    except MissingTool as missing:
+        pytest.skip(str(missing))
+    for have, want in zip(found, interpret(graph, feeds), strict=True):
+        np.testing.assert_allclose(have, want, atol=2e-5 * max(1e-2, np.abs(want).max()))
+
+
+@pytest.mark.slow
+def test_the_same_bits_with_any_number_of_threads(tmp_path):
+    graph, feeds = with_gradients("lenet")
+    compile_entries([EntryGraph(graph)], targets.host(), tmp_path / "gradients.so")
+    one, two = (load(tmp_path / "gradients.so", threads=n).run(None, feeds) for n in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
