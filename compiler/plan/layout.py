@@ -135,8 +135,17 @@ def _separate_outputs(graph: Graph) -> None:
             graph.outputs[i] = insert_copy(graph, value, users=[])
         seen.add(graph.outputs[i])
     for stored, value in sorted(graph.bindings.items()):
-        if graph.node(value).op in STORED and value.node != stored:
+        if value.node != stored and graph.node(_seen(graph, value)).op in STORED:
             graph.bindings[stored] = insert_copy(graph, value, users=[])
+
+
+def _seen(graph: Graph, value: Value) -> Value:
+    """The tensor whose bytes a value shows, through views."""
+    while graph.node(value).op in VIEWS:
+        source = graph.args(value.node)[0]
+        assert source is not None
+        value = source
+    return value
 
 
 def _plan_updates(layout: Layout, outputs: set[Value], apart: set[int]) -> None:
