@@ -285,26 +285,80 @@ def graph_of(name: str) -> Graph:
     return step.g
 
 
-def inputs(steps: int = 3) -> Iterator[dict[str, np.ndarray]]:
+def random_step(seed: int) -> Graph:
+    """Some operations on old and new values in any order, some of the results bound."""
+    rng = np.random.default_rng(seed)
+    s = Step()
+    pool = [s.x, s.w1, s.w2, s.m]
+    small = s.g.const(np.float32(0.3), "small")
+    for _ in range(rng.integers(4, 10)):
+        a, b = (pool[i] for i in rng.integers(0, len(pool), 2))
+        made = {
+            0: lambda a, b: s.op("add", s.op("mul", a, small), b),
+            1: lambda a, b: s.op("tanh", s.op("sub", a, b)),
+            2: lambda a, b: s.op("tanh", s.op("matmul", a, b)),
+            3: lambda a, b: s.turned(a),
+            4: lambda a, b: s.op("concat", s.rows(a, 5, N), s.rows(b, 0, 5), axis=0),
+            5: lambda a, b: s.op("mul", s.op("softmax", a, axis=1), b),
+            6: lambda a, b: s.op("sub", a, s.op("reduce_mean", b, axes=(0,), keepdims=True)),
+            7: lambda a, b: s.op("mul", s.rows(a, N - 1, -1, -1), small),
+        }[int(rng.integers(0, 8))](a, b)
+        pool.append(made)
+    for stored in (s.w1, s.w2, s.m):
+        if rng.random() < 0.8:
+            s.g.bind(stored, pool[rng.integers(0, len(pool))])
+    s.out(pool[-1])
+    s.total(pool[rng.integers(0, len(pool))], "z")
+    s.g.prune()
+    return s.g
+
+
+RANDOM = [f"random_{seed}" for seed in range(24)]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """All of them as entry points of one library, over the same params; and their graphs."""
+    graphs = {name: graph_of(name) for name in sorted(CASES)}
+    graphs |= {name: random_step(i) for i, name in enumerate(RANDOM)}
+    path = tmp_path_factory.mktemp("updates") / "m.so"
+    compile_entries([EntryGraph(g, name) for name, g in graphs.items()], targets.get("host"), path)
+    return path, graphs
+
+
+def check_steps(path, graph: Graph, name: str, threads: int, steps: int = 3) -> None:
+    session, held = load(path, threads), {}
+    wanted = {graph.node(n).names[0] for n in graph.inputs}
+    for feed in inputs(steps):
+        feed = {k: v for k, v in feed.items() if k in wanted}
+        expected = interpret(graph, feed, held)
+        found = session.run(None, feed, entry=name)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        kept = session.params() | session.states()
+        for key, value in held.items():
+            np.testing.assert_allclose(kept[key], value, rtol=1e-4, atol=1e-4, err_msg=key)
+
+
+def inputs(steps: int) -> Iterator[dict[str, np.ndarray]]:
     rng = np.random.default_rng(11)
     for _ in range(steps):
         yield {"x": rng.standard_normal((N, N), np.float32)}
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
-def test_steps_are_those_of_the_interpreter(name, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", [*sorted(CASES), *RANDOM])
+def test_steps_are_those_of_the_interpreter(name, threads, compiled):
+    path, graphs = compiled
+    check_steps(path, graphs[name], name, threads)
+
+
+@pytest.mark.parametrize("name", ["momentum", "two_swap_transposed", "bound_to_its_transpose"])
+def test_steps_of_one_library(name, tmp_path):
     graph = graph_of(name)
     compile_entries([EntryGraph(graph, "train_step")], targets.get("host"), tmp_path / "m.so")
-    for threads in (1, 3):
-        session, held = load(tmp_path / "m.so", threads), {}
-        for feed in inputs():
-            expected = interpret(graph, feed, held)
-            found = session.run(None, feed, entry="train_step")
-            for a, b in zip(found, expected, strict=True):
-                np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
-            kept = session.params() | session.states()
-            for key, value in held.items():
-                np.testing.assert_allclose(kept[key], value, rtol=2e-5, atol=2e-5, err_msg=key)
+    check_steps(tmp_path / "m.so", graph, "train_step", 2)
 
 
 def in_place(name: str) -> set[str]:
