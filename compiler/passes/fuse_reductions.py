@@ -142,7 +142,8 @@ class _Fusion:
             if other in group.members or other not in self.free or not self._sibling(group, other):
                 continue
             more = self._reads(other)
-            if reads & more and self._fits(group, other):
+            shared = len(reads & more)
+            if shared and shared >= len(more - reads) and self._fits(group, other):
                 group.members.add(other)
                 group.folds.append(other)
                 reads |= more
@@ -167,16 +168,20 @@ class _Fusion:
         return leave <= _MOST_RESULTS and self._convex(joined)
 
     def _reads(self, fold: int) -> set[Value]:
-        """The tensors that a reduction is computed from, through elementwise work of its shape."""
-        found: set[Value] = set()
-        stack = self._args(fold)[:1]
-        size = math.prod(self.keys[fold].shape)
+        """The tensors of full shape that a reduction reads when what is before it is computed inside."""
+        kind, found = self.keys[fold], set()
+        size = math.prod(kind.shape)
+        stack, seen = self._args(fold)[:1], set()
         while stack:
             value = stack.pop()
-            if value not in found and self.graph.type(value).size == size:
+            if value in seen or self.graph.type(value).size != size:
+                continue
+            seen.add(value)
+            inside = self._full(kind, value.node) and not self._stored(value.node)
+            if inside and (self.graph.nx.out_degree(value.node) == 1 or self._cheap(kind, value.node)):
+                stack += self._args(value.node)
+            else:
                 found.add(value)
-                if self._full(self.keys[fold], value.node):
-                    stack += self._args(value.node)
         return found
 
     def _args(self, key: int) -> list[Value]:

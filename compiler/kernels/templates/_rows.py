@@ -121,16 +121,18 @@ def walk(
     wide: int = 4,
     across: bool | None = None,
     lanes: int | None = None,
+    main: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """The plan of a walk, as JSON values. ``reduced`` are virtual axes; ``shape`` and ``origin`` (logical axis and
     factor of each virtual one) default to the logical ones. ``work`` is operations an element, ``wide`` the vectors
-    taken at once, ``across`` False forbids lanes along the reduced axes, ``lanes`` is the machine's if not given."""
+    taken at once, ``across`` False forbids lanes along the reduced axes, ``lanes`` is the machine's if not given.
+    ``main`` are the logical strides that lanes go by: those of the largest tensor before the anchors if not given."""
     body = region.body
     logical = body.type(body.args(region.anchor)[0]).dims  # type: ignore[arg-type]
     shape = list(shape if shape is not None else logical)
     origin = list(origin if origin is not None else [(a, 1) for a in range(len(logical))])
     virtual = [[s[a] * f for a, f in origin] for s in every]
-    base = main_strides(region)
+    base = main_strides(region) if main is None else main
     main = [base[a] * f for a, f in origin]
     kept = merged([a for a in range(len(shape)) if a not in reduced], shape, main, virtual)
     folded = merged(list(reduced), shape, main, virtual)

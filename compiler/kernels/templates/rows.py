@@ -34,15 +34,17 @@ def plan(region: Region) -> list[Plan]:
         return []
     if any(len(s) > x.rank for s in shapes) or any(o.type.dims not in (x.dims, tuple(kept)) for o in region.outputs):
         return []
+    operands = (*region.inputs, *region.outputs)
     every = [
         [0] * (x.rank - o.type.rank) + [s if d > 1 else 0 for s, d in zip(o.strides, o.type.dims, strict=True)]
-        for o in (*region.inputs, *region.outputs)
+        for o in operands
     ]
+    main = max(range(len(every)), key=lambda i: (operands[i].type.size, sum(s != 0 for s in every[i])))
     program = serialize(region)
     levels = _levels(program, axes, x.rank)
     passes = 1 + max(levels)
     work = sum(effort(body.node(n).op) for n in body) * (1 + 0.5 * passes)
-    space = walk(region, axes, every, work=work, wide=2)
+    space = walk(region, axes, every, work=work, wide=2, main=every[main])
     extents = [math.prod(space["shape"][a] for a in g) for g in space["reduced"]]
     count = len(pieces(extents[-1], region.machine.lanes)) if space["across"] and extents else math.prod(extents)
     config: dict[str, Any] = {

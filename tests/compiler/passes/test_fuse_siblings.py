@@ -1,4 +1,4 @@
-"""Fusion of reductions in training graphs: siblings, rows, what is computed again; inference graphs stay as they were."""
+"""Fusion of reductions in training graphs: siblings, rows, what is computed again; inference graphs as ever."""
 
 from __future__ import annotations
 
