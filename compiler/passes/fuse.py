@@ -143,7 +143,9 @@ def _take_feeders(graph: Graph, groups: dict[int, list[int]], leader: int, owner
             joined = [*groups[other], *members]
             inside = set(joined)
             last = groups[other][-1]
-            alone = set(graph.nx.successors(last)) <= inside and Value(last) not in graph.outputs
+            users = set(graph.nx.successors(last))
+            alone = users <= inside and Value(last) not in graph.outputs
+            alone = alone and all(elementwise(graph, k) or graph.node(k).op in PROLOGUE for k in users)
             if not alone or graph.node(last).types[0].shape != shape or len(joined) > MOST_MEMBERS:
                 continue
             if operand_count(graph, joined) > MOST_OPERANDS:

@@ -279,6 +279,15 @@ def reduced_against_itself(s: Step) -> None:
     s.total(s.x)
 
 
+@case
+def read_by_a_matmul_and_by_the_update_behind_it(s: Step) -> None:
+    """The decayed weight is the matmul's operand too: it cannot be part of what follows the matmul."""
+    small = s.g.const(np.float32(0.3), "small")
+    decayed = s.op("add", s.op("mul", s.w2, small), s.x)
+    s.g.bind(s.w2, s.op("add", s.op("mul", decayed, small), s.op("tanh", s.op("matmul", s.w1, decayed))))
+    s.total(s.x)
+
+
 def graph_of(name: str) -> Graph:
     step = Step()
     CASES[name](step)
