@@ -1,0 +1,388 @@
+"""Training steps beside PyTorch and ONNX Runtime training: times, peak memory, time to the first step.
+
+    python tests/bench/bench_training.py [--nets mlp lenet ...] [--batch 128] [--threads 2] [--optimizer adam]
+        [--torch PYTHON] [--ort PYTHON] [--peers eager ...] [--profile] [--start] [--json OUT]
+
+Each contestant is a process of its own, on the same cores; rounds are interleaved, a figure is the median of the
+rounds' medians, a ratio the median of the rounds' ratios. A step is forward, loss, backward and update, on the same
+batch, with denormals flushed. PyTorch runs as a user of it would make it fast: ``set_to_none``, fused optimizer; eager
+and ``torch.compile``, each in its default layout and, for pictures, in channels_last. ONNX Runtime training 1.19 (its
+own Python, ``--ort``) takes networks that PyTorch exported, and has AdamW and SGD only. ``--torch`` and ``--ort`` name
+Pythons with those packages; without one that peer is left out. Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+sys.path.insert(0, str(HERE.parents[1]))
+
+PEERS = ("eager", "eager_nhwc", "compile", "compile_nhwc", "ort")
+SECONDS = 0.3
+
+
+class Contestant:
+    """A process that waits between its rounds."""
+
+    def __init__(self, python: str, request: dict[str, Any]) -> None:
+        self.kind = request["kind"]
+        self.process = subprocess.Popen(
+            [python, str(HERE), "--serve", json.dumps(request)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if not os.environ.get("BENCH_ERRORS") else None,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path[1:] if "packages" not in p)},
+        )
+        self.ready = self._answer()  # facts of the set-up, None when it failed
+        self.rounds: list[float] = []
+
+    def _answer(self) -> Any:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith("@"):
+                return json.loads(line[1:])
+        return None
+
+    def ask(self, what: str) -> Any:
+        assert self.process.stdin
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def round(self) -> None:
+        self.rounds.append(self.ask("go"))
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+
+def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One network's row."""
+    request = {"net": name, "batch": args.batch, "threads": args.threads, "optimizer": args.optimizer}
+    ours = Contestant(sys.executable, {"kind": "ours", **request})
+    if ours.ready is None:
+        ours.stop()
+        return {"net": name, "failed": "ours could not be compiled (BENCH_ERRORS=1 shows why)"}
+    running = [ours]
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for kind in args.peers:
+            python = args.ort if kind == "ort" else args.torch
+            if python is None or not _fits(kind, name):
+                continue
+            peer = {"kind": kind, "folder": folder, **request}
+            if kind == "ort" and Contestant(args.torch, {**peer, "kind": "export"}).ready is None:
+                continue
+            running.append(Contestant(python, peer))
+    peers = [c for c in running[1:] if c.ready is not None]
+    try:
+        for _ in range(args.rounds):
+            for contestant in [ours, *peers]:
+                contestant.round()
+        row = {"net": name, **request, "batch": ours.ready["batch"], "ours_ms": ours.median * 1e3}
+        row["peers_ms"] = {c.kind: c.median * 1e3 for c in peers}
+        row["ratio"] = {
+            c.kind: statistics.median(p / o for p, o in zip(c.rounds, ours.rounds, strict=True)) for c in peers
+        }
+        row["failed_peers"] = [c.kind for c in running[1:] if c.ready is None]
+        row["memory_mb"] = {c.kind: c.ask("memory") for c in [ours, *peers]}
+        row |= {key: ours.ready[key] for key in ("compile_s", "arena_kb")}
+        row["profile"] = ours.ask("profile") if args.profile else []
+    finally:
+        for contestant in running:
+            contestant.stop()
+    return row
+
+
+def _fits(kind: str, name: str) -> bool:
+    from training_nets import NETS
+
+    return NETS[name].images or not kind.endswith("nhwc")
+
+
+# -- the contestants ----------------------------------------------------------------------------------------------------
+
+
+def serve(request: dict[str, Any]) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    threads = request["threads"]
+    started = time.perf_counter()
+    if request["kind"] == "export":
+        print("@" + json.dumps(_export(request)), flush=True)
+        return
+    make = {"ours": _ours, "ort": _ort}.get(request["kind"], _torch)
+    step, facts, profile = make(request)  # compiled on all cores
+    os.sched_setaffinity(0, set(cores[:threads]))
+    deadline = time.perf_counter() + 0.3
+    while time.perf_counter() < deadline:
+        step()
+    print("@" + json.dumps({**facts, "ready_s": time.perf_counter() - started}), flush=True)
+    for line in sys.stdin:
+        answer = {"go": lambda: _median(step), "memory": _peak, "profile": profile}[line.strip()]()
+        print("@" + json.dumps(answer), flush=True)
+
+
+def _median(step: Any) -> float:
+    step()
+    found: list[float] = []
+    deadline = time.perf_counter() + SECONDS
+    while time.perf_counter() < deadline or len(found) < 3:
+        start = time.perf_counter()
+        step()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def _peak() -> float:
+    """The process's largest resident memory, MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(text.split()[1]) / 1024 for text in lines if text.startswith("VmHWM"))
+
+
+def _ours(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
+    import nervure as nv
+    import numpy as np
+    from training_nets import NETS, RULES
+
+    net, threads = NETS[request["net"]], request["threads"]
+    batch = request["batch"] or net.batch
+    training = net.training(RULES[request["optimizer"]].ours(), batch)
+    start = time.perf_counter()
+    model = nv.compile(net.make(), training=training, threads=threads)
+    facts = {"batch": batch, "compile_s": time.perf_counter() - start}
+    session = model.session
+    x, y = net.data(batch)
+    feeds = {model.artifact.meta["training"]["inputs"][0]: x, "y": y, "learning_rate": np.float32(training_rate(model))}
+    entry = next(e for e in model.artifact.entries if e.function == "train_step")
+    facts["arena_kb"] = entry.arena_bytes() / 1024
+    step = session.binding(feeds, entry="train_step")
+    return step, facts, lambda: session.profile(feeds, entry="train_step", runs=20)
+
+
+def training_rate(model: Any) -> float:
+    return float(model.artifact.meta["training"]["learning_rate"])
+
+
+def _torch(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
+    import torch
+    from training_nets import NETS, RULES
+
+    torch.set_num_threads(request["threads"])
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    net = NETS[request["net"]]
+    module = net.theirs().train()
+    x, y = (torch.from_numpy(a) for a in net.data(request["batch"] or net.batch))
+    if request["kind"].endswith("nhwc"):
+        module, x = module.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    target = y.long() if net.classes else y
+    criterion = torch.nn.CrossEntropyLoss() if net.classes else torch.nn.MSELoss()
+    optimizer = fused(RULES[request["optimizer"]], [p for p in module.parameters() if p.requires_grad])
+
+    def forward(x: Any, target: Any) -> Any:
+        return criterion(module(x), target)
+
+    if request["kind"].startswith("compile"):
+        forward = torch.compile(forward)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        forward(x, target).backward()
+        optimizer.step()
+
+    step()
+    return step, {}, list
+
+
+def fused(rule: Any, parameters: list[Any]) -> Any:
+    """PyTorch's optimizer in one kernel, where it has that."""
+    try:
+        return rule.torch(parameters, fused=True)
+    except (RuntimeError, TypeError):
+        return rule.torch(parameters)
+
+
+def _export(request: dict[str, Any]) -> dict[str, Any]:
+    """Writes PyTorch's network as ONNX, for ONNX Runtime."""
+    import numpy as np
+    import torch
+    from training_nets import NETS
+
+    net = NETS[request["net"]]
+    module = net.theirs().train()
+    x, y = net.data(request["batch"] or net.batch)
+    folder = Path(request["folder"])
+    torch.onnx.export(
+        module,
+        (torch.from_numpy(x),),
+        folder / "net.onnx",
+        dynamo=False,
+        training=torch.onnx.TrainingMode.TRAINING,
+        do_constant_folding=False,
+        input_names=["x"],
+        output_names=["y"],
+        opset_version=17,
+    )
+    np.savez(folder / "data.npz", x=x, y=y.astype(np.int64) if net.classes else y)
+    trained = [n for n, p in module.named_parameters() if p.requires_grad]
+    (folder / "facts.json").write_text(json.dumps({"trained": trained, "classes": net.classes}))
+    return {}
+
+
+def _ort(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
+    import numpy as np
+    import onnx
+    import onnxruntime
+    from onnxruntime.training import artifacts
+    from onnxruntime.training.api import CheckpointState, Module, Optimizer
+
+    folder = Path(request["folder"])
+    model, facts = onnx.load(folder / "net.onnx"), json.loads((folder / "facts.json").read_text())
+    stored = [i.name for i in model.graph.initializer]
+    trained = [n for n in stored if n in facts["trained"] or n.startswith("onnx::")]
+    artifacts.generate_artifacts(
+        model,
+        requires_grad=trained,
+        frozen_params=[n for n in stored if n not in trained],
+        loss=artifacts.LossType.CrossEntropyLoss if facts["classes"] else artifacts.LossType.MSELoss,
+        optimizer=artifacts.OptimType.SGD if request["optimizer"] == "sgd" else artifacts.OptimType.AdamW,
+        artifact_directory=folder,
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = request["threads"]
+    options.set_denormal_as_zero = True
+    state = CheckpointState.load_checkpoint(folder / "checkpoint")
+    module = Module(folder / "training_model.onnx", state, folder / "eval_model.onnx", "cpu", options)
+    optimizer = Optimizer(folder / "optimizer_model.onnx", module)
+    optimizer.set_learning_rate(1e-3)
+    module.train()
+    with np.load(folder / "data.npz") as held:
+        x, y = held["x"], held["y"]
+
+    def step() -> None:
+        module(x, y)
+        optimizer.step()
+        module.lazy_reset_grad()
+
+    step()
+    return step, {}, list
+
+
+# -- from process start to the first step ------------------------------------------------------------------------------
+
+FIRST = """
+import nervure as nv, numpy as np
+L = nv.layers
+net = nv.Sequential([nv.Input((784,)), L.Dense(256, "relu"), L.Dense(128, "relu"), L.Dense(10)])
+net.compile(loss=nv.losses.SparseCategoricalCrossentropy(from_logits=True), optimizer="adam")
+x, y = np.zeros((32, 784), np.float32), np.zeros(32, np.int32)
+net.fit(x, y, batch_size=32, epochs=1, verbose=0)
+"""
+FIRST_TORCH = """
+import torch
+n = torch.nn
+net = n.Sequential(n.Linear(784, 256), n.ReLU(), n.Linear(256, 128), n.ReLU(), n.Linear(128, 10))
+optimizer = torch.optim.Adam(net.parameters(), fused=True)
+n.functional.cross_entropy(net(torch.zeros(32, 784)), torch.zeros(32, dtype=torch.long)).backward()
+optimizer.step()
+"""
+
+
+def starts(args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a process that makes the MLP and trains it for one step: kernel cache cold and warm, and PyTorch's."""
+
+    def seconds(python: str, code: str, cache: str) -> float:
+        start = time.perf_counter()
+        env = {**os.environ, "NERVURE_CACHE": cache, "PYTHONPATH": os.pathsep.join(sys.path[1:2])}
+        env["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
+        subprocess.run([python, "-c", code], check=True, env=env, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        found = {"cold_s": seconds(sys.executable, FIRST, folder)}
+        found["warm_s"] = statistics.median(seconds(sys.executable, FIRST, folder) for _ in range(5))
+    if args.torch:
+        found["torch_s"] = statistics.median(seconds(args.torch, FIRST_TORCH, "") for _ in range(3))
+    return found
+
+
+# -- the table ----------------------------------------------------------------------------------------------------------
+
+
+def show(row: dict[str, Any]) -> None:
+    if "failed" in row:
+        print(f"{row['net']:15} FAILED: {row['failed']}", flush=True)
+        return
+    peers = " ".join(f"{k} {v:.3f} ({row['ratio'][k]:.2f}x)" for k, v in row["peers_ms"].items())
+    best = min(row["ratio"].values(), default=float("nan"))
+    memory = row["memory_mb"]
+    others = [v for k, v in memory.items() if k.startswith("eager")]
+    share = f"{memory['ours']:.0f} of {min(others):.0f} MB" if others else f"{memory['ours']:.0f} MB"
+    print(
+        f"{row['net']:15} b{row['batch']:<4} {row['ours_ms']:9.3f} ms  {best:5.2f}x  {share:14} "
+        f"arena {row['arena_kb']:7.0f} KB, compiled in {row['compile_s']:.1f} s | {peers}"
+        + (f" | failed: {', '.join(row['failed_peers'])}" if row["failed_peers"] else ""),
+        flush=True,
+    )
+    rows = sorted(row["profile"], key=lambda r: -r["seconds"])
+    total = sum(r["seconds"] for r in rows)
+    for r in rows[:8]:
+        rate = r["flops"] / max(r["seconds"], 1e-9) * 1e-9
+        print(
+            f"      {r['seconds'] * 1e6:8.1f} us {100 * r['seconds'] / total:5.1f} % {rate:6.1f} GF/s  "
+            f"{r['op'][:60]} | {r['detail']}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--nets", nargs="*")
+    parser.add_argument("--batch", type=int, help="instead of each network's own")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--torch", help="a Python that has PyTorch")
+    parser.add_argument("--ort", help="a Python that has onnxruntime-training (needs --torch)")
+    parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
+    parser.add_argument("--profile", action="store_true", help="the eight longest kernels of each step")
+    parser.add_argument("--start", action="store_true", help="time from process start to the first step only")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(json.loads(args.serve))
+        return
+    if args.start:
+        print({k: round(v, 3) for k, v in starts(args).items()})
+        return
+    from bench_models import cpu_name
+    from training_nets import NETS, geometric_mean
+
+    print(f"{cpu_name()}; {args.threads} thread(s), {args.optimizer}")
+    rows = []
+    for name in args.nets or NETS:
+        rows.append(one(name, args))
+        show(rows[-1])
+    ratios = [min(r["ratio"].values()) for r in rows if r.get("ratio")]
+    print(f"geometric mean over the best peer: {geometric_mean(ratios):.3f}x ({len(ratios)} networks)")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
