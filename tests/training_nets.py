@@ -60,7 +60,7 @@ def ordered_weights(net: Any) -> list[str]:
     return [name for name, _ in net.named_weights()]
 
 
-# -- PyTorch's weights in our order and layout --------------------------------------------------------------------------
+# -- PyTorch's weights in our order and layout -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def hand_over(net: Any, module: Any, session: Any) -> None:
     session.set_states({n: v for n, v in values.items() if n in states})
 
 
-# -- the networks -------------------------------------------------------------------------------------------------------
+# -- the networks ------------------------------------------------------------------------------------------------------
 
 
 def _torch() -> Any:
@@ -404,7 +404,7 @@ _ALL = (
 NETS: Mapping[str, Net] = {net.name: net for net in _ALL}
 
 
-# -- optimizers ---------------------------------------------------------------------------------------------------------
+# -- optimizers --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
