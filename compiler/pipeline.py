@@ -187,7 +187,10 @@ def _check_ram(program: Program, options: Options) -> None:
                 f"{entry.name} needs {needed} bytes of RAM, --max-ram allows {options.max_ram}",
                 why=f"the largest tensor is {widest.name} with {widest.nbytes} bytes; "
                 f"no plan of these steps needs less than {entry.lower_bound}"
+                + (", computing activations again where that helps" if entry.updates_params else "")
                 if widest
                 else None,
-                hint="a smaller input or batch, fewer threads, or int8",
+                hint="a smaller batch, fewer trained layers (net.freeze), or fewer threads"
+                if entry.updates_params
+                else "a smaller input or batch, fewer threads, or int8",
             )

@@ -272,7 +272,7 @@ class Tensor(Operators):
     @property
     def type(self) -> TensorType:
         """Element type and shape."""
-        return self.trace.graph.type(self.value)
+        return self.trace.graph.type(self.trace.resolve(self.value))
 
     @property
     def shape(self) -> tuple[Any, ...]:

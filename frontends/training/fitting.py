@@ -33,7 +33,7 @@ class Fitting:
         self, net: Network, training: Training, target: str = "host", threads: int = 1, max_ram: int | None = None
     ) -> None:
         self.net, self.training, self.target, self.threads, self.max_ram = net, training, target, threads, max_ram
-        self._trainers: dict[tuple[int, bool], Trainer] = {}
+        self._trainers: dict[tuple[int, bool, Any], Trainer] = {}
         self._last: Trainer | None = None
 
     def trainer(self, batch: int, weighted: bool) -> Trainer:
@@ -41,7 +41,8 @@ class Fitting:
         from ...runtime.trainer import Trainer
         from ..build import compile
 
-        key = (batch, weighted)
+        frozen = tuple((w.trained, w.channels) for _, w in self.net.named_weights())
+        key = (batch, weighted, frozen)
         if key not in self._trainers:
             training = replace(self.training, batch=batch, weighted=weighted)
             dims = {BATCH: batch} if self._batched() else None
@@ -52,7 +53,7 @@ class Fitting:
             self._trainers[key] = Trainer(model.session, learning_rate=rate, seed=self.training.seed)
         found = self._trainers[key]
         if self._last is not None and self._last is not found:
-            found.session.set_states(self._last.session.states())
+            found.session.set_states(_common(self._last.session.states(), found.session.states()))
         self._push(found)
         self._last = found
         return found
@@ -140,6 +141,11 @@ class Fitting:
         if self._batched():
             return None
         return next((int(s.shape[0]) for s in self.net.inputs.values() if s is not None and s.shape), 1)
+
+
+def _common(held: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of some states those that another session has too, of the same shape."""
+    return {n: a for n, a in held.items() if n in wanted and wanted[n].shape == a.shape}
 
 
 def _part(weight: Weight) -> tuple[slice, ...]:

@@ -64,6 +64,7 @@ class _Forward:
     targets: list[str]
     loss: Tensor
     reports: dict[str, Tensor]  # losses of outputs and metrics, by name
+    classes: dict[str, int]  # number of classes of each target that holds class numbers
 
 
 def training_entries(
@@ -110,23 +111,23 @@ def _facts(training: Training, optimizer: Any, step: _Forward) -> dict[str, Any]
         "batch": training.batch,
         "loss": "loss",
         "loss_function": _loss_name(training.loss),
-        "classes": _classes(training, step),
+        "classes": step.classes,
         "metrics": list(step.reports),
         "learning_rate": first_rate(optimizer.learning_rate),
         "optimizer": optimizer.name,
     }
 
 
-def _classes(training: Training, step: _Forward) -> dict[str, int]:
+def _classes(training: Training, targets: Mapping[str, Tensor], predicted: Any) -> dict[str, int]:
     """The number of classes of each target that holds class numbers, so that a label outside is found."""
     found = {}
-    outputs = _named(step.trace.result)
+    outputs = _named(predicted)
     chosen = list(leaves(training.loss))
     for i, (name, tensor) in enumerate(outputs.items()):
         given = chosen[i] if len(chosen) == len(outputs) else chosen[0]
         target = "y" if len(outputs) == 1 else f"y_{name}"
         one = None if given is None else losses.get(given)
-        if isinstance(one, SparseCategoricalCrossentropy) and target in step.targets and one.ignore_class is None:
+        if isinstance(one, SparseCategoricalCrossentropy) and target in targets and one.ignore_class is None:
             found[target] = int(tensor.shape[one.axis])
     return found
 
@@ -176,7 +177,8 @@ def _forward(net: Network, training: Training, held: Mapping[int, Held] | None, 
         value = value if penalty is None else value + penalty
         if weight is not None:
             trace.graph.inputs.append(weight.value.node)
-    return _Forward(trace, list(types), list(targets), value, reports)
+        classes = _classes(training, targets, predicted)
+    return _Forward(trace, list(types), list(targets), value, reports, classes)
 
 
 def _batched(net: Network, batch: int) -> dict[str, int]:
@@ -324,9 +326,7 @@ def step_entries(
                 held[key] = found
     entries = [EntryGraph(_pruned(_own_step(step, dims, held)), name) for name, step in named.items()]
     for net in nets:
-        entries.append(
-            EntryGraph(_infer(net, _known(net, dims), held), "infer" if len(nets) == 1 else net.name)
-        )
+        entries.append(EntryGraph(_infer(net, _known(net, dims), held), "infer" if len(nets) == 1 else net.name))
     return entries
 
 
