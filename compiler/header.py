@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 
 from . import render
@@ -45,10 +46,15 @@ enum @_status {
     @@_ENTRY,        /* there is no entry point of that number */
     @@_BUFFER,       /* an input or output buffer is not aligned to its element size */
     @@_FORKED,       /* the worker threads did not come along through fork() */
+    @@_SPACE,        /* the buffer is smaller than the exported parameters and states */
+    @@_DAMAGED,      /* these are no exported parameters and states, or damaged ones */
+    @@_FOREIGN,      /* these are the parameters and states of another model */
     @@_FEATURE = 100 /* and above: this CPU lacks an instruction set; the text names it */
 };
 
-/* Bytes of a context with that many threads (0 and 1: no thread is started), and of its parts. */
+/* Bytes of a context with that many threads (0 and 1: no thread is started), and of its parts. Parameters, states and
+ * what is derived from them stay; the regions (the arena) are shared by the entry points, each of which says what it
+ * needs of them: $ram. */
 $sizes
 size_t @_context_bytes(int threads);
 
@@ -73,11 +79,19 @@ int @_run(@_context *context, int entry, const void *const inputs[], void *const
 void *@_input(const @_context *context, int entry, int index);
 void *@_output(const @_context *context, int entry, int index);
 
-/* Parameters and states in place. Say so after writing to a parameter: copies derived from it are rebuilt. */
+/* Parameters and states in place. Say so after writing to one: copies derived from it are rebuilt. */
 $stored
 void *@_param(const @_context *context, int index);
 void *@_state(const @_context *context, int index);
 int @_params_changed(@_context *context);
+
+/* All parameters and states as one blob of @@_EXPORT_BYTES, to be saved or sent: the same bytes on every machine. It
+ * carries a checksum and what it belongs to: an import that is refused (@@_SPACE, @@_DAMAGED, @@_FOREIGN) changes
+ * nothing. `bytes` is the size of the buffer, of any alignment; an import finds the blob's own size in it. To be safe
+ * from a loss of power, write to another place than the last good blob. */
+#define @@_EXPORT_BYTES $blob
+int @_export(@_context *context, void *buffer, size_t bytes);
+int @_import(@_context *context, const void *buffer, size_t bytes);
 
 /* Adds each step's duration to ticks[step] in every following run (as many as the entry that runs has steps); NULL
  * ends that. `clock` reads any clock; NULL is a monotonic one in nanoseconds. */
@@ -96,8 +110,16 @@ def header(program: Program) -> str:
     """The text of ``model.h``. Names from the model are escaped: it stays valid C and C++ whatever they hold."""
     name = prefix(program)
     text = TEXT.replace("$sizes", _sizes(program)).replace("$entries", _entries(program))
-    text = text.replace("$stored", _stored(program))
+    text = text.replace("$stored", _stored(program)).replace("$blob", _size(render.blob_bytes(program)))
+    text = text.replace("$ram", _ram(program))
     return text.replace("@@", name.upper()).replace("@", name)
+
+
+def _ram(program: Program) -> str:
+    """The arena of each entry point, in words."""
+    needs = [f"{n} {program.arena_bytes(e):,}" for n, e in zip(entry_names(program), program.entries, strict=True)]
+    lines = textwrap.wrap(", ".join(needs) or "none", 100)
+    return "\n * ".join(lines)
 
 
 def _sizes(program: Program) -> str:
@@ -108,6 +130,9 @@ def _sizes(program: Program) -> str:
         f"#define @@_CONTEXT_BYTES(threads) ({_size(base)} + ((threads) < 2 ? 0u : (threads) - 1u) * {_size(worker)})",
         f"#define @@_CONTEXT_BYTES_WITHOUT_REGIONS(threads) "
         f"({_size(alone)} + ((threads) < 2 ? 0u : (threads) - 1u) * {_size(worker)})",
+        f"#define @@_PARAMS_BYTES {_size(render.block_bytes(program.params))}",
+        f"#define @@_STATES_BYTES {_size(render.block_bytes(program.states))}",
+        f"#define @@_DERIVED_BYTES {_size(program.derived_bytes)}",
         f"#define @@_REGIONS {len(program.regions)}",
         *(f"#define @@_REGION_{n.upper()}_BYTES {_size(r.nbytes)}" for n, r in regions),
     ]
@@ -125,22 +150,55 @@ def _size(nbytes: int) -> str:
 
 def _entries(program: Program) -> str:
     return "".join(
-        _entry(entry, name, number)
+        _entry(program, entry, name, number)
         for number, (name, entry) in enumerate(zip(entry_names(program), program.entries, strict=True))
     )
 
 
-def _entry(entry: Entry, name: str, number: int) -> str:
+# What the entry points of a training artifact are for; inputs and outputs that a C programmer must know of.
+PURPOSE = {
+    "train_step": "One step of training on a batch: the parameters and the optimizer's states change in place. Outputs "
+    "are those of this batch before the change.",
+    "evaluate": "Loss and metrics of a batch as inference computes it; nothing changes.",
+    "gradients": "The gradients of a batch, to be summed over several devices.",
+    "apply": "Changes the parameters by given gradients.",
+    "refresh": "Rebuilds what is derived from parameters and states (packed weights, folded scales). The library does "
+    "so by itself before an entry point that reads it; call it to have that time at a moment of your choice.",
+}
+NOTES = {
+    "learning_rate": "the size of the step",
+    "sample_weight": "1 / number of samples; 0 for a sample that only fills the batch",
+    "loss": "a mean over the batch (with sample_weight the weighted sum)",
+}
+
+
+def _entry(program: Program, entry: Entry, name: str, number: int) -> str:
     big = f"@@_{name.upper()}"
-    lines = ["", f"#define {big} {number}", f"#define {big}_STEPS {len(entry.steps)}"]
+    lines = ["", *_purpose(program, entry), f"#define {big} {number}", f"#define {big}_STEPS {len(entry.steps)}"]
+    lines.append(f"#define {big}_ARENA_BYTES {_size(program.arena_bytes(entry))} /* with one thread */")
     for kind, ports in (("INPUT", entry.inputs), ("OUTPUT", entry.outputs)):
         lines.append(f"#define {big}_{kind}S {len(ports)}")
         for i, (short, port) in enumerate(zip(_macros(p.name for p in ports), ports, strict=True)):
             where = f"{big}_{kind}_{short}"
-            lines.append(f"#define {where} {i} /* {_port(port)} */")
+            lines.append(f"#define {where} {i} /* {_port(port)}{_note(program, port)} */")
             lines.append(f"#define {where}_BYTES {_size(port.type.nbytes)}")
     lines.append(f"int @_{name}(@_context *context, const void *const inputs[], void *const outputs[]);")
     return "\n".join(lines) + "\n"
+
+
+def _purpose(program: Program, entry: Entry) -> list[str]:
+    """A comment for an entry point that training made, or that the compiler did."""
+    if entry.function not in PURPOSE or not ("training" in program.meta or entry.function == "refresh"):
+        return []
+    return ["/* " + "\n * ".join(textwrap.wrap(PURPOSE[entry.function], 112)) + " */"]
+
+
+def _note(program: Program, port: Port) -> str:
+    if "training" not in program.meta or port.name not in NOTES:
+        return ""
+    rate = program.meta["training"].get("learning_rate")
+    first = f", {rate:g} by default" if port.name == "learning_rate" and isinstance(rate, float | int) else ""
+    return f": {NOTES[port.name]}{first}"
 
 
 def _port(port: Port) -> str:

@@ -15,9 +15,10 @@ wait wcs
 """
 TAKEN = frozenset(_C_WORDS.split())
 _API_WORDS = """
-clock context context_bytes create create_in destroy entry input output param params_changed profile reset restore run
-state status status_text
-ok null memory alignment threads thread_start busy buffer forked feature regions params states h
+clock context context_bytes create create_in destroy entry export import input output param params_changed profile reset
+restore run state status status_text
+ok null memory alignment threads thread_start busy buffer forked space damaged foreign feature regions params states h
+params_bytes states_bytes derived_bytes export_bytes
 """
 API = frozenset(_API_WORDS.split())
 

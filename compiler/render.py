@@ -6,6 +6,8 @@ more: one thunk for each distinct phase, tables of phases, steps and ports, and 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 
@@ -125,6 +127,26 @@ def context_bytes(program: Program, *, regions: bool = True) -> tuple[int, int]:
     return size, WORKER_BYTES + round_up(worker_bytes(program))
 
 
+BLOB_HEADER_BYTES = 64  # NERVURE_BLOB_HEADER_BYTES of the C runtime
+
+
+def transferred(program: Program) -> list[tuple[str, Stored]]:
+    """``(kind, tensor)`` in the order in which a blob holds them, which is the same for every target."""
+    params = sorted(program.params, key=lambda s: s.name)
+    return [("param", s) for s in params] + [("state", s) for s in sorted(program.states, key=lambda s: s.name)]
+
+
+def blob_bytes(program: Program) -> int:
+    """Size of the blob that holds all params and states."""
+    return BLOB_HEADER_BYTES + sum(s.type.nbytes for _, s in transferred(program))
+
+
+def signature(program: Program) -> bytes:
+    """SHA-256 of what a blob holds: kinds, names, types and shapes in its order."""
+    rows = [[kind, s.name, s.type.dtype, list(s.type.dims)] for kind, s in transferred(program)]
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).digest()
+
+
 # -- model.c -------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +262,11 @@ def _features(features: tuple[Feature, ...]) -> str:
     return _table("nervure_feature", "features", rows)
 
 
+def _tensor(row: tuple[str, Stored]) -> str:
+    kind, stored = row
+    return f"{{{stored.offset}, {stored.type.nbytes}, {FIXED_BASES[kind]}}}"
+
+
 def _program_record(program: Program, machine: Machine) -> str:
     held = images(program)
 
@@ -258,21 +285,26 @@ def _program_record(program: Program, machine: Machine) -> str:
         "region_bytes": "region_bytes" if program.regions else "0",
         "param_offsets": "param_offsets" if program.params else "0",
         "state_offsets": "state_offsets" if program.states else "0",
+        "tensors": "tensors" if program.params or program.states else "0",
         "features": "features" if machine.features else "0",
         "worker_bytes": worker_bytes(program),
+        "blob_bytes": blob_bytes(program),
         "entry_count": len(program.entries),
         "region_count": len(program.regions),
         "param_count": len(program.params),
         "state_count": len(program.states),
+        "tensor_count": len(program.params) + len(program.states),
         "feature_count": len(machine.features),
         "most_inputs": inputs,
         "most_outputs": outputs,
         "refresh": refresh,
+        "signature": f"{{{', '.join(map(str, signature(program)))}}}",
     }
     tables = (
         _table("size_t", "region_bytes", (str(r.nbytes) for r in program.regions))
         + _table("size_t", "param_offsets", (str(s.offset) for s in program.params))
         + _table("size_t", "state_offsets", (str(s.offset) for s in program.states))
+        + _table("nervure_tensor", "tensors", map(_tensor, transferred(program)))
     )
     body = "".join(f"    .{k} = {v},\n" for k, v in fields.items())
     return f"{tables}static const nervure_program program = {{\n{body}}};\n"
@@ -308,6 +340,14 @@ void *@_output(const @_context *c, int entry, int index) {
 void *@_param(const @_context *c, int index) { return nervure_param((const nervure_context *)c, index); }
 void *@_state(const @_context *c, int index) { return nervure_state((const nervure_context *)c, index); }
 int @_params_changed(@_context *c) { return nervure_params_changed((nervure_context *)c); }
+
+int @_export(@_context *c, void *buffer, size_t bytes) {
+    return nervure_export((nervure_context *)c, buffer, bytes);
+}
+
+int @_import(@_context *c, const void *buffer, size_t bytes) {
+    return nervure_import((nervure_context *)c, buffer, bytes);
+}
 
 int @_profile(@_context *c, @_clock clock, void *user, uint64_t *ticks) {
     return nervure_profile((nervure_context *)c, clock, user, ticks);

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from ..errors import NervureError
 
-FORMAT = 1
+FORMAT = 2
 DIGEST_BYTES = 32
 OWNER = b"nervure\0"
 MACHINES = {62: "x86-64", 183: "aarch64", 40: "arm", 243: "riscv"}
@@ -113,6 +113,26 @@ class Artifact:
     def weights_bytes(self) -> int:
         """Constants and parameters in the file."""
         return int(self.block["weights_bytes"])
+
+    @property
+    def params_bytes(self) -> int:
+        """RAM of the parameters of a context."""
+        return int(self.block["params_bytes"])
+
+    @property
+    def states_bytes(self) -> int:
+        """RAM of the states of a context."""
+        return int(self.block["states_bytes"])
+
+    @property
+    def derived_bytes(self) -> int:
+        """RAM of what a context derives from its parameters and keeps (packed weights, folded scales)."""
+        return int(self.block["derived_bytes"])
+
+    @property
+    def export_bytes(self) -> int:
+        """Size of the blob that holds all parameters and states."""
+        return int(self.block["export_bytes"])
 
     @property
     def code_bytes(self) -> int:

@@ -24,6 +24,8 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...] | None]] = {
     "param": (POINTER, (POINTER, INT)),
     "state": (POINTER, (POINTER, INT)),
     "params_changed": (INT, (POINTER,)),
+    "export": (INT, (POINTER, POINTER, SIZE)),
+    "import": (INT, (POINTER, POINTER, SIZE)),
     "profile": (INT, (POINTER, POINTER, POINTER, POINTER)),
     "status_text": (ctypes.c_char_p, (INT,)),
 }

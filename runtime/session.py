@@ -183,8 +183,21 @@ class Session:
         return {s.name: self._view("state", i).copy() for i, s in enumerate(self.artifact.states)}
 
     def set_states(self, values: Mapping[str, Any]) -> None:
-        """Sets some or all states."""
+        """Sets some or all states; copies that were derived from them are rebuilt before the next run."""
         self._store("state", values)
+        self._check(self._library.call("params_changed", self._context))
+
+    def export_state(self) -> bytes:
+        """All parameters and states as one blob with a checksum: that of ``<model>_export`` in C, the same bytes on
+        every machine."""
+        blob = np.empty(self.artifact.export_bytes, np.uint8)
+        self._check(self._library.call("export", self._context, blob.ctypes.data, blob.nbytes))
+        return blob.tobytes()
+
+    def import_state(self, blob: bytes) -> None:
+        """Sets all parameters and states from a blob; ``NervureError`` for a damaged one or one of another model, and
+        nothing has changed then."""
+        self._check(self._library.call("import", self._context, bytes(blob), len(blob)))
 
     def _store(self, kind: str, values: Mapping[str, Any]) -> None:
         rows = self.artifact.params if kind == "param" else self.artifact.states

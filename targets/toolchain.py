@@ -21,7 +21,7 @@ from .files import cache_dir
 from .machine import Machine
 
 RUNTIME = Path(__file__).parent.parent / "runtime" / "c"
-RUNTIME_FILES = ("nervure.c", "pool.c", "cpu.c")
+RUNTIME_FILES = ("nervure.c", "transfer.c", "pool.c", "cpu.c")
 C_FLAGS = (
     *("-std=c11", "-O2", "-g0", "-fPIC", "-ffunction-sections", "-Wno-unused"),
     *("-fno-unwind-tables", "-fno-asynchronous-unwind-tables", "-fno-stack-protector"),

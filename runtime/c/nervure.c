@@ -113,6 +113,7 @@ int nervure_reset(nervure_context *c) {
     if (c == NULL) return NERVURE_NULL;
     if (!acquire(c)) return NERVURE_BUSY;
     load_image(c->base[NERVURE_STATE], &c->program->states);
+    c->stale = true; /* copies may be derived from running statistics */
     return release(c, NERVURE_OK);
 }
 
@@ -216,6 +217,24 @@ int nervure_params_changed(nervure_context *c) {
     return release(c, NERVURE_OK);
 }
 
+int nervure_export(nervure_context *c, void *buffer, size_t bytes) {
+    if (c == NULL || buffer == NULL) return NERVURE_NULL;
+    if (bytes < c->program->blob_bytes) return NERVURE_SPACE;
+    if (!acquire(c)) return NERVURE_BUSY;
+    nervure_write_blob(c, buffer);
+    return release(c, NERVURE_OK);
+}
+
+int nervure_import(nervure_context *c, const void *buffer, size_t bytes) {
+    if (c == NULL || buffer == NULL) return NERVURE_NULL;
+    int status = nervure_check_blob(c->program, buffer, bytes);
+    if (status != NERVURE_OK) return status;
+    if (!acquire(c)) return NERVURE_BUSY;
+    nervure_read_blob(c, buffer);
+    c->stale = true;
+    return release(c, NERVURE_OK);
+}
+
 int nervure_profile(nervure_context *c, nervure_clock clock, void *user, uint64_t *ticks) {
     if (c == NULL) return NERVURE_NULL;
     if (!acquire(c)) return NERVURE_BUSY;
@@ -237,6 +256,9 @@ const char *nervure_status_text(const nervure_program *p, int status) {
         "there is no entry point of that number",
         "an input or output buffer is not aligned to its element size",
         "the worker threads of this context did not come along through fork(); create another one",
+        "the buffer is smaller than the exported parameters and states",
+        "these are no exported parameters and states, or damaged ones",
+        "these are the parameters and states of another model",
     };
     if (status >= 0 && status < NERVURE_STATUS_COUNT) return texts[status];
     if (status >= NERVURE_FEATURE && status < NERVURE_FEATURE + p->feature_count)

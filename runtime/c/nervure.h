@@ -15,6 +15,7 @@
 #define NERVURE_WORKER_BYTES 64   /* of each helper, beside its scratch */
 #define NERVURE_MAX_THREADS 256
 #define NERVURE_MAX_TASKS 1000000 /* of a phase */
+#define NERVURE_BLOB_HEADER_BYTES 64
 
 enum {
     NERVURE_OK,
@@ -27,6 +28,9 @@ enum {
     NERVURE_ENTRY,
     NERVURE_BUFFER,
     NERVURE_FORKED,
+    NERVURE_SPACE,
+    NERVURE_DAMAGED,
+    NERVURE_FOREIGN,
     NERVURE_STATUS_COUNT,
     NERVURE_FEATURE = 100 /* + index of the feature that this CPU lacks */
 };
@@ -64,6 +68,12 @@ typedef struct {
     size_t image_bytes, bytes;
 } nervure_block;
 
+/* A parameter or state as it is exported. */
+typedef struct {
+    size_t offset, bytes;
+    int32_t base; /* NERVURE_PARAM or NERVURE_STATE */
+} nervure_tensor;
+
 /* On x86 a CPUID bit (reg: 0 eax .. 3 edx); elsewhere bit of getauxval(AT_HWCAP) for leaf 0, AT_HWCAP2 for leaf 1. */
 typedef struct {
     const char *text;
@@ -78,11 +88,14 @@ typedef struct {
     size_t derived_bytes;
     const size_t *region_bytes;
     const size_t *param_offsets, *state_offsets;
+    const nervure_tensor *tensors; /* in the order of the blob */
     const nervure_feature *features;
     size_t worker_bytes; /* scratch of each helper, for the entry that needs most */
-    int32_t entry_count, region_count, param_count, state_count, feature_count;
+    size_t blob_bytes;
+    int32_t entry_count, region_count, param_count, state_count, tensor_count, feature_count;
     int32_t most_inputs, most_outputs; /* of any entry */
     int32_t refresh;                   /* entry that rebuilds derived copies, or -1 */
+    uint8_t signature[32];             /* of the names, types and shapes of params and states */
 } nervure_program;
 
 typedef uint64_t (*nervure_clock)(void *user);
@@ -113,10 +126,17 @@ void *nervure_slot(const nervure_context *context, int entry, int index, bool ou
 void *nervure_param(const nervure_context *context, int index);
 void *nervure_state(const nervure_context *context, int index);
 int nervure_params_changed(nervure_context *context);
+int nervure_export(nervure_context *context, void *buffer, size_t bytes);
+int nervure_import(nervure_context *context, const void *buffer, size_t bytes);
 int nervure_profile(nervure_context *context, nervure_clock clock, void *user, uint64_t *ticks);
 const char *nervure_status_text(const nervure_program *program, int status);
 
 char *nervure_own_scratch(const nervure_context *context, const nervure_phase *phase);
+
+/* transfer.c: the blob of params and states; the caller holds the context. */
+void nervure_write_blob(const nervure_context *context, void *buffer);
+int nervure_check_blob(const nervure_program *program, const void *buffer, size_t bytes);
+void nervure_read_blob(nervure_context *context, const void *buffer);
 
 /* pool.c: threads. The pool lies in the context's memory. */
 size_t nervure_pool_size(void);

@@ -19,7 +19,7 @@ from nervure.compiler.program import Program
 from nervure.errors import NervureError
 from nervure.runtime import artifact as artifact_module
 from nervure.runtime import load, read_artifact
-from nervure.runtime.artifact import find_note
+from nervure.runtime.artifact import FORMAT, find_note
 from nervure.targets import get, toolchain
 from nervure.targets.elf import dynamic
 
@@ -118,7 +118,8 @@ def test_messages_for_broken_files(tmp_path, artifacts):
     assert "truncated" in message(data[:70]) and "truncated" in message(data[:-1])
     assert "corrupted" in message(data[:-1] + bytes([data[-1] ^ 1]))
     assert "not a nervure model" in message(data.replace(b"nervure\0", b"nothing\0"))
-    newer = data[: at + 32] + data[at + 32 : at + size].replace(b'"format":1', b'"format":9') + data[at + size :]
+    block = data[at + 32 : at + size].replace(b'"format":%d' % FORMAT, b'"format":9')
+    newer = data[: at + 32] + block + data[at + size :]
     assert "format is 9" in message(seal(newer))
     garbage = data[: at + 32] + b"[" * (size - 32) + data[at + size :]
     assert "description is broken" in message(seal(garbage))
