@@ -211,6 +211,11 @@ class Network(Block):
         """Loss and metrics of one batch."""
         return self._trained().test_on_batch(x, y, sample_weight)  # type: ignore[no-any-return]
 
+    def averaged_weights(self) -> dict[str, np.ndarray]:
+        """The averages of the trained weights by name, where the optimizer has ``ema_momentum``; for
+        ``load_state_dict(..., strict=False)``."""
+        return self._trained().averages()  # type: ignore[no-any-return]
+
     def _trained(self) -> Any:
         if self._fitting is None:
             raise NervureError(

@@ -78,6 +78,18 @@ class Fitting:
             if name in weights:
                 assign_part(weights[name], array)
 
+    def averages(self) -> dict[str, np.ndarray]:
+        """See ``Network.averaged_weights``."""
+        states = self._last.session.states() if self._last is not None else {}
+        found = {n.removeprefix("ema/"): a for n, a in states.items() if n.startswith("ema/")}
+        if not found:
+            raise NervureError(
+                f"network {self.net.name!r} has no averaged weights",
+                where=user_place().full,
+                hint="train it with an optimizer that has ema_momentum=0.999",
+            )
+        return found
+
     # -- Keras's calls -----------------------------------------------------------------------------------------------
 
     def fit(self, x: Any, y: Any, batch_size: int | None, validation: Any, options: dict[str, Any]) -> History:
@@ -167,6 +179,8 @@ def assign_part(weight: Weight, values: np.ndarray) -> None:
 
 def _peek(x: Any) -> tuple[Any, Any]:
     """The features that tell shapes, and the data. Of what is iterated over, those of the first batch."""
+    if isinstance(x, list) and x and isinstance(x[0], tuple | Mapping):
+        return _features(x[0]), x  # a list of batches
     if isinstance(x, Mapping | np.ndarray | list | tuple) or hasattr(x, "__array__"):
         return x, x
     if callable(x):
