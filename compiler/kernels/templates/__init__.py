@@ -18,6 +18,7 @@ NAMES = (
     "gather",
     "image_lanes",
     "image_lanes_grad",
+    "image_winograd",
     "matmul",
     "max_pool_grad",
     "nms",

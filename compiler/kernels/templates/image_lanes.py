@@ -192,7 +192,7 @@ def _assemble(region: Region, x: Operand, w: Operand, axes: list[list[Taps]], ti
         count = apart * group * (lines[0].count if lines else 1) * blocks
         rows.append(
             {
-                "lines": [_line(t, x, w, a) for a, t in enumerate(lines)],
+                "lines": [line_axis(t, x, w, a) for a, t in enumerate(lines)],
                 "first": first,
                 "count": count,
             }
@@ -241,7 +241,7 @@ def _assemble(region: Region, x: Operand, w: Operand, axes: list[list[Taps]], ti
     return Plan("image_lanes", (draft,), cycles / GHZ + 50, inplace=inplace_pairs(region), detail=detail)
 
 
-def _line(taps: Taps, x: Operand, w: Operand, axis: int) -> Data:
+def line_axis(taps: Taps, x: Operand, w: Operand, axis: int) -> Data:
     """A line axis: its taps as first ones and steps, and whether some fall outside."""
     size = x.type.dims[2 + axis]
     (k, base), (k2, base2) = (taps.taps[0], taps.taps[1 if len(taps.taps) > 1 else 0]) if taps.taps else ((0, 0),) * 2
@@ -265,7 +265,7 @@ def _line(taps: Taps, x: Operand, w: Operand, axis: int) -> Data:
 
 def emit(k: Any, config: Data) -> None:
     """Arguments: x, w, what bias and epilogue read, the outputs."""
-    kernel = _Kernel(k, config)
+    kernel = Kernel(k, config)
     if config["tasks"]:
         with k.parallel(config["tasks"]) as task:
             kernel.run(task)
@@ -275,7 +275,9 @@ def emit(k: Any, config: Data) -> None:
             kernel.unit(row, unit)
 
 
-class _Kernel:
+class Kernel:
+    """One kernel: lines, blocks of channels, tiles of points."""
+
     def __init__(self, k: Any, config: Data) -> None:
         from ..evaluate import Evaluator
 
@@ -377,6 +379,10 @@ class _Kernel:
                 x = x + (q * line["walk"] + base + tap * rise) * line["x"]
                 self._taps(lines[1:], at[1:], x, w + (k0 + tap * step) * line["w"], point, segment, acc)
             return
+        self._row(x, w, point, segment, acc)
+
+    def _row(self, x: Any, w: Any, point: Data, segment: Data, acc: Any) -> None:
+        """The taps along a line, written out."""
         for (tap, base), (low, high) in zip(point["taps"], segment["valid"], strict=True):
             if low < high:
                 self._products(x + base * self.c["x"]["point"], w + tap * self.c["w"]["point"], point, low, high, acc)

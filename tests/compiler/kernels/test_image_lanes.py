@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from harness import check_region, dense, extra_input, machines, region_of
 from nervure.compiler.kernels.templates import plans
+from nervure.compiler.kernels.templates.image_winograd import matrices
 
 CONVS = [  # x, outputs, kernel, strides, pads, dilations, group
     ((32, 1, 28, 28), 6, (5, 5), (1, 1), (2, 2, 2, 2), (1, 1), 1),
@@ -18,6 +19,12 @@ CONVS = [  # x, outputs, kernel, strides, pads, dilations, group
     ((16, 2, 7, 7), 3, (1, 1), (3, 3), (0, 0, 0, 0), (1, 1), 1),
     ((32, 3, 40), 4, (7,), (2,), (3, 3), (1,), 1),
     ((16, 2, 4, 5, 6), 3, (2, 3, 3), (1, 2, 1), (0, 1, 1, 1, 1, 1), (1, 1, 1), 1),
+]
+MORE = [
+    ((16, 3, 9, 10), 5, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    ((16, 4, 9, 7), 6, (3, 5), (1, 1), (1, 2, 1, 2), (1, 1), 2),
+    ((16, 3, 30), 4, (3,), (1,), (1, 1), (1,), 1),
+    ((16, 2, 4, 5, 9), 3, (2, 3, 3), (1, 1, 1), (0, 1, 1, 1, 1, 1), (1, 1, 1), 1),
 ]
 ON = pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
 
@@ -70,7 +77,7 @@ def gradient_of_x(case, machine, **options):
 def test_forward(case, machine):
     found, arrays = convolution(case, machine)
     check_region(found, arrays, template="image_lanes", atol=1e-4)
-    assert plans(found)[0].template == "image_lanes"
+    assert plans(found)[0].template.startswith("image_")
 
 
 @ON
@@ -78,18 +85,40 @@ def test_forward(case, machine):
 def test_gradient_of_x(case, machine):
     found, arrays = gradient_of_x(case, machine)
     check_region(found, arrays, template="image_lanes", atol=1e-4)
-    assert plans(found)[0].template == "image_lanes"
+    assert plans(found)[0].template.startswith("image_")
 
 
 @ON
-def test_epilogue(machine):
+@pytest.mark.parametrize("make", [convolution, gradient_of_x])
+@pytest.mark.parametrize("case", [CONVS[i] for i in (0, 1, 4)] + MORE, ids=str)
+def test_fewer_products(case, make, machine):
+    found, arrays = make(case, machine)
+    check_region(found, arrays, template="image_winograd", atol=2e-4)
+
+
+@pytest.mark.parametrize("m, taps", [(2, 3), (4, 3), (6, 3), (2, 5), (4, 5), (7, 2)])
+def test_transforms_of_a_line(m, taps):
+    """In float64 the transforms are exact: the products give the correlation."""
+    x, w = (np.random.default_rng(0).standard_normal(n) for n in (m + taps - 1, taps))
+    back, weights, ahead = matrices(m, taps)
+    np.testing.assert_allclose(back @ ((weights @ w) * (ahead @ x)), np.correlate(x, w, "valid"), atol=1e-12)
+
+
+def test_exact_has_no_other_rounding():
+    found, _ = convolution(CONVS[0], machines()[0], exact=True)
+    assert "image_winograd" not in {p.template for p in plans(found)}
+
+
+@ON
+@pytest.mark.parametrize("template", ["image_lanes", "image_winograd"])
+def test_epilogue(template, machine):
     residual, scale = random(output_shape(CONVS[1]), (16, 1, 1))
 
     def epilogue(g, y):
         return g.add("relu", g.add("add", g.add("mul", y, extra_input(g, scale)), extra_input(g, residual)))
 
     found, arrays = convolution(CONVS[1], machine, epilogue=epilogue)
-    check_region(found, arrays, template="image_lanes", atol=1e-4)
+    check_region(found, arrays, template=template, atol=2e-4)
 
 
 def test_other_orders_and_odd_batches_are_left_to_others():
