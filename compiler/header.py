@@ -15,7 +15,7 @@ TEXT = """\
  *
  * The caller owns all memory. A context lies in one block that the caller gives, and nothing is allocated after
  * @_create (which starts the worker threads, if any). Contexts are independent: use one for each thread that calls.
- * A context that is used from two threads at once answers @_BUSY. Every function that returns int returns a status;
+ * A context that is used from two threads at once answers @@_BUSY. Every function that returns int returns a status;
  * 0 is success and @_status_text says what any other one means.
  *
  *     static _Alignas(64) unsigned char memory[@@_CONTEXT_BYTES(1)];
@@ -86,9 +86,9 @@ void *@_state(const @_context *context, int index);
 int @_params_changed(@_context *context);
 
 /* All parameters and states as one blob of @@_EXPORT_BYTES, to be saved or sent: the same bytes on every machine. It
- * carries a checksum and what it belongs to: an import that is refused (@@_SPACE, @@_DAMAGED, @@_FOREIGN) changes
- * nothing. `bytes` is the size of the buffer, of any alignment; an import finds the blob's own size in it. To be safe
- * from a loss of power, write to another place than the last good blob. */
+ * carries a checksum and what it belongs to: an import that is refused (@@_DAMAGED, @@_FOREIGN) changes nothing.
+ * `bytes` is the size of the buffer, of any alignment; an import finds the blob's own size in it. To be safe from a
+ * loss of power, write to another place than that of the last good blob. */
 #define @@_EXPORT_BYTES $blob
 int @_export(@_context *context, void *buffer, size_t bytes);
 int @_import(@_context *context, const void *buffer, size_t bytes);

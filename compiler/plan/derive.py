@@ -2,7 +2,8 @@
 
 Work whose inputs are params and constants alone moves out of an entry point that changes no param, into the steps of
 the generated entry ``refresh``; its results lie in the ``derived`` block of a context. The runtime calls it before
-an entry that reads it, whenever params have changed.
+an entry that reads it, whenever params have changed. States that change only together with params (running statistics)
+count as params here.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,6 +36,7 @@ class Pool:
     states: dict[str, Stored] = field(default_factory=dict)
     drafts: dict[str, Draft] = field(default_factory=dict)
     derived: Derived | None = field(default_factory=Derived)  # None: nothing is derived
+    settled: frozenset[str] = frozenset()  # states that change with params only: copies may be derived from them too
 
     def add(self, array: np.ndarray) -> int:
         """The offset of a constant in the block; equal arrays lie there once."""
@@ -86,6 +87,15 @@ def build_entry(
     return _Planner(layout, tasks, merged, pool, fast).entry(function, dict(bindings or {}))
 
 
+def settled_states(graphs: Sequence[Graph]) -> frozenset[str]:
+    """States that only entry points which change params bind (running statistics): these make derived copies stale."""
+    bound = {True: set[str](), False: set[str]()}
+    for graph in graphs:
+        states = (graph.node(n) for n in graph.bindings)
+        bound[_updates(graph)] |= {node.names[0] for node in states if node.op == "state"}
+    return frozenset(bound[True] - bound[False])
+
+
 def _updates(graph: Graph) -> bool:
     return any(graph.node(n).op == "param" for n in graph.bindings)
 
@@ -96,7 +106,7 @@ def _derive(layout: Layout, tasks: list[_Task], pool: Pool, derived: Derived) ->
     writers = Counter(at.buffer for task in tasks for at in task.outputs)
     for task in tasks:
         plan, graph = task.job.plan, layout.graph
-        kinds = [layout.buffers[at.buffer].kind for at in task.inputs]
+        kinds = [_kind(layout, at, pool) for at in task.inputs]
         fixed = [kind in FIXED for kind in kinds]
         out = [layout.buffers[at.buffer] for at in task.outputs]
         own = all(b.kind == "arena" and b.root == v for b, v in zip(out, task.job.outputs, strict=True))
@@ -117,6 +127,13 @@ def _derive(layout: Layout, tasks: list[_Task], pool: Pool, derived: Derived) ->
         else:
             kept.append(replace(task, job=replace(task.job, plan=without(plan, drafts, places))))
     return kept
+
+
+def _kind(layout: Layout, at: Place, pool: Pool) -> str:
+    """How a tensor is kept; a settled state is kept like a param."""
+    storage = layout.buffers[at.buffer]
+    settled = storage.kind == "state" and layout.graph.node(storage.root).names[0] in pool.settled
+    return "param" if settled else storage.kind
 
 
 def stored_ref(layout: Layout, pool: Pool, at: Place) -> Ref:
@@ -422,6 +439,7 @@ class _Planner:
             worker_bytes=self.worker_bytes,
             bindings=bindings,
             updates_params=updates,
+            reads_derived=self.pool.derived is None or any(r.base == "derived" for s in steps for r in _read(s)),
             flush_denormals=updates,
             region_bytes=self.region_bytes,
             lower_bound=self.lower_bound,
@@ -435,6 +453,11 @@ class _Planner:
                 region, offset = self.addresses[b]
                 return Ref("region", offset, region)
         return Ref("region", 0, 0)  # an input that nothing reads
+
+
+def _read(step: Step) -> Iterator[Ref]:
+    """The addresses that a step's kernels are given."""
+    return (ref for phase in step.phases for ref in phase.args)
 
 
 def _scratch(task: _Task) -> int:

@@ -1,0 +1,149 @@
+"""What ``refresh`` derives from params (and from states that change with them) is always that of the params now."""
+
+from __future__ import annotations
+
+import nervure as nv
+import numpy as np
+import pytest
+from nervure import layers, targets
+from nervure.compiler.interpret import interpret
+from nervure.compiler.ir import Graph
+from nervure.compiler.pipeline import EntryGraph, Options, plan_program
+from nervure.compiler.types import TensorType
+from nervure.frontends.training.step import training_entries
+from nervure.runtime.session import Session
+
+F32 = "float32"
+
+
+def network() -> nv.Network:
+    return nv.Sequential(
+        [
+            layers.Conv2d(8, 3, padding="same", input_shape=(1, 8, 8)),
+            layers.BatchNorm(),
+            layers.ReLU(),
+            layers.Conv2d(16, 3, padding="same", use_bias=False),
+            layers.BatchNorm(),
+            layers.ReLU(),
+            layers.GlobalAvgPool2d(),
+            layers.Dense(4),
+        ],
+        name="small",
+    )
+
+
+def training(batch: int = 8) -> nv.Training:
+    return nv.Training("sparse_categorical_crossentropy", "adam", ["accuracy"], batch=batch)
+
+
+def planned(entries):
+    return plan_program(entries, targets.get("host"), Options())[0]
+
+
+def ops_of(program, function: str) -> list[str]:
+    entry = next(e for e in program.entries if e.function == function)
+    return [op for s in entry.steps for op in s.op.split("+")]
+
+
+def test_running_statistics_are_folded_once():
+    program = planned(training_entries(network(), training())[0])
+    by_name = {e.function: e for e in program.entries}
+    assert "rsqrt" not in ops_of(program, "infer") and "rsqrt" not in ops_of(program, "evaluate")
+    assert by_name["infer"].reads_derived and by_name["evaluate"].reads_derived
+    assert not by_name["train_step"].reads_derived  # else every step would be followed by a refresh
+    bases = {r.base for s in by_name["refresh"].steps for p in s.phases for r in p.args}
+    assert {"param", "state", "derived"} <= bases
+
+
+def counting(bound: bool, moves_param: bool) -> EntryGraph:
+    """An entry whose output needs work on a state alone, and that may change the state and a param."""
+    graph = Graph("count")
+    x = graph.input("x", TensorType(F32, (64, 64)))
+    count = graph.state(np.ones((64, 64), F32), "count")
+    graph.output(graph.add("matmul", x, graph.add("softmax", count, axis=1)), "y")
+    if bound:
+        graph.bind(count, graph.add("add", count, x))
+    if moves_param:
+        w = graph.param(np.ones((64, 64), F32), "w")
+        graph.bind(w, graph.add("add", w, x))
+    return EntryGraph(graph, f"entry_{int(bound)}{int(moves_param)}")
+
+
+@pytest.mark.parametrize(
+    ("entries", "derived"),
+    [
+        ([counting(True, True), counting(False, False)], True),  # changes with a param, is read elsewhere
+        ([counting(True, False)], False),  # changes with every call
+        ([counting(True, True), counting(True, False)], False),
+        ([counting(False, False)], False),  # nobody binds it: the host sets it, between any two calls
+    ],
+)
+def test_which_states_count_as_params(entries, derived):
+    program = planned(entries)
+    assert any(e.function == "refresh" for e in program.entries) == derived
+    assert (program.derived_bytes > 0) == derived
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    net = network()
+    model = nv.compile(net, training=training())
+    graphs = {e.function: e.graph for e in training_entries(net, training())[0]}
+    return model, graphs
+
+
+def feeds(count: int):
+    rng = np.random.default_rng(4)
+    for _ in range(count):
+        x = rng.standard_normal((8, 1, 8, 8), np.float32)
+        yield {"input": x, "y": rng.integers(0, 4, 8).astype(np.int32), "learning_rate": np.float32(0.02)}
+
+
+X = np.random.default_rng(2).standard_normal((1, 1, 8, 8), np.float32)
+
+
+def check(session: Session, graphs: dict[str, Graph]) -> None:
+    """Inference is that of the interpreter with the params and states as they are now."""
+    held = session.params() | session.states()
+    expected = interpret(graphs["infer"], {"input": X}, held)[0]
+    for _ in range(2):
+        np.testing.assert_allclose(session.run(None, {"input": X})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_inference_follows_every_way_of_changing_params_and_states(compiled, threads):
+    model, graphs = compiled
+    session = nv.load(model.path, threads)
+    first = session.run(None, {"input": X})[0].copy()
+    check(session, graphs)
+    for feed in feeds(3):
+        session.run(None, feed, entry="train_step")
+        check(session, graphs)
+    trained, blob = session.params(), session.export_state()
+    states = session.states()
+    session.restore()
+    check(session, graphs)
+    session.reset()
+    check(session, graphs)
+    np.testing.assert_array_equal(session.run(None, {"input": X})[0], first)
+    session.set_params({"dense.weight": trained["dense.weight"]})
+    check(session, graphs)
+    session.set_params(trained)
+    check(session, graphs)
+    session.set_states({n: v for n, v in states.items() if "running" in n})
+    check(session, graphs)
+    session.restore()
+    session.reset()
+    session.import_state(blob)
+    check(session, graphs)
+    after = session.run(None, {"input": X})[0]
+    for feed in feeds(2):
+        session.run(None, feed, entry="train_step")
+    other = nv.load(model.path, threads)
+    other.import_state(blob)
+    np.testing.assert_array_equal(other.run(None, {"input": X})[0], after)
+    for feed in feeds(2):
+        other.run(None, feed, entry="train_step")
+    assert other.export_state() == session.export_state()
+    check(other, graphs)
