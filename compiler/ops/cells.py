@@ -61,7 +61,7 @@ def activation(name: str, clip: float | None) -> Activation:
 
 def bounds(name: str, clip: float) -> tuple[float, float]:
     """The values between which a clipped activation has not met its bounds, rounding aside."""
-    low, high = (float(ACTIVATIONS[name](np.float64(x))) for x in (-clip, clip))
+    low, high = ACTIVATIONS[name](np.array([-clip, clip])).tolist()
     margin = 1e-6 * (high - low)
     return low + margin, high - margin
 

@@ -87,6 +87,11 @@ def vectors(count: int, lanes: int, *, exact: bool = False) -> tuple[tuple[int, 
     return tuple(widths), tuple(valid)
 
 
+def vector_spans(widths: Sequence[int]) -> list[tuple[int, int]]:
+    """Vectors side by side as ``(first lane, lanes)``."""
+    return [(sum(widths[:v]), w) for v, w in enumerate(widths)]
+
+
 def pieces(valid: int) -> list[tuple[int, int]]:
     """A vector's valid lanes as ``(first lane, lanes)`` of powers of two."""
     found, at = [], 0

@@ -8,13 +8,13 @@ become rows where the memory of A and of the outputs allows it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
-from . import _contract
+from . import _contract, _deep
 from ._tile import (
     GHZ,
     Shape,
@@ -31,6 +31,9 @@ from ._tile import (
     pack_draft,
     split,
 )
+
+PART = 128  # steps of the depth that are taken at once where it is deeper than the caches
+DEEP_TASKS = 4  # of such a product: a task should read long pieces of A's lines
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,41 @@ def plan(region: Region) -> list[Plan]:
         alone=True,
     )
     tile = choose(region.machine, shape, np.dtype(dtype).itemsize)
-    return [assemble(region, p, tile, dtype, reads, direct)]
+    whole = assemble(region, p, tile, dtype, reads, direct)
+    if direct and _is_deep(region, p, tile):
+        part = replace(shape, depth=PART, line_bytes=p.rows.extent * PART * itemsize)
+        tile = choose(region.machine, part, np.dtype(dtype).itemsize)
+        tiles = p.rows.extent // tile.rows
+        tile = replace(tile, row_block=max(1, -(-tiles * tile.columns.groups // DEEP_TASKS)))
+        found = in_parts(region, p, assemble(region, p, tile, dtype, reads, direct), tile)
+        return [found, replace(whole, cost=max(whole.cost, 1.1 * found.cost))]
+    return [whole]
+
+
+def _is_deep(region: Region, p: Product, tile: Tile) -> bool:
+    """Whether the columns of B that a tile walks down, and the lines of A beside them, leave the second-level cache:
+    A is read across its rows, as in the gradient of a weight."""
+    machine = region.machine
+    across = p.rows.a == 1 and p.a.type.dtype == "float32" and tile.rows < p.rows.extent >= machine.lanes
+    columns = tile.columns.nv * tile.columns.lanes * p.b.type.itemsize
+    return across and p.depth >= 4 * PART and p.depth * (columns + machine.line) > machine.l2 // 2
+
+
+def in_parts(region: Region, p: Product, plan: Plan, tile: Tile) -> Plan:
+    """The plan with the depth taken in parts."""
+    (main,) = plan.phases
+    config = dict(main.spec.config)
+    parts = (p.depth - 1) // PART
+    rows = config["point"]["block"] * tile.rows + p.rows.extent % tile.rows
+    config["deep"] = {"parts": parts, "size": PART, "rest": p.depth - parts * PART, "rows": rows}
+    draft = Draft(KernelSpec("matmul.deep", config), (*main.args, Arg("worker", 0)), main.tasks)
+    return replace(
+        plan,
+        phases=(draft,),
+        cost=plan.cost * p.depth / PART,
+        worker_bytes=rows * min(tile.columns.packed, tile.columns.nv * region.machine.lanes) * 4,
+        detail=f"{plan.detail}, {PART} deep",
+    )
 
 
 def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int], direct: bool) -> Plan:
@@ -210,4 +247,4 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
     )
 
 
-TEMPLATE = Template("matmul", ("matmul",), plan, {"matmul": _contract.emit})
+TEMPLATE = Template("matmul", ("matmul",), plan, {"matmul": _contract.emit, "matmul.deep": _deep.emit})
