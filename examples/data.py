@@ -56,7 +56,7 @@ def _blobs(train=2000, test=500):
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 
 
-def _melodies(speakers=6, each=8):
+def _melodies(speakers=6, each=10):
     """Ten melodies of three notes; every speaker has another pitch."""
     rng = np.random.default_rng(0)
     notes = rng.uniform(300, 1500, (10, 3))

@@ -1,0 +1,95 @@
+"""Two networks learn to understand spoken digits: a recurrent one (GRU) and a convolutional one (DS-CNN).
+
+    python examples/spoken_digits.py [epochs]
+
+Held out for the test: the first fifth of every speaker's recordings of every digit, 600 of 3,000. The networks know the six
+speakers' voices, but have never heard these recordings. Both reach more than 95 % of them (12 epochs, the default). What
+comes out, for each network: its curves as .svg; the program as .so with its C header.
+"""
+
+import sys
+
+import nervure as nv
+import numpy as np
+from data import spoken_digits
+from nervure import layers
+
+EPOCHS, BATCH = int(sys.argv[1]) if len(sys.argv) > 1 else 12, 32
+WINDOW, HOP, BANDS = 256, 160, 40  # samples, samples (20 ms at 8 kHz), bands of the mel scale
+
+
+def log_mel(sound, rate=8000):
+    """The loudness in each band of the mel scale over time: [n, samples] -> [n, frames, BANDS]."""
+    frames = np.lib.stride_tricks.sliding_window_view(sound, WINDOW, axis=1)[:, ::HOP]
+    power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW))) ** 2
+    mel = np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), BANDS + 2)  # edges at equal distances, in mel ...
+    edges = 700 * (10 ** (mel / 2595) - 1)  # ... and in Hz
+    low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    hz = np.fft.rfftfreq(WINDOW, 1 / rate)
+    triangles = np.clip(np.minimum((hz - low) / (middle - low), (high - hz) / (high - middle)), 0, None)
+    return np.log(power @ triangles.T + 1e-3).astype(np.float32)
+
+
+def held_out(y, speaker):
+    """Which recordings are for the test: the first fifth of every digit by every speaker."""
+    test = np.zeros(len(y), bool)
+    for who in np.unique(speaker):
+        for digit in range(10):
+            found = np.flatnonzero((speaker == who) & (y == digit))
+            test[found[: len(found) // 5]] = True
+    return test
+
+
+def gru(frames):
+    """Reads frame by frame, from left to right and from right to left."""
+    return nv.Sequential(
+        [
+            nv.Input((frames, BANDS)),
+            layers.GRU(64, bidirectional=True, return_sequences=True),
+            layers.GlobalAveragePooling1D(data_format="channels_last"),
+            layers.Dropout(0.3),
+            layers.Dense(10, activation="softmax"),
+        ],
+        name="spoken_gru",
+    )
+
+
+def ds_cnn(frames):
+    """Depthwise separable convolutions (Zhang et al. 2017) over the picture of time and pitch."""
+    net = nv.Sequential([nv.Input((frames, BANDS)), layers.Reshape((1, frames, BANDS))], name="spoken_ds_cnn")
+    for stride in (2, 1, 1, 1):
+        first = stride == 2
+        net.add(layers.Conv2d(64, (10, 4), strides=2, padding="same", use_bias=False) if first
+                else layers.SeparableConv2d(64, 3, padding="same", use_bias=False))
+        net.add(layers.BatchNorm())
+        net.add(layers.ReLU())
+    net.add(layers.GlobalAvgPool2d())
+    net.add(layers.Dropout(0.3))
+    net.add(layers.Dense(10, activation="softmax"))
+    return net
+
+
+def main():
+    sound, y, speaker = spoken_digits()
+    x, test = log_mel(sound), held_out(y, speaker)
+    x = (x - x[~test].mean()) / x[~test].std()
+    print(f"{(~test).sum()} recordings to learn from, {test.sum()} held out, {len(np.unique(speaker))} speakers")
+    for net in (gru(x.shape[1]), ds_cnn(x.shape[1])):
+        rate = nv.schedules.CosineDecay(0.004, decay_steps=EPOCHS * -(-int((~test).sum()) // BATCH))
+        net.compile(optimizer=nv.optimizers.Adam(rate), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        curves = nv.callbacks.CurvePlot(f"{net.name}.svg", title=net.name)
+        print(net.name)
+        net.fit(x[~test], y[~test], BATCH, EPOCHS, validation_data=(x[test], y[test]), callbacks=[curves])
+
+        compiled = nv.compile(net)
+        program = nv.load(compiled.save(f"{net.name}.so"))
+        guesses = np.array([program(one[None])[0].argmax() for one in x[test]])
+        right, size = (guesses == y[test]).mean(), compiled.report.artifact_bytes / 1024
+        print(f"{net.name}.so, {size:.0f} KB: {right:.2%} of the recordings that were held out")
+        for who in np.unique(speaker):
+            own = speaker[test] == who
+            print(f"  {who:<12} {(guesses == y[test])[own].mean():.1%}")
+
+
+if __name__ == "__main__":
+    main()
