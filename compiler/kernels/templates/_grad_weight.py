@@ -63,7 +63,7 @@ class _Kernel:
         images, batch, block = config["images"], config["batch"], config["block"]
         count: Any = images if batch % images == 0 else least(images, batch - part * images)
         blocks = count if block == 1 else (count + (block - 1)) // block
-        self._over(kinds, lambda g: self._clear(part, group, g))
+        self._over(kinds, lambda g: self._clear(part, group, g, first))
         with k.loop(blocks) as b:
             here: Any = block if images % block == 0 and batch % images == 0 else least(block, count - b * block)
             with k.loop(config["bands"]) as band:
@@ -103,22 +103,19 @@ class _Kernel:
             at = self._base(0, group, packed) + skip * self.rows
             self.finish.vector(group, column + skip, width, at, first * self.taps, self.rows)
 
-    def _clear(self, part: Any, group: Any, column_group: Any) -> None:
+    def _clear(self, part: Any, group: Any, column_group: Any, first: Any) -> None:
         """A first block begins from zeros in registers; only where there are several blocks is scratch cleared."""
         from ..tir import constant
 
-        _, packed, widths, _ = column_group
         if self._once():
             return
+        _, packed, widths, _ = column_group
         base = self._base(part, group, packed)
-        k, lanes = self.k, self.config["columns"]["lanes"]
-        if not self.finish and self.channel_blocks > 1:
-            raise AssertionError("shared scratch is for whole columns")
-        size = sum(widths) * self.rows
-        with k.loop(size // lanes) as i:
-            k.store(self.sums, base + i * lanes, constant(0, self.config["dtype"], lanes))
-        with k.loop(size % lanes) as i:
-            k.store(self.sums, base + size // lanes * lanes + i, constant(0, self.config["dtype"]))
+        row = 0 if self.finish else first * self.taps
+        with self.k.loop(self.channels * self.taps) as r:
+            for v, width in enumerate(widths):
+                at = base + sum(widths[:v]) * self.rows + (row + r) * width
+                self.k.store(self.sums, at, constant(0, self.config["dtype"], width))
 
     def _once(self) -> bool:
         return bool(self.blocks == 1)
@@ -240,10 +237,14 @@ class _Kernel:
         step, channel, down = config["x"][3][2], config["x"][2][1], config["g"][3][2]
         column = config["g"][2][1]
         offsets = [sum(widths[:v]) for v in range(len(widths))]
-        grads = [
-            [self._load(self.g, g + (point + u) * down, column, o, w) for o, w in zip(offsets, widths, strict=True)]
-            for u in range(points)
-        ]
+        held: dict[tuple[int, int], Any] = {}
+
+        def grad(u: int, v: int) -> Any:
+            """Loaded where it is first needed, so that few are alive at a time."""
+            if (u, v) not in held:
+                held[u, v] = self._load(self.g, g + (point + u) * down, column, offsets[v], widths[v])
+            return held[u, v]
+
         start = self._input(2, point, taps[0])
         uses: dict[int, list[tuple[int, int]]] = {}
         for u in range(points):
@@ -257,13 +258,13 @@ class _Kernel:
                     for v, (o, w) in enumerate(zip(offsets, widths, strict=True)):
                         value = self._load(self.x, at, channel, o, w)
                         for u, t in uses[offset]:
-                            acc[y, t, 0, v].add_product(value, grads[u][v])
+                            acc[y, t, 0, v].add_product(value, grad(u, v))
                     continue
                 for i in range(channels):
                     value = k.bind(cast(k.load(self.x, at + i * channel), dtype), "x")
                     for u, t in uses[offset]:
                         for v, w in enumerate(widths):
-                            acc[y, t, i, v].add_product(splat(value, w), grads[u][v])
+                            acc[y, t, i, v].add_product(splat(value, w), grad(u, v))
 
     def _load(self, buffer: Any, at: Any, step: int, offset: int, lanes: int) -> Any:
         from ..functions import cast

@@ -108,7 +108,10 @@ def _tile(region: Region, phases: list[Phase], itemsize: int) -> Tile:
         tiles = [choose(region.machine, shape_of(region, p), itemsize) for p in phases]
     best = max(range(len(phases)), key=lambda i: (math.prod(phases[i].kernel), tiles[i].cycles, -i))
     found = tiles[best]
-    return Tile(found.rows, found.columns, found.line_block, found.row_block, sum(t.cycles for t in tiles))
+    cycles = sum(t.cycles for t in tiles)
+    if phases[0].depthwise:  # each counted all of the traffic
+        cycles /= math.sqrt(len(phases))
+    return Tile(found.rows, found.columns, found.line_block, found.row_block, cycles)
 
 
 def _shared(configs: list[dict[str, Any]], tile: Tile, depthwise: bool) -> tuple[dict[str, Any], int | None]:

@@ -127,7 +127,7 @@ def _tiles(region: Region, g: Geometry, lanes: int) -> Iterator[Tile]:
             for lines in {1, g.kernel[1]} if g.depthwise and g.kernel[0] == 1 and static else {1}:
                 rows = lines * max(1, taps)
                 for channels in range(1, min(g.depth, max(1, most // (rows * nv))) + 1):
-                    if rows * channels * nv <= max(most, 1 if rows == 1 else 0):
+                    if rows * channels * nv <= min(most, machine.registers - 2 - nv) or rows * channels * nv == 1:
                         points = _points(g, machine.registers - 4 - rows * channels * nv, nv, taps)
                         cut = (lines, taps, channels, points)
                         yield Tile(*cut, columns, _cycles(region, g, columns, *cut))
@@ -138,8 +138,9 @@ def _points(g: Geometry, free: int, nv: int, taps: int) -> int:
     if taps == 0:
         return 1
     inner = max((count for _, count, _ in g.runs(2, range(g.kernel[2]))), default=1)
-    most = max(1, min(4, free // nv, inner))
-    return next((p for p in range(most, 1, -1) if p > 1 and inner % p == 0), most)
+    alive = -(-taps // g.strides[2])  # points whose vectors of g are in use at a time
+    most = max(p for p in range(1, min(4, inner) + 1) if p == 1 or min(p, alive) * nv <= max(free, nv))
+    return next((p for p in range(most, 1, -1) if inner % p == 0), most)
 
 
 def _cycles(region: Region, g: Geometry, columns: Columns, lines: int, taps: int, channels: int, points: int) -> float:
@@ -165,7 +166,13 @@ def _cycles(region: Region, g: Geometry, columns: Columns, lines: int, taps: int
                 x_loads = lines * c * shown / points * (len(widths) if g.depthwise else 1)
                 x_loads /= machine.load_ports if g.depthwise else scalar_loads
                 loads = x_loads + len(widths) * gathered / machine.load_ports
-                step = max(fma, loads, float(machine.fma_latency)) + (0.15 if machine.fma_ports >= 2 else 0.03) * loads
+                # a tile touches a part of each pixel only: whole lines of cache move for it
+                lines_read = -(-c * 4 // machine.line) + sum(widths) * 4 / machine.line
+                near = lines_read * machine.line / machine.l2_bandwidth if lines * t * c < g.depth * g.taps else 0.0
+                step = (
+                    max(fma, loads, near, float(machine.fma_latency))
+                    + (0.15 if machine.fma_ports >= 2 else 0.03) * loads
+                )
                 put = 2.0 * lines * t * c * len(widths) * g.points / max(g.points, _BLOCK_POINTS) / g.points
                 total += times * many * repeat * (step + put + 1.0 / points)
     return total * g.batch * g.points * g.kernel[0] * (g.kernel[1] // lines) * g.group
@@ -174,25 +181,22 @@ def _cycles(region: Region, g: Geometry, columns: Columns, lines: int, taps: int
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
 
-def _divisor(n: int, at_least: int, at_most: int) -> int:
-    """The smallest divisor of ``n`` not below ``at_least``, else the largest one not above ``at_most``."""
-    found = [d for d in range(1, n + 1) if n % d == 0 and d <= at_most]
-    return next((d for d in found if d >= at_least), found[-1])
-
-
 def _share(g: Geometry, tile: Tile, nbytes: int) -> tuple[int, int, int]:
-    """Parts of the images, of the column groups (1 or all of them) and of the input channels that are tasks."""
+    """Parts of the images, of the column groups (1 or all of them) and of the input channels that are tasks: enough of
+    them, with the least memory traffic. ``nbytes`` are those of the sums of one part."""
     if tile.cycles < WORTH_SHARING:
         return 1, 1, 1
-    parts = _divisor(g.batch, _TASKS, min(g.batch, _TASKS, max(1, _PARTS_BYTES // nbytes)))
-    if parts * g.group >= _TASKS:
-        return parts, 1, 1
-    columns = tile.columns.groups
-    rest = -(-_TASKS // (g.group * columns))
-    channels = _divisor(g.depth, rest, max(1, g.depth // tile.channels))
-    if g.group * columns * channels >= _TASKS // 2:
-        return 1, columns, channels
-    return parts, columns if parts * g.group < _TASKS // 2 else 1, 1
+    x, y = g.x.type.nbytes, g.g.type.nbytes
+    found = []
+    for parts in (p for p in range(1, min(_TASKS, g.batch) + 1) if g.batch % p == 0):
+        if parts > 1 and parts * nbytes > max(_PARTS_BYTES, x + y):
+            break
+        for columns in {1, tile.columns.groups}:
+            for channels in (c for c in range(1, g.depth // tile.channels + 1) if g.depth % c == 0):
+                tasks = parts * columns * channels * g.group
+                moved = (columns - 1) * x + (channels - 1) * y + (2 * parts * nbytes if parts > 1 else 0)
+                found.append((-min(tasks, _TASKS), moved, tasks, (parts, columns, channels)))
+    return min(found)[-1]
 
 
 def _assemble(region: Region, g: Geometry, tile: Tile, dtype: str, itemsize: int) -> Plan:
@@ -205,7 +209,7 @@ def _assemble(region: Region, g: Geometry, tile: Tile, dtype: str, itemsize: int
     bands = 1
     if tile.lines == 1 and image > region.machine.l2 // 2:
         bands = max(1, min(g.out[1], image // (region.machine.l2 // 3), g.points // _BLOCK_POINTS))
-    block = max(1, min(images, -(-_BLOCK_POINTS // g.points))) if g.points < _BLOCK_POINTS else 1
+    block = max(1, min(images, -(-_BLOCK_POINTS // g.points), region.machine.l2 // 2 // image))
     width = max(sum(columns.widths[: columns.nv]), max((sum(r[2]) for r in columns.data()["rests"]), default=0))
     apart = parts > 1
     size = (columns.packed if column_blocks == 1 else width) * rows // channel_blocks
