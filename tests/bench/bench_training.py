@@ -45,7 +45,8 @@ class Contestant:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path[1:] if "packages" not in p)},
         )
         self.ready = self._answer()  # facts of the set-up, None when it failed
-        self.rounds: list[float] = []
+        self.rounds: list[float] = []  # seconds of a step
+        self.busy: list[float] = []  # of CPU time, all threads
 
     def _answer(self) -> Any:
         assert self.process.stdout
@@ -61,7 +62,8 @@ class Contestant:
         return self._answer()
 
     def round(self) -> None:
-        self.rounds.append(self.ask("go"))
+        for found, value in zip((self.rounds, self.busy), self.ask("go"), strict=True):
+            found.append(value)
 
     def stop(self) -> None:
         self.process.kill()
@@ -96,9 +98,9 @@ def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 contestant.round()
         row = {"net": name, **request, "batch": ours.ready["batch"], "ours_ms": ours.median * 1e3}
         row["peers_ms"] = {c.kind: c.median * 1e3 for c in peers}
-        row["ratio"] = {
-            c.kind: statistics.median(p / o for p, o in zip(c.rounds, ours.rounds, strict=True)) for c in peers
-        }
+        row["ratio"] = {c.kind: _ratio(c.rounds, ours.rounds) for c in peers}
+        row["cpu_ratio"] = {c.kind: _ratio(c.busy, ours.busy) for c in peers}
+        row["cpu_ms"] = {c.kind: statistics.median(c.busy) * 1e3 for c in [ours, *peers]}
         row["failed_peers"] = [c.kind for c in running[1:] if c.ready is None]
         row["memory_mb"] = {c.kind: c.ask("memory") for c in [ours, *peers]}
         row |= {key: ours.ready[key] for key in ("compile_s", "arena_kb")}
@@ -107,6 +109,10 @@ def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
         for contestant in running:
             contestant.stop()
     return row
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> float:
+    return statistics.median(p / o for p, o in zip(theirs, ours, strict=True))
 
 
 def _fits(kind: str, name: str) -> bool:
@@ -137,15 +143,16 @@ def serve(request: dict[str, Any]) -> None:
         print("@" + json.dumps(answer), flush=True)
 
 
-def _median(step: Any) -> float:
+def _median(step: Any) -> list[float]:
+    """Medians of a step's wall and CPU time. The latter stays the same when others use the machine."""
     step()
-    found: list[float] = []
+    found: list[tuple[float, float]] = []
     deadline = time.perf_counter() + SECONDS
     while time.perf_counter() < deadline or len(found) < 3:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         step()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+        found.append((time.perf_counter() - start, time.process_time() - busy))
+    return [statistics.median(part) for part in zip(*found, strict=True)]
 
 
 def _peak() -> float:
@@ -157,13 +164,13 @@ def _peak() -> float:
 def _ours(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
     import nervure as nv
     import numpy as np
-    from training_nets import NETS, RULES
+    from training_nets import NETS
 
     net, threads = NETS[request["net"]], request["threads"]
     batch = request["batch"] or net.batch
-    training = net.training(RULES[request["optimizer"]].ours(), batch)
+    training = net.training(request["optimizer"], batch)
     start = time.perf_counter()
-    model = nv.compile(net.make(), training=training, threads=threads)
+    model = nv.compile(net.ours(), training=training, threads=threads)
     facts = {"batch": batch, "compile_s": time.perf_counter() - start}
     session = model.session
     x, y = net.data(batch)
@@ -186,7 +193,8 @@ def training_rate(model: Any) -> float:
 
 def _torch(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
     import torch
-    from training_nets import NETS, RULES
+    import training_theirs as peers
+    from training_nets import NETS
 
     torch.set_num_threads(request["threads"])
     torch.set_flush_denormal(True)
@@ -197,8 +205,7 @@ def _torch(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
     if request["kind"].endswith("nhwc"):
         module, x = module.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     target = y.long() if net.classes else y
-    criterion = torch.nn.CrossEntropyLoss() if net.classes else torch.nn.MSELoss()
-    optimizer = fused(RULES[request["optimizer"]], [p for p in module.parameters() if p.requires_grad])
+    criterion, optimizer = peers.criterion(net.classes), peers.optimizer(request["optimizer"], module, fused=True)
 
     def forward(x: Any, target: Any) -> Any:
         return criterion(module(x), target)
@@ -213,14 +220,6 @@ def _torch(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
 
     step()
     return step, {}, list
-
-
-def fused(rule: Any, parameters: list[Any]) -> Any:
-    """PyTorch's optimizer in one kernel, where it has that."""
-    try:
-        return rule.torch(parameters, fused=True)
-    except (RuntimeError, TypeError):
-        return rule.torch(parameters)
 
 
 def _export(request: dict[str, Any]) -> dict[str, Any]:
@@ -335,12 +334,12 @@ def show(row: dict[str, Any]) -> None:
         print(f"{row['net']:15} FAILED: {row['failed']}", flush=True)
         return
     peers = " ".join(f"{k} {v:.3f} ({row['ratio'][k]:.2f}x)" for k, v in row["peers_ms"].items())
-    best = min(row["ratio"].values(), default=float("nan"))
+    best, busy = (min(row[key].values(), default=float("nan")) for key in ("ratio", "cpu_ratio"))
     memory = row["memory_mb"]
     others = [v for k, v in memory.items() if k.startswith("eager")]
     share = f"{memory['ours']:.0f} of {min(others):.0f} MB" if others else f"{memory['ours']:.0f} MB"
     print(
-        f"{row['net']:15} b{row['batch']:<4} {row['ours_ms']:9.3f} ms  {best:5.2f}x  {share:14} "
+        f"{row['net']:15} b{row['batch']:<4} {row['ours_ms']:9.3f} ms  {best:5.2f}x (CPU {busy:5.2f}x)  {share:14} "
         f"arena {row['arena_kb']:7.0f} KB, compiled in {row['compile_s']:.1f} s | {peers}"
         + (f" | failed: {', '.join(row['failed_peers'])}" if row["failed_peers"] else ""),
         flush=True,
@@ -384,8 +383,8 @@ def main() -> None:
     for name in args.nets or NETS:
         rows.append(one(name, args))
         show(rows[-1])
-    ratios = [min(r["ratio"].values()) for r in rows if r.get("ratio")]
-    print(f"geometric mean over the best peer: {geometric_mean(ratios):.3f}x ({len(ratios)} networks)")
+    wall, busy = ([min(r[key].values()) for r in rows if r.get(key)] for key in ("ratio", "cpu_ratio"))
+    print(f"geometric mean over the best peer: {geometric_mean(wall):.3f}x, by CPU time {geometric_mean(busy):.3f}x")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 
