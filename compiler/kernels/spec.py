@@ -91,6 +91,18 @@ class Region:
         found = args[arg]
         return self.body.inputs.index(found.node) if found.node in self.body.inputs else None  # type: ignore[union-attr]
 
+    def follows(self, output: int, source: int) -> bool:
+        """Whether each element of a result is computed from that element of an input, not only through an anchor."""
+        stack, seen = [self.body.outputs[output].node], set()
+        while stack:
+            node = stack.pop()
+            if node == self.body.inputs[source]:
+                return True
+            if node not in seen and node not in self.anchors:
+                stack += self.body.nx.predecessors(node)
+            seen.add(node)
+        return False
+
     @cached_property
     def anchor_type(self) -> TensorType:
         """The type of the anchor's first output."""

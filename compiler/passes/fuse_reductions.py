@@ -247,26 +247,28 @@ class _Fusion:
         group.again[key] = twin
         group.members.add(twin)
         self.free.add(twin)
-        self._rewire(group, group.members)
+        self._rewire(group, sorted(group.members))
 
     def _rewire(self, group: _Group, members: Iterable[int]) -> None:
         """Lets members read the group's own twins; what nothing reads any more goes."""
         for user in members:
-            for arg, value in enumerate(self.graph.args(user)):
+            for arg, value in enumerate(self.graph.args(user) if user in group.members else ()):
                 if value is not None and value.node in group.again:
                     self.graph.set_arg(user, arg, Value(group.again[value.node]))
-                    self._drop(value.node)
+                    self._drop(group, value.node)
 
-    def _drop(self, key: int) -> None:
+    def _drop(self, group: _Group, key: int) -> None:
         if key not in self.free or key in self.ends or self.graph.nx.out_degree(key):
             return
         feeders = [a.node for a in self._args(key)]
         self.graph.remove(key)
         self.free.discard(key)
+        group.members.discard(key)
+        group.again = {old: twin for old, twin in group.again.items() if twin != key}
         self.home.pop(key, None)
         for feeder in feeders:
             if feeder in self.free and feeder not in self.keys:
-                self._drop(feeder)
+                self._drop(group, feeder)
 
     # -- what comes after ----------------------------------------------------------------------------------------------
 
@@ -274,6 +276,8 @@ class _Fusion:
         """Takes in elementwise work on the results and, in rows, all work on the same row; whether there was some."""
         grown = False
         for key in sorted(group.members, key=self._rank):
+            if key not in group.members:
+                continue
             users = sorted(set(self.graph.nx.successors(key)) - group.members, key=self._rank)
             feeders = sorted({a.node for a in self._args(key)} - group.members, key=self._rank)
             for near in (*users, *feeders):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...errors import NervureError
 from ...targets.machine import Machine
@@ -67,7 +67,7 @@ def select(
             jobs = [copy_job(layout, a, Value(key), machine, choices) for a in parts]
         else:
             continue
-        found = [(job, _roomy(_plans(job.region), (room or {}).get(key))) for job in jobs]
+        found = [(job, _roomy(usable_plans(job.region), (room or {}).get(key))) for job in jobs]
         if any(not options for _, options in found):
             failed.append(key)
         proposals[key] = found
@@ -101,9 +101,18 @@ def _roomy(options: list[Plan], room: int | None) -> list[Plan]:
     return [p for p, need in zip(options, needs, strict=True) if need <= limit]
 
 
-def _plans(region: Region) -> list[Plan]:
-    """The templates' proposals; nothing is to be done where nothing is made."""
-    return plans(region) if any(o.type.size for o in region.outputs) else [_NO_PLAN]
+def usable_plans(region: Region) -> list[Plan]:
+    """The templates' proposals; nothing is to be done where nothing is made.
+
+    Kernels are compiled for tensors that do not overlap. Of several outputs one may still be written over an input
+    that it is computed from, element by element: then no store can come before a load that it must not.
+    """
+    if not any(o.type.size for o in region.outputs):
+        return [_NO_PLAN]
+    found = plans(region)
+    if len(region.outputs) > 1:
+        found = [replace(p, inplace=tuple((i, j) for i, j in p.inplace if region.follows(j, i))) for p in found]
+    return found
 
 
 def _job(layout: Layout, key: int, machine: Machine, choices: Choices) -> Job:
@@ -128,7 +137,7 @@ def copy_job(layout: Layout, value: Value, target: Value, machine: Machine, choi
     body = copy_body(graph, value, target.node)
     out = Operand(graph.type(value), layout.places[target].strides)
     region = Region(body, (_operand(layout, value),), (out,), machine, choices.exact, choices.small)
-    return Job(target.node, "copy", (value,), (target,), region, _plans(region)[0])
+    return Job(target.node, "copy", (value,), (target,), region, usable_plans(region)[0])
 
 
 def concat_offset(graph: Graph, key: int, arg: int, strides: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ from nervure.compiler.ir import Graph, Value
 from nervure.compiler.kernels.spec import Operand, Region
 from nervure.compiler.kernels.templates import plans
 from nervure.compiler.ops.gradient import Sym
+from nervure.compiler.plan.select import usable_plans
 from nervure.compiler.types import type_of
 
 
@@ -115,3 +116,11 @@ def test_rows_in_place():
     arrays = [normal(6, 40), normal(6, 40, seed=1)]
     (plan,) = plans(region(arrays, softmax_back))
     assert {(0, 0), (1, 0)} <= set(plan.inplace)
+
+
+def test_a_result_goes_over_what_it_is_computed_from():
+    """Old w is read by the second result only: written over it, the first one could come before that load."""
+    arrays = [normal(6, 40), normal(40, seed=1), normal(40, seed=2)]
+    made = region(arrays, lambda x, w, m: [x.sum((0,)) * m, w + x.sum((0,))])
+    assert {(i, j) for i in range(3) for j in range(2) if made.follows(j, i)} == {(2, 0), (1, 1)}
+    assert all(set(p.inplace) <= {(2, 0), (1, 1)} for p in usable_plans(made))
