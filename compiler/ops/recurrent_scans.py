@@ -8,7 +8,7 @@ sequence's length the states stay as they are, and gates are 0. Gates and weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ import numpy as np
 from ..types import Dim, TensorType
 from .cells import DEFAULTS, DIRECTIONS, Activation, activation, check_activations, chosen, derivative, positions
 from .numeric import quiet, widen
-from .record import Call, Case, Cost, Kind, Op, OpError
+from .record import Call, Cost, Kind, Op, OpError
+from .recurrent_cases import GATES, GRAD_INPUTS, backward_cases, forward_cases
 from .recurrent_training import gru_scan_gradient, lstm_scan_gradient, rnn_scan_gradient
-from .sampling import f32
 from .shapes import FLOATS, count, known, optional, require_dtype, require_rank, require_same_dtype, require_shape
 
 Array = np.ndarray
@@ -32,7 +32,7 @@ def _operands(call: Call, layer: str, r_at: int) -> tuple[int, int, int]:
     if directions is None:
         raise OpError(f"direction: expected one of {', '.join(DIRECTIONS)}; got {call.attrs['direction']!r}")
     check_activations(call.attrs["activations"], directions * len(DEFAULTS[layer]))
-    r, gates = call.type(r_at), {"lstm": 4, "gru": 3, "rnn": 1}[layer]
+    r, gates = call.type(r_at), GATES[layer]
     require_dtype(r, FLOATS, "r")
     require_rank(r, 3, 3, "r")
     hidden = known(r.shape[2], "hidden size")
@@ -98,7 +98,7 @@ def _scan_grad(layer: str) -> Callable[[Call], Sequence[TensorType]]:
             shapes = [every, saved, every, None, final, every, saved, every, final]
         else:
             shapes = [every, None, every, final]
-        names = [n.rstrip("?") for n in _GRAD_INPUTS[layer][1:]]
+        names = [n.rstrip("?") for n in GRAD_INPUTS[layer][1:]]
         lengths = names.index("lengths") + 1
         _check(call, {i + 1: (names[i], s) for i, s in enumerate(shapes) if s is not None}, lengths, batch)
         fed, initial = states.with_shape((directions, steps, batch, gates * hidden)), states.with_shape(final)
@@ -350,105 +350,11 @@ def _rnn_scan_grad(
     return _all(h.dtype, fed, dh0)
 
 
-# -- cases -------------------------------------------------------------------------------------------------------
-
-_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-_GRAD_INPUTS = {
-    "lstm": ("r", "c", "gates", "lengths?", "c0?", "p?", "gh?", "gc?", "ggates?", "ghn?", "gcn?"),
-    "gru": ("r", "h", "gates", "extras", "lengths?", "h0?", "gh?", "ggates?", "gextras?", "ghn?"),
-    "rnn": ("r", "h", "lengths?", "gh?", "ghn?"),
-}
-
-
-def _lengths(steps: int, batch: int) -> Array:
-    return np.arange(steps, steps - batch, -1).clip(1).astype(np.int32)
-
-
-def _case(layer: str, attrs: Mapping[str, Any], given: str = "", size: Sequence[int] = (4, 3, 5)) -> Case:
-    """``given`` names optional inputs: l(engths), s(tates), p(eepholes), b(ias)."""
-    steps, batch, hidden = size
-    d = DIRECTIONS[str(attrs.get("direction", "forward"))]
-    gates, state = _GATES[layer], f32(d, batch, hidden)
-    inputs: list[TensorType | Array | None] = [f32(d, steps, batch, gates * hidden), f32(d, gates * hidden, hidden)]
-    inputs.append(_lengths(steps, batch) if "l" in given else None)
-    inputs += [state if "s" in given else None] * (2 if layer == "lstm" else 1)
-    if layer == "lstm":
-        inputs.append(f32(d, 3 * hidden) if "p" in given else None)
-    if layer == "gru":
-        inputs.append(f32(d, hidden) if "b" in given else None)
-    while inputs[-1] is None:
-        inputs.pop()
-    return Case(tuple(inputs), attrs, low=-1.0, high=1.0, note=given)
-
-
-def _grad_case(layer: str, attrs: Mapping[str, Any], given: str = "hf", size: Sequence[int] = (4, 3, 5)) -> Case:
-    """``given`` as above, and the gradients that arrive: h (all states), f(inal ones), k (what is kept)."""
-    steps, batch, hidden = size
-    d = DIRECTIONS[str(attrs.get("direction", "forward"))]
-    state, every = f32(d, batch, hidden), f32(d, steps, batch, hidden)
-    kept = f32(d, steps, batch, _GATES[layer] * hidden)
-    table: dict[str, TensorType | Array | None] = {
-        "r": f32(d, _GATES[layer] * hidden, hidden),
-        "c": every,
-        "h": every,
-        "gates": kept,
-        "extras": every,
-        "lengths?": _lengths(steps, batch) if "l" in given else None,
-        "c0?": state if "s" in given else None,
-        "h0?": state if "s" in given else None,
-        "p?": f32(d, 3 * hidden) if "p" in given else None,
-        "gh?": every if "h" in given else None,
-        "gc?": every if "k" in given else None,
-        "ggates?": kept if "k" in given else None,
-        "gextras?": every if "k" in given else None,
-        "ghn?": state if "f" in given else None,
-        "gcn?": state if "f" in given else None,
-    }
-    return Case(tuple(table[n] for n in _GRAD_INPUTS[layer]), attrs, low=0.1, high=0.9, note=given)
-
-
-def _cases(layer: str, *more: tuple[Mapping[str, Any], str]) -> Callable[[], Iterable[Case]]:
-    return lambda: [_case(layer, *m) for m in (*_shared(), *more)] + [_case(layer, {}, "s", (3, 7, 20))]
-
-
-def _grad_cases(layer: str, *more: tuple[Mapping[str, Any], str]) -> Callable[[], Iterable[Case]]:
-    def cases() -> list[Case]:
-        rows = [(a, g + ("hf" if i % 2 else "hfk")) for i, (a, g) in enumerate((*_shared(), *more))]
-        return [_grad_case(layer, *row) for row in [*rows, ({}, "h"), ({}, "f")]] + [
-            _grad_case(layer, {}, "shf", (3, 7, 20))
-        ]
-
-    return cases
-
-
-def _shared() -> Iterator[tuple[Mapping[str, Any], str]]:
-    for direction in DIRECTIONS:
-        yield {"direction": direction}, ""
-        yield {"direction": direction}, "ls"
-    yield {"clip": 0.5}, ""
-
+# -- records -----------------------------------------------------------------------------------------------------
 
 _COMMON: dict[str, Any] = {"direction": "forward", "activations": None, "clip": None}
 _LSTM = {**_COMMON, "input_forget": False}
 _GRU = {**_COMMON, "linear_before_reset": False}
-_MORE: dict[str, list[tuple[Mapping[str, Any], str]]] = {
-    "lstm": [
-        ({}, "sp"),
-        ({"direction": "bidirectional"}, "lp"),
-        ({"input_forget": True}, "s"),
-        ({"activations": ("HardSigmoid", "Softsign", "Softplus")}, "s"),
-    ],
-    "gru": [
-        ({"linear_before_reset": True}, "sb"),
-        ({"linear_before_reset": True, "direction": "bidirectional"}, "lb"),
-        ({"activations": ("HardSigmoid", "Softsign")}, "s"),
-    ],
-    "rnn": [
-        ({"activations": ("Softplus",)}, ""),
-        ({"activations": ("Elu", "Sigmoid"), "direction": "bidirectional"}, "s"),
-    ],
-}
-
 OPS = (
     Op(
         "lstm_scan",
@@ -459,7 +365,7 @@ OPS = (
         inputs=("fed", "r", "lengths?", "h0?", "c0?", "p?"),
         attrs=_LSTM,
         cost=_cost("lstm", 1),
-        cases=_cases("lstm", *_MORE["lstm"]),
+        cases=forward_cases("lstm"),
         gradient=lstm_scan_gradient,
     ),
     Op(
@@ -468,10 +374,10 @@ OPS = (
         _scan_grad("lstm"),
         quiet(_lstm_scan_grad),
         "The backward pass of lstm_scan: the gradients of W x + bias and of the initial h and c.",
-        inputs=_GRAD_INPUTS["lstm"],
+        inputs=GRAD_INPUTS["lstm"],
         attrs=_LSTM,
         cost=_cost("lstm", 0),
-        cases=_grad_cases("lstm", *_MORE["lstm"]),
+        cases=backward_cases("lstm"),
     ),
     Op(
         "gru_scan",
@@ -483,7 +389,7 @@ OPS = (
         inputs=("fed", "r", "lengths?", "h0?", "b?"),
         attrs=_GRU,
         cost=_cost("gru", 1),
-        cases=_cases("gru", *_MORE["gru"]),
+        cases=forward_cases("gru"),
         gradient=gru_scan_gradient,
     ),
     Op(
@@ -493,10 +399,10 @@ OPS = (
         quiet(_gru_scan_grad),
         "The backward pass of gru_scan: the gradients of W x + bias, of the initial h and (where the reset comes after "
         "the product) of the candidate's R h + b.",
-        inputs=_GRAD_INPUTS["gru"],
+        inputs=GRAD_INPUTS["gru"],
         attrs=_GRU,
         cost=_cost("gru", 0),
-        cases=_grad_cases("gru", *_MORE["gru"]),
+        cases=backward_cases("gru"),
     ),
     Op(
         "rnn_scan",
@@ -507,7 +413,7 @@ OPS = (
         inputs=("fed", "r", "lengths?", "h0?"),
         attrs=_COMMON,
         cost=_cost("rnn", 1),
-        cases=_cases("rnn", *_MORE["rnn"]),
+        cases=forward_cases("rnn"),
         gradient=rnn_scan_gradient,
     ),
     Op(
@@ -516,9 +422,9 @@ OPS = (
         _scan_grad("rnn"),
         quiet(_rnn_scan_grad),
         "The backward pass of rnn_scan: the gradients of W x + bias and of the initial h.",
-        inputs=_GRAD_INPUTS["rnn"],
+        inputs=GRAD_INPUTS["rnn"],
         attrs=_COMMON,
         cost=_cost("rnn", 0),
-        cases=_grad_cases("rnn", *_MORE["rnn"]),
+        cases=backward_cases("rnn"),
     ),
 )
