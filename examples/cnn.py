@@ -2,7 +2,7 @@
 
     python examples/cnn.py
 
-Its weights are random: training is not part of this example, the program around them is.
+Its weights are random, this is about the program around them; fashion_cnn.py trains such a network.
 """
 
 import time
