@@ -52,7 +52,7 @@ adam = nv.optimizers.Adam(0.0004, beta_1=0.5)
 
 @nv.network
 def train_discriminator(real: nv.Input((1, 28, 28)), noise: nv.Input((NOISE,))):
-    """One step of the discriminator: real pictures are to score high (0.9, not 1: so it stays unsure), made ones low."""
+    """One step of the discriminator: real pictures are to be 0.9 (1 would make it too sure), made ones 0."""
     score, made = discriminator(real), discriminator(nv.stop_gradient(generator(noise)))
     loss = nv.mean(cross_entropy(0.9 * nv.ones_like(score), score) + cross_entropy(nv.zeros_like(made), made)) / 2
     nv.minimize(loss, discriminator, adam)

@@ -1,0 +1,225 @@
+"""The examples that train: their helpers, a short run of each on stand-in data, and the figures on the real data."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import nervure as nv
+import numpy as np
+import pytest
+
+EXAMPLES = Path(nv.__file__).parent / "examples"
+DATA = Path(os.environ.get("NERVURE_DATA") or EXAMPLES.resolve().parents[1] / "shared" / "data")
+FILES = {
+    "fashion_cnn": ["fashion_cnn.h", "fashion_cnn.so", "fashion_cnn.svg"],
+    "spoken_digits": [f"spoken_{net}.{end}" for net in ("ds_cnn", "gru") for end in ("h", "so", "svg")],
+    "anomaly_autoencoder": ["autoencoder.h", "autoencoder.png", "autoencoder.so", "autoencoder.svg"],
+    "gan": ["gan.h", "gan.png", "gan.so", "gan.svg", "gan_growing.png"],
+}
+
+real_fashion = pytest.mark.skipif(not (DATA / "fashion_mnist.npz").exists(), reason="no fashion_mnist.npz")
+real_digits = pytest.mark.skipif(not (DATA / "spoken_digits_8k.npz").exists(), reason="no spoken_digits_8k.npz")
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """Examples as modules; the data are the stand-ins unless the test says otherwise."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before = set(sys.modules)
+
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield module
+    for name in {"data", *FILES} & (set(sys.modules) - before):
+        del sys.modules[name]
+
+
+def run(name: str, folder: Path, *arguments: object, data: Path | None = None) -> str:
+    """What an example says, run as a reader would; without ``data`` there are none."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "NERVURE_DATA": str(data or folder / "none")},
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in folder.iterdir()) == FILES[name]
+    print(done.stdout)
+    return done.stdout
+
+
+def percents(said: str, pattern: str) -> list[float]:
+    return [float(found) for found in re.findall(pattern, said)]
+
+
+# -- helpers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_example_is_short(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 125
+
+
+def test_stand_ins_say_so_and_are_always_the_same(
+    load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NERVURE_DATA", str(tmp_path))
+    data = load("data")
+    (x, y), (x_test, y_test) = data.fashion_mnist()
+    assert "stand-in" in capsys.readouterr().out
+    assert x.shape == (2000, 1, 28, 28) and x_test.shape == (500, 1, 28, 28) and x.dtype == np.float32
+    assert set(y) == set(y_test) == set(range(10)) and x.min() >= 0 and x.max() <= 1
+    np.testing.assert_array_equal(data._blobs(9, 1)["x_train"], data._blobs(9, 1)["x_train"])
+    sound, digits, speaker = data.spoken_digits()
+    assert sound.shape == (600, 8000) and np.abs(sound).max() <= 1 and len(np.unique(speaker)) == 6
+    assert (np.bincount(digits) == 60).all()
+
+
+def test_data_are_taken_from_the_folder_that_is_named(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    x = np.full((3, 28, 28), 51, np.uint8)
+    np.savez(tmp_path / "fashion_mnist.npz", x_train=x, y_train=[1, 2, 3], x_test=x[:1], y_test=[4])
+    monkeypatch.setenv("NERVURE_DATA", str(tmp_path))
+    (found, y), (_, y_test) = load("data").fashion_mnist()
+    np.testing.assert_allclose(found, 0.2, rtol=1e-6)
+    assert y.tolist() == [1, 2, 3] and y_test.tolist() == [4]
+
+
+def test_log_mel_finds_a_tone_and_equals_the_formula(load) -> None:
+    example = load("spoken_digits")
+    t = np.arange(8000) / 8000
+    sound = np.stack([np.sin(2 * np.pi * 1000 * t), 0.1 * np.random.default_rng(0).standard_normal(8000)])
+    found = example.log_mel(sound)
+    assert found.shape == (2, 49, 40) and found.dtype == np.float32
+
+    def hz(band: float) -> float:  # O'Shaughnessy's formula, bands at equal distances from 0 to 4000 Hz
+        return 700 * (10 ** (band / 41 * np.log10(1 + 4000 / 700)) - 1)
+
+    loudest = found[0].mean(axis=0).argmax()
+    assert hz(loudest) < 1000 < hz(loudest + 2)
+    frame = sound[1, 7 * 160 : 7 * 160 + 256] * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 255))
+    for band in (3, 20, 39):
+        energy = 0.0
+        for k in range(129):
+            spectrum = sum(frame * np.exp(-2j * np.pi * k * np.arange(256) / 256))
+            centre = np.interp(k * 8000 / 256, [hz(band), hz(band + 1), hz(band + 2)], [0, 1, 0])
+            energy += centre * abs(spectrum) ** 2
+        assert found[1, 7, band] == pytest.approx(np.log(energy + 1e-3), abs=1e-4)
+
+
+def test_recordings_held_out_are_a_fifth_of_everything(load) -> None:
+    y = np.tile(np.repeat(np.arange(10), 10), 3)
+    speaker = np.repeat(["a", "b", "c"], 100)
+    test = load("spoken_digits").held_out(y, speaker)
+    assert test.sum() == 60
+    for who in "abc":
+        assert (np.bincount(y[test & (speaker == who)]) == 2).all()
+    assert test[:10].tolist() == [True, True, *[False] * 8]
+
+
+def test_area_under_curve_counts_pairs(load) -> None:
+    rng = np.random.default_rng(3)
+    scores, positive = rng.integers(0, 9, 60) / 4, rng.random(60) < 0.3
+    pairs = [(a > b) + (a == b) / 2 for a in scores[positive] for b in scores[~positive]]
+    assert load("anomaly_autoencoder").area_under_curve(scores, positive) == pytest.approx(np.mean(pairs))
+
+
+# -- short runs, and the figures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_a_short_run_without_data(name: str, tmp_path: Path) -> None:
+    said = run(name, tmp_path, 1)
+    assert "a generated stand-in" in said
+    assert all(p.stat().st_size > 1000 for p in tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@real_fashion
+def test_fashion_cnn(tmp_path: Path) -> None:
+    said = run("fashion_cnn", tmp_path, data=DATA)
+    (accuracy,) = percents(said, r"fashion_cnn.so: ([\d.]+)% of 10000")
+    assert accuracy >= 90.0
+    (last,) = percents(said, r"epoch 5/5 .* val_accuracy: ([\d.]+)")
+    assert abs(100 * last - accuracy) < 0.1  # the program is what was trained
+
+
+@pytest.mark.slow
+@real_digits
+def test_spoken_digits(tmp_path: Path) -> None:
+    said = run("spoken_digits", tmp_path, data=DATA)
+    assert "2400 recordings to learn from, 600 held out, 6 speakers" in said
+    accuracies = percents(said, r"([\d.]+)% of the recordings")
+    assert len(accuracies) == 2 and min(accuracies) >= 95.0
+
+
+@pytest.mark.slow
+@real_fashion
+def test_anomaly_autoencoder(tmp_path: Path) -> None:
+    said = run("anomaly_autoencoder", tmp_path, 5, data=DATA)
+    assert percents(said, r"ROC curve ([\d.]+)")[0] >= 0.97
+
+
+@pytest.mark.slow
+@real_fashion
+def test_gan(tmp_path: Path) -> None:
+    """Pictures that are like the real ones: on average, in how they differ, and no two alike."""
+    from PIL import Image
+
+    run("gan", tmp_path, 2, data=DATA)
+    sheet = np.asarray(Image.open(tmp_path / "gan.png").resize((16 * 28, 5 * 28), Image.Resampling.BOX), np.float64)
+    made = sheet.reshape(5, 28, 16, 28).transpose(0, 2, 1, 3).reshape(80, 784) / 255
+    with np.load(DATA / "fashion_mnist.npz") as file:
+        real = file["x_test"].reshape(-1, 784) / 255
+    for statistic in (np.mean, np.std):
+        likeness = np.corrcoef(statistic(made, axis=0), statistic(real, axis=0))[0, 1]
+        print(f"{statistic.__name__}: correlation {likeness:.3f} with real pictures")
+        assert likeness > 0.8
+    apart = np.linalg.norm(made[:, None] - made[None], axis=2)[np.triu_indices(80, 1)]
+    assert apart.min() > 1 and np.median(apart) > 6  # no collapse: real pictures' median is about 12
+
+
+@pytest.mark.slow
+@real_fashion
+def test_the_autoencoder_beside_pytorch(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same net, first weights and batches: the same area under the curve."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("NERVURE_DATA", str(DATA))
+    example = load("anomaly_autoencoder")
+    shoes, x, strange, _ = example.shoes_and_all()
+    shoes = shoes[np.random.default_rng(0).permutation(len(shoes))]
+    net = example.network()
+    net.ready()
+    parts: list[torch.nn.Module] = []
+    for layer, after in zip(("dense", "code", "dense_1", "dense_2"), ("ReLU", "", "ReLU", "Sigmoid"), strict=True):
+        weight, bias = (net.state_dict()[f"{layer}.{n}"] for n in ("weight", "bias"))
+        linear = torch.nn.Linear(*weight.shape)
+        linear.weight.data, linear.bias.data = torch.from_numpy(weight.T.copy()), torch.from_numpy(bias.copy())
+        parts += [linear, getattr(torch.nn, after)()] if after else [linear]
+    theirs = torch.nn.Sequential(*parts)
+
+    adam = nv.optimizers.Adam(example.LEARNING_RATE)
+    net.compile(optimizer=adam, loss="mse")
+    net.fit(shoes, shoes, example.BATCH, epochs=3, shuffle=False, verbose=0)
+    optimizer = torch.optim.Adam(theirs.parameters(), example.LEARNING_RATE, eps=adam.epsilon)
+    for _ in range(3):
+        for batch in torch.from_numpy(shoes).split(example.BATCH):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(theirs(batch), batch).backward()
+            optimizer.step()
+    with torch.no_grad():
+        drawn = theirs(torch.from_numpy(x)).numpy()
+    errors = [((x - d) ** 2).mean(axis=1) for d in (net.predict(x), drawn)]
+    ours, peer = (example.area_under_curve(e, strange) for e in errors)
+    print(f"area under the curve {ours:.4f}, PyTorch {peer:.4f}; mean errors", *(e.mean() for e in errors))
+    assert ours > 0.95 and abs(ours - peer) < 0.003
