@@ -73,9 +73,9 @@ def _matmul_gradient(c: Grad) -> list[Sym]:
     rows = a.reshape((1, *a.shape)) if a.rank == 1 else a
     columns = b.reshape((*b.shape, 1)) if b.rank == 1 else b
     g = c.g.reshape(_dims(matmul_shape(rows.shape, columns.shape)))
+    to_a = (g @ columns.swap()).sum_to(rows.shape)
     if columns.rank == 2:
         rows, g = (s.reshape((math.prod(s.shape[:-1]), s.shape[-1])) for s in (rows, g))
-    to_a = (g @ columns.swap()).sum_to(rows.shape)
     to_b = (rows.swap() @ g).sum_to(columns.shape)
     return [to_a.reshape(a.shape), to_b.reshape(b.shape)]
 

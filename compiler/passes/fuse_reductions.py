@@ -18,13 +18,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ..ir import Graph, Value
+from ..ops.selection import POSITIONAL
 from ..ops.shapes import normalise_axes
 from ..types import is_float
 from .groups import MOST_MEMBERS, MOST_OPERANDS, elementwise, operand_count, wrap
 
 FOLDS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
 DEAR = ("exp", "log", "log1p", "expm1", "sinh", "cosh", "tanh", "erf", "pow", "sigmoid", "gelu", "silu", "elu")
-_APART = ("iota", "trilu", "random_bits", "cast")  # look at coordinates, or change the element type
+_APART = (*POSITIONAL, "cast")
 _ROW_BYTES = 16384  # of one operand's row: several of them stay in the first two caches
 _MOST_FOLDS = 6  # accumulators of each want registers
 _MOST_RESULTS = 8
