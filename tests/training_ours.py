@@ -16,8 +16,8 @@ OPTIMIZERS = {
     "nesterov": lambda: opt.SGD(0.01, 0.9, True),
     "adam": lambda: opt.Adam(1e-3),
     "adamw": lambda: opt.AdamW(1e-3),
-    "rmsprop": lambda: opt.RMSprop(1e-3),
-    "adagrad": lambda: opt.Adagrad(1e-2),
+    "rmsprop": lambda: opt.RMSprop(1e-4),
+    "adagrad": lambda: opt.Adagrad(1e-3),
 }
 
 

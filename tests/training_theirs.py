@@ -16,8 +16,8 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "nesterov": (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
     "adam": (torch.optim.Adam, {"lr": 1e-3}),
     "adamw": (torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.01}),
-    "rmsprop": (torch.optim.RMSprop, {"lr": 1e-3}),
-    "adagrad": (torch.optim.Adagrad, {"lr": 1e-2}),
+    "rmsprop": (torch.optim.RMSprop, {"lr": 1e-4}),
+    "adagrad": (torch.optim.Adagrad, {"lr": 1e-3}),
 }
 
 

@@ -14,6 +14,7 @@ Pythons with those packages; without one that peer is left out. Nothing else sho
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import statistics
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +96,10 @@ def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
             running.append(Contestant(python, peer))
     peers = [c for c in running[1:] if c.ready is not None]
     try:
-        for _ in range(args.rounds):
-            for contestant in [ours, *peers]:
-                contestant.round()
+        with alone(args.lock):
+            for _ in range(args.rounds):
+                for contestant in [ours, *peers]:
+                    contestant.round()
         row = {"net": name, **request, "batch": ours.ready["batch"], "ours_ms": ours.median * 1e3}
         row["peers_ms"] = {c.kind: c.median * 1e3 for c in peers}
         row["ratio"] = {c.kind: _ratio(c.rounds, ours.rounds) for c in peers}
@@ -104,11 +108,23 @@ def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
         row["failed_peers"] = [c.kind for c in running[1:] if c.ready is None]
         row["memory_mb"] = {c.kind: c.ask("memory") for c in [ours, *peers]}
         row |= {key: ours.ready[key] for key in ("compile_s", "arena_kb")}
-        row["profile"] = ours.ask("profile") if args.profile else []
+        with alone(args.lock):
+            row["profile"] = ours.ask("profile") if args.profile else []
     finally:
         for contestant in running:
             contestant.stop()
     return row
+
+
+@contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """Holds a file's lock, where benches share a machine."""
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> float:
@@ -270,7 +286,7 @@ def _ort(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request["threads"]
-    options.set_denormal_as_zero = True
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     state = CheckpointState.load_checkpoint(folder / "checkpoint")
     module = Module(folder / "training_model.onnx", state, folder / "eval_model.onnx", "cpu", options)
     optimizer = Optimizer(folder / "optimizer_model.onnx", module)
@@ -366,6 +382,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
     parser.add_argument("--profile", action="store_true", help="the eight longest kernels of each step")
     parser.add_argument("--start", action="store_true", help="time from process start to the first step only")
+    parser.add_argument("--lock", type=Path, help="a file whose lock is held while times are taken")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -386,7 +403,7 @@ def main() -> None:
     wall, busy = ([min(r[key].values()) for r in rows if r.get(key)] for key in ("ratio", "cpu_ratio"))
     print(f"geometric mean over the best peer: {geometric_mean(wall):.3f}x, by CPU time {geometric_mean(busy):.3f}x")
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        args.json.write_text(json.dumps({"rows": rows, **vars(args)}, indent=1, default=str))
 
 
 if __name__ == "__main__":
