@@ -17,7 +17,7 @@ from nervure.runtime.loggers import save_curves
 from PIL import Image
 from rich.progress import track
 
-EPOCHS, BATCH, NOISE = int(sys.argv[1]) if len(sys.argv) > 1 else 8, 64, 64
+BATCH, NOISE = 64, 64
 
 generator = nv.Sequential(
     [
@@ -75,39 +75,46 @@ def grid(pictures, columns):
     return image.resize((2 * image.width, 2 * image.height))
 
 
-rng = np.random.default_rng(0)
-real = 2 * fashion_mnist()[0][0] - 1
-model = nv.compile(generator, steps=[train_discriminator, train_generator], dims={"batch": BATCH}, name="gan")
-session = model.session
+def main(epochs=8):
+    rng = np.random.default_rng(0)
+    real = 2 * fashion_mnist()[0][0] - 1
+    model = nv.compile(generator, steps=[train_discriminator, train_generator], dims={"batch": BATCH}, name="gan")
+    session = model.session
 
-# The steps read these arrays in place and write their loss: nothing is allocated in the loop.
-pictures, noise = np.zeros((BATCH, 1, 28, 28), np.float32), np.zeros((BATCH, NOISE), np.float32)
-discriminate = session.binding({"real": pictures, "noise": noise}, entry="train_discriminator")
-generate = session.binding({"noise": noise}, entry="train_generator")
+    # The steps read these arrays in place and write their loss: nothing is allocated in the loop.
+    pictures, noise = np.zeros((BATCH, 1, 28, 28), np.float32), np.zeros((BATCH, NOISE), np.float32)
+    discriminate = session.binding({"real": pictures, "noise": noise}, entry="train_discriminator")
+    generate = session.binding({"noise": noise}, entry="train_generator")
 
-fixed = rng.standard_normal((BATCH, NOISE), dtype=np.float32)
-history, growing = {"discriminator": [], "generator": []}, []
-for epoch in range(EPOCHS):
-    order, losses = rng.permutation(len(real)), []
-    for start in track(range(0, len(real) - BATCH + 1, BATCH), f"epoch {epoch + 1}/{EPOCHS}"):
-        pictures[...] = real[order[start : start + BATCH]]
-        rng.standard_normal(out=noise, dtype=np.float32)
-        discriminate()
-        generate()
-        losses.append((discriminate.outputs[0].item(), generate.outputs[0].item()))
-    for name, loss in zip(history, np.mean(losses, axis=0), strict=True):
-        history[name].append(float(loss))
-        print(f"  {name} {loss:.3f}", end="\n" if name == "generator" else "")
-    growing.append(model(fixed)[:10])
+    fixed = rng.standard_normal((BATCH, NOISE), dtype=np.float32)
+    history, growing = {"discriminator": [], "generator": []}, []
+    for epoch in range(epochs):
+        order, losses = rng.permutation(len(real)), []
+        for start in track(range(0, len(real) - BATCH + 1, BATCH), f"epoch {epoch + 1}/{epochs}"):
+            pictures[...] = real[order[start : start + BATCH]]
+            rng.standard_normal(out=noise, dtype=np.float32)
+            discriminate()
+            generate()
+            losses.append((discriminate.outputs[0].item(), generate.outputs[0].item()))
+        for name, loss in zip(history, np.mean(losses, axis=0), strict=True):
+            history[name].append(float(loss))
+            print(f"  {name} {loss:.3f}", end="\n" if name == "generator" else "")
+        growing.append(model(fixed)[:10])
 
-save_curves("gan.svg", history, title="Losses of a GAN")
-grid(np.concatenate(growing), columns=10).save("gan_growing.png")
+    save_curves("gan.svg", history, title="Losses of a GAN")
+    grid(np.concatenate(growing), columns=10).save("gan_growing.png")
 
-# The trained generator as a program of its own, for one picture at a time.
-trained = session.params() | session.states()
-generator.load_state_dict({n.removeprefix("generator."): a for n, a in trained.items() if n.startswith("generator.")})
-path = nv.compile(generator).save("gan.so")
-program = nv.load(path)
-invented = np.concatenate([program(z[None]) for z in rng.standard_normal((80, NOISE), dtype=np.float32)])
-grid(invented, columns=16).save("gan.png")
-print(f"gan.png: 80 pictures by {path}")
+    # The trained generator as a program of its own, for one picture at a time.
+    trained = session.params() | session.states()
+    generator.load_state_dict(
+        {n.removeprefix("generator."): a for n, a in trained.items() if n.startswith("generator.")}
+    )
+    path = nv.compile(generator).save("gan.so")
+    program = nv.load(path)
+    invented = np.concatenate([program(z[None]) for z in rng.standard_normal((80, NOISE), dtype=np.float32)])
+    grid(invented, columns=16).save("gan.png")
+    print(f"gan.png: 80 pictures by {path}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:2]))
