@@ -101,7 +101,7 @@ def plan(region: Region) -> list[Plan]:
         code = _written(axes, x.type.dims[2:], tile)
         cycles = _cycles(region.machine, axes, x.type.dims[2:], outputs, inputs, tile, work)
         cycles *= attrs["group"] * (dims[0] // region.machine.lanes / tile.vectors)
-        cycles += _distance(region, x, tile)
+        cycles += distance(region.machine, x.type.nbytes, tile.vectors)
         options.append((code > _MOST_WRITTEN, cycles, -tile.points, tile.channels, tile))
     far, cycles, *_, tile = min(options, key=lambda o: o[:-1])
     if far:
@@ -160,14 +160,16 @@ def _cycles(
     return total
 
 
-def _distance(region: Region, x: Operand, tile: Tile) -> float:
-    """Cycles lost on tensors beyond the second-level cache that are walked in pieces shorter than a few cache lines."""
-    machine = region.machine
-    nbytes = x.type.nbytes + sum(o.type.nbytes for o in region.outputs)
-    piece = tile.vectors * machine.vector_bytes
-    if nbytes < machine.l2 or x.type.dims[0] * x.type.itemsize <= piece:
+def distance(machine: Machine, nbytes: int, vectors: int) -> float:
+    """Cycles lost on reading a tensor beyond the second-level cache in pieces of a few vectors, from many places."""
+    if nbytes < machine.l2:
         return 0.0
-    return nbytes / machine.memory_bandwidth * (4 * machine.line / piece)
+    near = machine.l3 and nbytes < machine.l3 / 4
+    return (
+        nbytes
+        / (machine.l3_bandwidth if near else machine.memory_bandwidth)
+        * (2 * machine.line / (vectors * machine.vector_bytes))
+    )
 
 
 @cache

@@ -20,7 +20,7 @@ import numpy as np
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
 from ._tile import GHZ, WORTH_SHARING, epilogue_inputs, epilogue_work, fits, inplace_pairs
-from .image_lanes import Kernel, Taps, batch_last, forward_taps, line_axis, transposed_taps
+from .image_lanes import Kernel, Taps, batch_last, distance, forward_taps, line_axis, transposed_taps
 
 Data = dict[str, Any]
 # Of the polynomials, by P, with both signs; 0 and infinity are the others. Chosen for the least rounding error.
@@ -124,6 +124,8 @@ def _cycles(region: Region, x: Operand, w: Operand, form: Form) -> float:
         ends = 14 + channels * form.vectors * (2.5 * form.products + form.m * (1.5 + epilogue_work(region)))
         total += times * tiles / form.vectors * (inputs * visits * step + rows * ends)
     total = total * group + x.type.dims[1] * math.prod(x.type.dims[2:-1]) * tiles * (6 * form.products + 10)
+    held = 4 * x.type.dims[1] * math.prod(x.type.dims[2:-1]) * form.across * form.products * dims[0]
+    total += distance(machine, held, form.vectors)
     return float(total + w.type.size / form.taps * (form.taps + 8))
 
 
