@@ -16,7 +16,7 @@ EXAMPLES = Path(nv.__file__).parent / "examples"
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("mlp_xor", "0 xor 1 = 0.993"),
+        ("mlp_xor", "accuracy 100%"),
         ("cnn", "Total params: 3,498"),
         ("transformer_encoder", "Total params: 131,269"),
     ],
