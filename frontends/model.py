@@ -22,6 +22,8 @@ class Report:
 
     ``arena_bytes`` is everything that a run needs with the model's number of threads (inputs, outputs and scratch
     counted); ``arena_lower_bound_bytes`` the largest live set in logical bytes; ``code_bytes`` the file less weights.
+    ``ram`` has what stays in a context (``parameters``, ``states``, ``derived``: packed weights of parameters) and the
+    arena of each entry point (``arena of train_step``); ``context_bytes`` is all of it, the largest arena once.
     ``layers`` has one row a step: ``name``, ``op``, ``flops``, ``bytes``, ``weight_bytes``, ``detail``, ``origin``.
     """
 
@@ -33,6 +35,8 @@ class Report:
     artifact_bytes: int
     compile_seconds: float
     sha256: str
+    context_bytes: int
+    ram: dict[str, int]
     layers: tuple[dict[str, Any], ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,6 +77,8 @@ class Model:
             artifact_bytes=self.artifact.size,
             compile_seconds=self._seconds,
             sha256=self.artifact.sha256,
+            context_bytes=self.artifact.context_bytes(self.threads),
+            ram=self.artifact.ram(self.threads),
             layers=tuple(entry.steps),
         )
 
@@ -117,4 +123,5 @@ class Model:
 
     def __repr__(self) -> str:
         made = self.artifact.block["machine"]["name"]
-        return f"<nervure.Model {self.artifact.name} for {made}, {self.artifact.size} bytes>"
+        ram = ", ".join(f"{name} {nbytes}" for name, nbytes in self.artifact.ram(self.threads).items() if nbytes)
+        return f"<nervure.Model {self.artifact.name} for {made}, {self.artifact.size} bytes; RAM: {ram}>"

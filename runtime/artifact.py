@@ -129,6 +129,16 @@ class Artifact:
         """RAM of what a context derives from its parameters and keeps (packed weights, folded scales)."""
         return int(self.block["derived_bytes"])
 
+    def context_bytes(self, threads: int = 1) -> int:
+        """All RAM of a context: parameters, states, what is derived, arena, workers."""
+        return int(self.block["context_bytes"]) + max(threads - 1, 0) * int(self.block["context_worker_bytes"])
+
+    def ram(self, threads: int = 1) -> dict[str, int]:
+        """Bytes that stay (``parameters``, ``states``, ``derived``), then those of the arena that each entry needs
+        while it runs, by name."""
+        kept = {"parameters": self.params_bytes, "states": self.states_bytes, "derived": self.derived_bytes}
+        return kept | {f"arena of {e.name}": e.arena_bytes(threads) for e in self.entries}
+
     @property
     def export_bytes(self) -> int:
         """Size of the blob that holds all parameters and states."""

@@ -74,6 +74,7 @@ def of_artifact(artifact: Artifact, threads: int) -> Overview:
         "outputs": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in entry.outputs],
         "arena_bytes": entry.arena_bytes(threads),
         "arena_lower_bound_bytes": entry.lower_bound,
+        "ram": artifact.ram(threads),
         "weights_bytes": artifact.weights_bytes,
         "code_bytes": artifact.code_bytes,
         "artifact_bytes": artifact.size,

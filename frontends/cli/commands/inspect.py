@@ -107,6 +107,8 @@ def _show(facts: dict[str, Any], html: Path | None) -> None:
             f", weights {size(facts['weights_bytes'])}, {count(facts['flops'])} FLOP a run, {len(facts['steps'])} steps"
         )
         screen.print(cell(words))
+    if len(facts.get("ram", {})) > 4:  # more entry points than one
+        screen.print(cell("RAM: " + ", ".join(f"{name} {size(n)}" for name, n in facts["ram"].items())))
     if html is not None:
         screen.print(cell(f"page written to {html}"))
 

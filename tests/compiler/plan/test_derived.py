@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import nervure as nv
 import numpy as np
 import pytest
@@ -147,3 +149,26 @@ def test_inference_follows_every_way_of_changing_params_and_states(compiled, thr
         other.run(None, feed, entry="train_step")
     assert other.export_state() == session.export_state()
     check(other, graphs)
+
+
+@pytest.mark.slow
+def test_ram_is_told_alike_by_report_header_and_session(compiled):
+    model, _ = compiled
+    text = model.path.with_suffix(".h").read_text()
+    told = {n: int(v) for n, v in re.findall(r"#define (SMALL_\w+_BYTES) (\d+)u\b", text)}
+    ram, params = model.report.ram, model.session.params()
+    assert list(ram) == [
+        *("parameters", "states", "derived"),
+        *(f"arena of {e}" for e in ("infer", "train_step", "evaluate", "refresh")),
+    ]
+    assert ram["parameters"] == told["SMALL_PARAMS_BYTES"] >= sum(a.nbytes for a in params.values())
+    assert ram["states"] == told["SMALL_STATES_BYTES"] >= 2 * ram["parameters"]  # Adam's moments
+    assert ram["derived"] == told["SMALL_DERIVED_BYTES"] > 0
+    for entry in ("infer", "train_step", "evaluate", "refresh"):
+        assert ram[f"arena of {entry}"] == told[f"SMALL_{entry.upper()}_ARENA_BYTES"]
+    stays = sum(ram[k] for k in ("parameters", "states", "derived"))
+    assert stays + ram["arena of train_step"] <= model.report.context_bytes <= stays + ram["arena of train_step"] + 2048
+    assert nv.load(model.path)._memory.nbytes == model.report.context_bytes
+    for words in ("One step of training", "the size of the step, 0.001 by default", "a mean over the batch"):
+        assert words in text
+    assert "arena of train_step" in repr(model)
