@@ -117,9 +117,17 @@ def _grow(
 def _take_updates(graph: Graph, result: int, members: list[int], owner: dict[int, int], place: dict[int, int]) -> None:
     """Takes in all that the group's result leads to, where that only ends in next values of params and states."""
     shape = graph.node(result).types[0].shape
-    found = sorted(nx.descendants(graph.nx, result), key=place.__getitem__)
-    if not found or any(not _may_join(graph, k, shape, owner) for k in found):
-        return
+    reached: set[int] = set()
+    stack = [result]
+    while stack:
+        for user in graph.nx.successors(stack.pop()):
+            if user in reached:
+                continue
+            if not _may_join(graph, user, shape, owner) or len(reached) >= MOST_MEMBERS:
+                return
+            reached.add(user)
+            stack.append(user)
+    found = sorted(reached, key=place.__getitem__)
     joined = [*members, *found]
     if len(joined) > MOST_MEMBERS or operand_count(graph, joined) > MOST_OPERANDS:
         return

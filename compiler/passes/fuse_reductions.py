@@ -98,40 +98,43 @@ class _Fusion:
     # -- convexity -------------------------------------------------------------------------------------------------
 
     def _reach(self) -> None:
-        """Ancestors and descendants of every node as bit sets, groups as single nodes."""
-        after: dict[int, set[int]] = {}
-        waiting: dict[int, int] = {}
-        for key in self.home:
-            after.setdefault(self.home[key], set())
-        for a, b in self.graph.nx.edges():
-            if self.home[a] != self.home[b]:
-                after[self.home[a]].add(self.home[b])
-        for targets in after.values():
-            for b in targets:
-                waiting[b] = waiting.get(b, 0) + 1
-        ready = [k for k in after if not waiting.get(k)]
-        self.above = dict.fromkeys(after, 0)
-        sequence = []
-        while ready:
-            key = ready.pop()
-            sequence.append(key)
-            for b in after[key]:
-                self.above[b] |= self.above[key] | 1 << key
-                waiting[b] -= 1
-                if not waiting[b]:
-                    ready.append(b)
-        assert len(sequence) == len(after), "groups wait for each other"
-        self.below = dict.fromkeys(after, 0)
-        for key in reversed(sequence):
-            for b in after[key]:
-                self.below[key] |= self.below[b] | 1 << b
+        """Ancestors and descendants of every node as bit sets."""
+        flow = self.graph.nx
+        self.above: dict[int, int] = {}
+        self.below: dict[int, int] = {}
+        for key in self.place:
+            self.above[key] = 0
+            for before in flow.predecessors(key):
+                self.above[key] |= self.above[before] | 1 << before
+        for key in reversed(self.place):
+            self.below[key] = 0
+            for after in flow.successors(key):
+                self.below[key] |= self.below[after] | 1 << after
+        self.gone = 0  # nodes that another one stands for
+
+    def _contract(self, members: Iterable[int]) -> None:
+        """Lets one node stand for a group: what was above any of its members is now above all that is below any."""
+        found = sorted(k for k in members if k in self.above)
+        head, own, above, below = found[0], 0, 0, 0
+        for key in found:
+            own, above, below = own | 1 << key, above | self.above[key], below | self.below[key]
+        above, below = above & ~own, below & ~own
+        for key in self.above:
+            if below >> key & 1:
+                self.above[key] |= above | 1 << head
+            if above >> key & 1:
+                self.below[key] |= below | 1 << head
+        self.above[head], self.below[head] = above, below
+        self.gone |= own & ~(1 << head)
+        for key in members:
+            self.home[key] = head
 
     def _convex(self, members: Iterable[int]) -> bool:
         homes = {self.home[k] for k in members if k in self.home}  # a twin adds no way that its original has not
         above = below = own = 0
         for k in homes:
             above, below, own = above | self.above[k], below | self.below[k], own | 1 << k
-        return not above & below & ~own
+        return not above & below & ~own & ~self.gone
 
     # -- groups ----------------------------------------------------------------------------------------------------
 
@@ -313,10 +316,7 @@ class _Fusion:
     def _keep(self, group: _Group) -> None:
         self.groups.append(group.members)
         self.free -= group.members
-        head = min(group.members)
-        for key in group.members:
-            self.home[key] = head
-        self._reach()
+        self._contract(group.members)
 
 
 def _fold(graph: Graph, key: int) -> bool:
