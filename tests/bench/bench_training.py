@@ -17,6 +17,7 @@ import argparse
 import fcntl
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,6 @@ class Contestant:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if not os.environ.get("BENCH_ERRORS") else None,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path[1:] if "packages" not in p)},
         )
         self.ready = self._answer()  # facts of the set-up, None when it failed
         self.rounds: list[float] = []  # seconds of a step
@@ -144,12 +144,9 @@ def serve(request: dict[str, Any]) -> None:
     cores = sorted(os.sched_getaffinity(0))
     threads = request["threads"]
     started = time.perf_counter()
-    if request["kind"] == "export":
-        print("@" + json.dumps(_export(request)), flush=True)
-        return
-    make = {"ours": _ours, "ort": _ort}.get(request["kind"], _torch)
-    step, facts, profile = make(request)  # compiled on all cores
-    os.sched_setaffinity(0, set(cores[:threads]))
+    step, facts, profile = _contestant(request)  # compiled on all cores
+    for task in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(task.name), set(cores[:threads]))
     deadline = time.perf_counter() + 0.3
     while time.perf_counter() < deadline:
         step()
@@ -157,6 +154,16 @@ def serve(request: dict[str, Any]) -> None:
     for line in sys.stdin:
         answer = {"go": lambda: _median(step), "memory": _peak, "profile": profile}[line.strip()]()
         print("@" + json.dumps(answer), flush=True)
+
+
+def _contestant(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
+    """The step as a function, facts of its set-up, and what gives its profile."""
+    if request["kind"] == "ours":
+        return _ours(request)
+    import training_peers as peers
+
+    make = {"ort": peers.onnxruntime_step, "export": peers.export}.get(request["kind"], peers.pytorch_step)
+    return make(request), {}, list
 
 
 def _median(step: Any) -> list[float]:
@@ -207,103 +214,6 @@ def training_rate(model: Any) -> float:
     return float(model.artifact.meta["training"]["learning_rate"])
 
 
-def _torch(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
-    import torch
-    import training_theirs as peers
-    from training_nets import NETS
-
-    torch.set_num_threads(request["threads"])
-    torch.set_flush_denormal(True)
-    torch.manual_seed(0)
-    net = NETS[request["net"]]
-    module = net.theirs().train()
-    x, y = (torch.from_numpy(a) for a in net.data(request["batch"] or net.batch))
-    if request["kind"].endswith("nhwc"):
-        module, x = module.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    target = y.long() if net.classes else y
-    criterion, optimizer = peers.criterion(net.classes), peers.optimizer(request["optimizer"], module, fused=True)
-
-    def forward(x: Any, target: Any) -> Any:
-        return criterion(module(x), target)
-
-    if request["kind"].startswith("compile"):
-        forward = torch.compile(forward)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        forward(x, target).backward()
-        optimizer.step()
-
-    step()
-    return step, {}, list
-
-
-def _export(request: dict[str, Any]) -> dict[str, Any]:
-    """Writes PyTorch's network as ONNX, for ONNX Runtime."""
-    import numpy as np
-    import torch
-    from training_nets import NETS
-
-    net = NETS[request["net"]]
-    module = net.theirs().train()
-    x, y = net.data(request["batch"] or net.batch)
-    folder = Path(request["folder"])
-    torch.onnx.export(
-        module,
-        (torch.from_numpy(x),),
-        folder / "net.onnx",
-        dynamo=False,
-        training=torch.onnx.TrainingMode.TRAINING,
-        do_constant_folding=False,
-        input_names=["x"],
-        output_names=["y"],
-        opset_version=17,
-    )
-    np.savez(folder / "data.npz", x=x, y=y.astype(np.int64) if net.classes else y)
-    trained = [n for n, p in module.named_parameters() if p.requires_grad]
-    (folder / "facts.json").write_text(json.dumps({"trained": trained, "classes": net.classes}))
-    return {}
-
-
-def _ort(request: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
-    import numpy as np
-    import onnx
-    import onnxruntime
-    from onnxruntime.training import artifacts
-    from onnxruntime.training.api import CheckpointState, Module, Optimizer
-
-    folder = Path(request["folder"])
-    model, facts = onnx.load(folder / "net.onnx"), json.loads((folder / "facts.json").read_text())
-    stored = [i.name for i in model.graph.initializer]
-    trained = [n for n in stored if n in facts["trained"] or n.startswith("onnx::")]
-    artifacts.generate_artifacts(
-        model,
-        requires_grad=trained,
-        frozen_params=[n for n in stored if n not in trained],
-        loss=artifacts.LossType.CrossEntropyLoss if facts["classes"] else artifacts.LossType.MSELoss,
-        optimizer=artifacts.OptimType.SGD if request["optimizer"] == "sgd" else artifacts.OptimType.AdamW,
-        artifact_directory=folder,
-    )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = request["threads"]
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    state = CheckpointState.load_checkpoint(folder / "checkpoint")
-    module = Module(folder / "training_model.onnx", state, folder / "eval_model.onnx", "cpu", options)
-    optimizer = Optimizer(folder / "optimizer_model.onnx", module)
-    optimizer.set_learning_rate(1e-3)
-    module.train()
-    with np.load(folder / "data.npz") as held:
-        x, y = held["x"], held["y"]
-
-    def step() -> None:
-        module(x, y)
-        optimizer.step()
-        module.lazy_reset_grad()
-
-    step()
-    return step, {}, list
-
-
 # -- from process start to the first step ------------------------------------------------------------------------------
 
 FIRST = """
@@ -325,20 +235,25 @@ optimizer.step()
 
 
 def starts(args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a process that makes the MLP and trains it for one step: kernel cache cold and warm, and PyTorch's."""
+    """Seconds of a process that makes the MLP and trains it for one step: nothing cached, the C compiler's cache warm
+    and the kernels' cold, all warm; and PyTorch's, eager."""
 
-    def seconds(python: str, code: str, cache: str) -> float:
+    def seconds(python: str, code: str, cache: Path) -> float:
         start = time.perf_counter()
-        env = {**os.environ, "NERVURE_CACHE": cache, "PYTHONPATH": os.pathsep.join(sys.path[1:2])}
-        env["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
+        env = {**os.environ, "NERVURE_CACHE_DIR": str(cache)}
         subprocess.run([python, "-c", code], check=True, env=env, stdout=subprocess.DEVNULL)
         return time.perf_counter() - start
 
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        found = {"cold_s": seconds(sys.executable, FIRST, folder)}
-        found["warm_s"] = statistics.median(seconds(sys.executable, FIRST, folder) for _ in range(5))
-    if args.torch:
-        found["torch_s"] = statistics.median(seconds(args.torch, FIRST_TORCH, "") for _ in range(3))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, alone(args.lock):
+        cache = Path(folder)
+        found = {"nothing_cached_s": seconds(sys.executable, FIRST, cache)}
+        for part in cache.iterdir():
+            if part.name != "zig":
+                shutil.rmtree(part)
+        found["cold_s"] = seconds(sys.executable, FIRST, cache)
+        found["warm_s"] = statistics.median(seconds(sys.executable, FIRST, cache) for _ in range(7))
+        if args.torch:
+            found["torch_s"] = statistics.median(seconds(args.torch, FIRST_TORCH, cache) for _ in range(5))
     return found
 
 

@@ -4,7 +4,7 @@
 Distances are norm-wise, for each weight: |ours - theirs| / |theirs|. Where the rounding of float32 grows over the steps
 until no two programs agree (a ReLU that flips, the sign of a gradient near zero under Adam), PyTorch in float64 is the
 truth, and the distance of others to it the measure: PyTorch in float32 with one thread and with two, and in float64
-from first weights that are moved by half a rounding of float32. ``-s`` prints the figures.
+from first weights that are moved by a few roundings of float32. ``-s`` prints the figures.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ def ours(net: Net, rule: str) -> Run:
 
 
 def theirs(net: Net, rule: str, dtype: Any = torch.float32, threads: int = 1, shake: int = 0) -> Run:
-    """PyTorch's run; ``shake``: a seed by which the first weights are moved as rounding to float32 might move them."""
+    """PyTorch's run; ``shake``: a seed by which the first weights are moved as a few roundings to float32 might move them."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     module, made = module_of(net).to(dtype), net.ours()
     if shake:
         torch.manual_seed(shake)
         for weight in module.parameters():
-            weight.data *= 1 + 2.0**-24 * (2 * torch.rand_like(weight) - 1)
+            weight.data *= 1 + 2.0**-22 * (2 * torch.rand_like(weight) - 1)
     optimizer, criterion = peers.optimizer(rule, module), peers.criterion(net.classes)
     fed = [(torch.from_numpy(x).to(dtype), torch.from_numpy(y)) for x, y in batches(net)]
     first, losses = {}, []
