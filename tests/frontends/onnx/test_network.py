@@ -13,7 +13,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 from nervure.compiler.ir import Graph
-from nervure.frontends.onnx import to_model
 from nervure.frontends.training.step import Training, training_entries
 from onnx import helper, numpy_helper
 
@@ -241,7 +240,7 @@ def test_cut_tells_what_there_is():
     assert "f_node" in str(error.value)
     with pytest.raises(nv.NervureError, match="6 tensors fit"):
         net.cut("?")
-    with pytest.raises(nv.NervureError, match="needs? input 'x', which is cut away"):
+    with pytest.raises(nv.NervureError, match="which is cut away"):
         net.cut(["c", "y"], inputs="f")
 
 
