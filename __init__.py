@@ -20,6 +20,7 @@ _NAMES = {
     "NervureError": "errors",
     "compile": "frontends.build",
     "Model": "frontends.model",
+    "plan": "frontends.plan",
     "load": "runtime.session",
     "Session": "runtime.session",
     "Trainer": "runtime.trainer",
