@@ -106,6 +106,8 @@ def _mod_gradient(c: Grad) -> list[Sym]:
     return [c.g, -c.g * ((c.x - c.y) / c.input(1)).op("round")]
 
 
+EXPONENTIAL = ("exp", "log", "log1p", "expm1", "sinh", "cosh", "tanh", "erf", "pow", "sigmoid", "gelu", "silu", "elu")
+
 UNARY = (
     unary("neg", np.negative, "-x.", onnx="Neg", accepts=NUMBERS, gradient=lambda c: -c.g),
     unary("abs", np.abs, "|x|.", onnx="Abs", accepts=NUMBERS, gradient=lambda c: c.g * c.x.op("sign")),

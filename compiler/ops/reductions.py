@@ -16,6 +16,8 @@ from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import f32, t
 from .shapes import BOOLS, NUMBERS, count, normalise_axes, normalise_axis, require_dtype
 
+FOLDS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
+
 
 def reduced_shape(shape: Sequence[Dim], axes: Sequence[int], keepdims: bool) -> tuple[Dim, ...]:
     """The shape with the axes (not negative) folded."""

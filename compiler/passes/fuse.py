@@ -17,8 +17,9 @@ from __future__ import annotations
 import networkx as nx
 
 from ..ir import STORED, Graph, Value
+from ..ops.reductions import FOLDS
 from ..types import is_float
-from .fuse_reductions import FOLDS, fuse_reductions
+from .fuse_reductions import fuse_reductions
 from .groups import MOST_MEMBERS, MOST_OPERANDS, elementwise, operand_count, wrap
 
 VIEWS = ("reshape", "transpose", "slice", "expand")

@@ -18,13 +18,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ..ir import Graph, Value
+from ..ops.elementwise import EXPONENTIAL
+from ..ops.reductions import FOLDS
 from ..ops.selection import POSITIONAL
 from ..ops.shapes import normalise_axes
 from ..types import is_float
 from .groups import MOST_MEMBERS, MOST_OPERANDS, elementwise, operand_count, wrap
 
-FOLDS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
-DEAR = ("exp", "log", "log1p", "expm1", "sinh", "cosh", "tanh", "erf", "pow", "sigmoid", "gelu", "silu", "elu")
 _APART = (*POSITIONAL, "cast")
 _ROW_BYTES = 16384  # of one operand's row: several of them stay in the first two caches
 _MOST_FOLDS = 6  # accumulators of each want registers
@@ -232,7 +232,7 @@ class _Fusion:
             at = stack.pop()
             if at in chain or (at != key and self._stored(at)):
                 continue
-            if self.graph.node(at).op in DEAR or len(chain) >= _CHAIN or self._stored(at):
+            if self.graph.node(at).op in EXPONENTIAL or len(chain) >= _CHAIN or self._stored(at):
                 return False
             chain.add(at)
             stack += [a.node for a in self._args(at) if self._full(kind, a.node)]

@@ -4,22 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...ops.numeric import highest, lowest, numpy_dtype
 from ._rows import Spot, Unit
-
-
-def lowest(dtype: str) -> float:
-    """What nothing's largest element is."""
-    return float("-inf") if dtype.startswith("float") else _range(dtype)[0]
-
-
-def highest(dtype: str) -> float:
-    """What nothing's smallest element is."""
-    return float("inf") if dtype.startswith("float") else _range(dtype)[1]
-
-
-def _range(dtype: str) -> tuple[int, int]:
-    bits, signed = int(dtype.lstrip("uint")), not dtype.startswith("u")
-    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
 class _Better:
@@ -67,7 +53,7 @@ def positions(fold: Any, unit: Unit) -> None:
     slots = fold.walk.slots(unit, 1)
     best = {s: k.register(dtype, w) for s, w in slots.items()}
     where = {s: k.register("int32", w) for s, w in slots.items()}
-    worst = lowest(dtype) if better.largest else highest(dtype)
+    worst = (lowest if better.largest else highest)(numpy_dtype(dtype))
     for s, w in slots.items():
         best[s].set(constant(worst, dtype, w))
         where[s].set(constant(-1, "int32", w))

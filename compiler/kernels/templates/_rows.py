@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ir import Value
+from ...ops.elementwise import EXPONENTIAL
 from ...ops.selection import POSITIONAL
 from ..spec import Region
 
@@ -170,8 +171,7 @@ def _nearer(a: int, b: int) -> bool:
     return a != 0 and (b == 0 or abs(a) <= abs(b))
 
 
-_EXPONENTIAL = ("exp", "log", "log1p", "expm1", "sinh", "cosh", "tanh", "erf", "pow", "sigmoid", "gelu", "silu", "elu")
-_DEAR = frozenset((*_EXPONENTIAL, "softplus", "sin", "cos", "tan", "div"))
+_DEAR = frozenset((*EXPONENTIAL, "softplus", "sin", "cos", "tan", "div"))
 
 
 def effort(op: str) -> float:

@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...ops.numeric import highest, lowest, numpy_dtype
+from ...ops.reductions import FOLDS
 from ...ops.shapes import normalise_axes
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._positions import highest, lowest, positions
+from ._positions import positions
 from ._rows import Spot, Unit, Walk, ancestors, axis_strides, bound, main_strides, operations, source, walk
 
-FOLDS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
 POSITIONS = ("argmax", "argmin")
 _TURNS = 4  # accumulators of a column, which hide the latency of an addition
 _PARTS = 16
@@ -179,7 +180,7 @@ def combiner(op: str, dtype: str) -> tuple[Callable[[Any, Any], Any], Any]:
     if op == "reduce_prod":
         return (lambda a, b: a * b), 1
     largest = op == "reduce_max"
-    start = lowest(dtype) if largest else highest(dtype)
+    start = (lowest if largest else highest)(numpy_dtype(dtype))
     if dtype.startswith("float"):
         return combine("maximum" if largest else "minimum"), start
     return (maximum if largest else minimum), start

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ...ops.reductions import FOLDS
 from ...ops.shapes import normalise_axes
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from ._rows import Coords, Spot, Unit, Walk, bound, effort, pieces, source, walk
-from .reduce import FOLDS, combiner
+from .reduce import combiner
 
 _UNROLLED = 16  # vectors of a row
 _TURNS = 4  # accumulators of a reduction, which hide the latency of an addition
