@@ -3,8 +3,8 @@
 
 Distances are norm-wise, for each weight: |ours - theirs| / |theirs|. Where the rounding of float32 grows over the steps
 until no two programs agree (a ReLU that flips, the sign of a gradient near zero under Adam), PyTorch in float64 is the
-truth, and the distance of others to it the measure: PyTorch in float32 with one thread and with two, and in float64
-from first weights that are moved by a few roundings of float32. ``-s`` prints the figures.
+truth, and the distance of others to it the measure: PyTorch in float32 with one thread, with two and in channels_last,
+and in float64 from first weights that are moved by a few roundings of float32. ``-s`` prints the figures.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ def ours(net: Net, rule: str) -> Run:
     return Run(first, {**session.states(), **session.params()}, np.array(losses))
 
 
-def theirs(net: Net, rule: str, dtype: Any = torch.float32, threads: int = 1, shake: int = 0) -> Run:
-    """PyTorch's run; ``shake``: a seed by which the first weights are moved as a few roundings to float32 might move them."""
+def theirs(
+    net: Net, rule: str, dtype: Any = torch.float32, threads: int = 1, shake: int = 0, channels_last: bool = False
+) -> Run:
+    """PyTorch's run; ``shake``: a seed by which the first weights are moved by a few roundings of float32."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     module, made = module_of(net).to(dtype), net.ours()
@@ -82,7 +84,9 @@ def theirs(net: Net, rule: str, dtype: Any = torch.float32, threads: int = 1, sh
         for weight in module.parameters():
             weight.data *= 1 + 2.0**-22 * (2 * torch.rand_like(weight) - 1)
     optimizer, criterion = peers.optimizer(rule, module), peers.criterion(net.classes)
-    fed = [(torch.from_numpy(x).to(dtype), torch.from_numpy(y)) for x, y in batches(net)]
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    module.to(memory_format=layout)
+    fed = [(torch.from_numpy(x).to(dtype, memory_format=layout), torch.from_numpy(y)) for x, y in batches(net)]
     first, losses = {}, []
     for i in range(STEPS):
         x, y = fed[i % BATCHES]
@@ -130,6 +134,8 @@ def judge(net: Net, rule: str, mine: Run, peer: Run) -> None:
     """Compares with PyTorch in float64."""
     truth, two = theirs(net, rule, torch.float64), theirs(net, rule, threads=2)
     others = [peer, two, *(theirs(net, rule, torch.float64, shake=seed) for seed in (1, 2, 3))]
+    if net.images:
+        others.append(theirs(net, rule, channels_last=True))
     start, end = (max(worst(getattr(r, t), getattr(truth, t))[0] for r in others) for t in ("first", "last"))
     mine_start, mine_end = worst(mine.first, truth.first)[0], worst(mine.last, truth.last)[0]
     print(f" | to float64: ours {mine_start:.1e} {mine_end:.1e}, others {start:.1e} {end:.1e}", end="")
