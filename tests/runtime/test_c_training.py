@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from nervure.compiler import render
 from nervure.compiler.program import Entry, Phase, Port, Program, Ref, Region, Step, Stored
 from nervure.compiler.types import TensorType
-from nervure.errors import MissingTool
+from nervure.errors import MissingTool, NervureError
 from nervure.runtime.session import load
 from nervure.targets import emulator, get, toolchain
 from small_training import CLASSES, FEATURES
@@ -137,3 +138,57 @@ def test_a_decaying_momentum_ends_at_zero_and_not_among_denormals(training_libra
             momentum = np.abs(session.states()[name])
             assert ((momentum == 0) | (momentum >= smallest)).all()
         assert (momentum == 0).all()
+
+
+def batch_feed() -> dict[str, np.ndarray]:
+    x = np.random.default_rng(0).standard_normal((8, FEATURES), np.float32)
+    each = np.full(8, 1 / 8, np.float32)
+    return {
+        "x": x,
+        "y": np.arange(8, dtype=np.int32) % CLASSES,
+        "sample_weight": each,
+        "learning_rate": np.float32(0.1),
+    }
+
+
+def test_a_step_and_inference_from_two_python_threads(training_library):
+    """One session: each call runs whole or is refused; the steps that were not refused are all there."""
+    session, feed, done, refused, wrong = load(training_library()), batch_feed(), [], [], []
+
+    def work(entry: str) -> None:
+        given = {p.name: feed[p.name] for p in session.get_inputs(entry)}
+        for _ in range(300):
+            try:
+                outputs = session.run(None, given, entry=entry)
+                done.append(entry)
+                if not all(np.isfinite(o).all() for o in outputs):
+                    wrong.append(entry)
+            except NervureError as error:
+                refused.append("is in use by another thread" in str(error))
+
+    threads = [threading.Thread(target=work, args=(e,)) for e in ("train_step", "infer", "train_step")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and all(refused) and len(done) + len(refused) == 900
+    alone = load(training_library())
+    for _ in range(done.count("train_step")):
+        alone.run(None, feed, entry="train_step")
+    assert alone.export_state() == session.export_state()
+
+
+def test_two_sessions_train_at_once_as_each_alone(training_library):
+    sessions, feed = [load(training_library(), threads) for threads in (1, 2, 2)], batch_feed()
+
+    def work(session) -> None:
+        for _ in range(200):
+            session.run(None, feed, entry="train_step")
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in sessions[:2]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    work(sessions[2])
+    assert len({s.export_state() for s in sessions}) == 1
