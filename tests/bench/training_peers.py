@@ -59,7 +59,7 @@ def export(request: dict[str, Any]) -> Callable[[], Any]:
         do_constant_folding=False,
         input_names=["x"],
         output_names=["y"],
-        opset_version=17,
+        opset_version=15,
     )
     np.savez(folder / "data.npz", x=x, y=y.astype(np.int64) if net.classes else y)
     trained = [n for n, p in module.named_parameters() if p.requires_grad]
@@ -91,7 +91,7 @@ def onnxruntime_step(request: dict[str, Any]) -> Callable[[], Any]:
     options.intra_op_num_threads = request["threads"]
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     state = CheckpointState.load_checkpoint(folder / "checkpoint")
-    module = Module(folder / "training_model.onnx", state, folder / "eval_model.onnx", "cpu", options)
+    module = Module(folder / "training_model.onnx", state, None, "cpu", options)
     optimizer = Optimizer(folder / "optimizer_model.onnx", module)
     optimizer.set_learning_rate(1e-3)
     module.train()
