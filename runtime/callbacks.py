@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import NervureError
-from .loggers import CSVLogger, CurvePlot, TensorBoard
+from .loggers import CSVLogger, CurvePlot, TensorBoard, save_curves
 from .observer import Callback, Logs
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "ReduceLROnPlateau",
     "TensorBoard",
     "TerminateOnNaN",
+    "save_curves",
 ]
 
 _RISING = ("acc", "auc", "precision", "recall", "f1", "r2", "iou", "top_", "similarity")

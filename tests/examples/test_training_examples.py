@@ -7,14 +7,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nervure as nv
 import numpy as np
 import pytest
 
+Load = Callable[[str], ModuleType]
 EXAMPLES = Path(nv.__file__).parent / "examples"
 DATA = Path(os.environ.get("NERVURE_DATA") or EXAMPLES.resolve().parents[1] / "shared" / "data")
 FILES = {
@@ -29,7 +31,7 @@ real_digits = pytest.mark.skipif(not (DATA / "spoken_digits_8k.npz").exists(), r
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Examples as modules; the data are the stand-ins unless the test says otherwise."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     before = set(sys.modules)
@@ -71,7 +73,7 @@ def test_an_example_is_short(name: str) -> None:
 
 
 def test_stand_ins_say_so_and_are_always_the_same(
-    load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NERVURE_DATA", str(tmp_path))
     data = load("data")
@@ -85,7 +87,9 @@ def test_stand_ins_say_so_and_are_always_the_same(
     assert (np.bincount(digits) == 60).all()
 
 
-def test_data_are_taken_from_the_folder_that_is_named(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_are_taken_from_the_folder_that_is_named(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     x = np.full((3, 28, 28), 51, np.uint8)
     np.savez(tmp_path / "fashion_mnist.npz", x_train=x, y_train=[1, 2, 3], x_test=x[:1], y_test=[4])
     monkeypatch.setenv("NERVURE_DATA", str(tmp_path))
@@ -94,7 +98,7 @@ def test_data_are_taken_from_the_folder_that_is_named(load, monkeypatch: pytest.
     assert y.tolist() == [1, 2, 3] and y_test.tolist() == [4]
 
 
-def test_log_mel_finds_a_tone_and_equals_the_formula(load) -> None:
+def test_log_mel_finds_a_tone_and_equals_the_formula(load: Load) -> None:
     example = load("spoken_digits")
     t = np.arange(8000) / 8000
     sound = np.stack([np.sin(2 * np.pi * 1000 * t), 0.1 * np.random.default_rng(0).standard_normal(8000)])
@@ -116,7 +120,7 @@ def test_log_mel_finds_a_tone_and_equals_the_formula(load) -> None:
         assert found[1, 7, band] == pytest.approx(np.log(energy + 1e-3), abs=1e-4)
 
 
-def test_recordings_held_out_are_a_fifth_of_everything(load) -> None:
+def test_recordings_held_out_are_a_fifth_of_everything(load: Load) -> None:
     y = np.tile(np.repeat(np.arange(10), 10), 3)
     speaker = np.repeat(["a", "b", "c"], 100)
     test = load("spoken_digits").held_out(y, speaker)
@@ -126,7 +130,7 @@ def test_recordings_held_out_are_a_fifth_of_everything(load) -> None:
     assert test[:10].tolist() == [True, True, *[False] * 8]
 
 
-def test_area_under_curve_counts_pairs(load) -> None:
+def test_area_under_curve_counts_pairs(load: Load) -> None:
     rng = np.random.default_rng(3)
     scores, positive = rng.integers(0, 9, 60) / 4, rng.random(60) < 0.3
     pairs = [(a > b) + (a == b) / 2 for a in scores[positive] for b in scores[~positive]]
@@ -176,7 +180,7 @@ def test_gan(tmp_path: Path) -> None:
     """Pictures that are like the real ones: on average, in how they differ, and no two alike."""
     from PIL import Image
 
-    run("gan", tmp_path, 2, data=DATA)
+    run("gan", tmp_path, 1, data=DATA)
     sheet = np.asarray(Image.open(tmp_path / "gan.png").resize((16 * 28, 5 * 28), Image.Resampling.BOX), np.float64)
     made = sheet.reshape(5, 28, 16, 28).transpose(0, 2, 1, 3).reshape(80, 784) / 255
     with np.load(DATA / "fashion_mnist.npz") as file:
@@ -189,24 +193,29 @@ def test_gan(tmp_path: Path) -> None:
     assert apart.min() > 1 and np.median(apart) > 6  # no collapse: real pictures' median is about 12
 
 
+def same_weights(net: nv.Network, theirs: Any) -> None:
+    """Gives PyTorch's network, whose layers come in the same order, the weights of nervure's."""
+    import torch
+
+    net.ready()
+    held = [t for n, t in theirs.state_dict().items() if not n.endswith("num_batches_tracked")]
+    for tensor, array in zip(held, net.state_dict().values(), strict=True):
+        tensor.copy_(torch.from_numpy(array.T.copy() if array.ndim == 2 else array.copy()))
+
+
 @pytest.mark.slow
 @real_fashion
-def test_the_autoencoder_beside_pytorch(load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_autoencoder_beside_pytorch(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same net, first weights and batches: the same area under the curve."""
     torch = pytest.importorskip("torch")
     monkeypatch.setenv("NERVURE_DATA", str(DATA))
     example = load("anomaly_autoencoder")
     shoes, x, strange, _ = example.shoes_and_all()
     shoes = shoes[np.random.default_rng(0).permutation(len(shoes))]
-    net = example.network()
-    net.ready()
-    parts: list[torch.nn.Module] = []
-    for layer, after in zip(("dense", "code", "dense_1", "dense_2"), ("ReLU", "", "ReLU", "Sigmoid"), strict=True):
-        weight, bias = (net.state_dict()[f"{layer}.{n}"] for n in ("weight", "bias"))
-        linear = torch.nn.Linear(*weight.shape)
-        linear.weight.data, linear.bias.data = torch.from_numpy(weight.T.copy()), torch.from_numpy(bias.copy())
-        parts += [linear, getattr(torch.nn, after)()] if after else [linear]
-    theirs = torch.nn.Sequential(*parts)
+    net, nn = example.network(), torch.nn
+    linears = [nn.Linear(*sizes) for sizes in ((784, 128), (128, 16), (16, 128), (128, 784))]
+    theirs = nn.Sequential(linears[0], nn.ReLU(), linears[1], linears[2], nn.ReLU(), linears[3], nn.Sigmoid())
+    same_weights(net, theirs)
 
     adam = nv.optimizers.Adam(example.LEARNING_RATE)
     net.compile(optimizer=adam, loss="mse")
@@ -215,7 +224,7 @@ def test_the_autoencoder_beside_pytorch(load, monkeypatch: pytest.MonkeyPatch) -
     for _ in range(3):
         for batch in torch.from_numpy(shoes).split(example.BATCH):
             optimizer.zero_grad()
-            torch.nn.functional.mse_loss(theirs(batch), batch).backward()
+            nn.functional.mse_loss(theirs(batch), batch).backward()
             optimizer.step()
     with torch.no_grad():
         drawn = theirs(torch.from_numpy(x)).numpy()
@@ -223,3 +232,49 @@ def test_the_autoencoder_beside_pytorch(load, monkeypatch: pytest.MonkeyPatch) -
     ours, peer = (example.area_under_curve(e, strange) for e in errors)
     print(f"area under the curve {ours:.4f}, PyTorch {peer:.4f}; mean errors", *(e.mean() for e in errors))
     assert ours > 0.95 and abs(ours - peer) < 0.003
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_gan_beside_pytorch(load: Load) -> None:
+    """The same nets, first weights, pictures and noise: the same losses, and the same pictures after the last step."""
+    torch = pytest.importorskip("torch")
+    gan, nn, real = load("gan"), torch.nn, torch.from_numpy(2 * load("data").fashion_mnist()[0][0] - 1)
+    gan.discriminator.get_layer("dropout").rate = 0.0  # other random numbers
+    up = nn.Upsample(scale_factor=2)
+    first = [nn.Linear(64, 48 * 49, bias=False), nn.BatchNorm1d(48 * 49), nn.ReLU(), nn.Unflatten(1, (48, 7, 7)), up]
+    second = [nn.Conv2d(48, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(), up]
+    make = nn.Sequential(*first, *second, nn.Conv2d(32, 1, 5, padding=2), nn.Tanh())
+    halves = [nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(1, 24, 5, 2), nn.LeakyReLU(0.2)]  # "same" pads more at the end
+    quarters = [nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(24, 48, 5, 2), nn.LeakyReLU(0.2)]
+    judge = nn.Sequential(*halves, *quarters, nn.Flatten(), nn.Linear(48 * 49, 1))
+    same_weights(gan.generator, make)
+    same_weights(gan.discriminator, judge)
+    steps = [gan.train_discriminator, gan.train_generator]
+    model = nv.compile(gan.generator, steps=steps, dims={"batch": gan.BATCH})
+
+    def adam(net: Any) -> Any:
+        return torch.optim.Adam(net.parameters(), 0.001, betas=(gan.adam.beta_1, 0.999), eps=gan.adam.epsilon)
+
+    loss, of_judge, of_make = nn.functional.binary_cross_entropy_with_logits, adam(judge), adam(make)
+    rng, rate = np.random.default_rng(0), np.float32(0.001)
+    for step in range(10):
+        x = real[gan.BATCH * step :][: gan.BATCH]
+        noise = rng.standard_normal((gan.BATCH, gan.NOISE), dtype=np.float32)
+        feeds, z = {"noise": noise, "rate": rate}, torch.from_numpy(noise)
+        ours = model.session.run(None, feeds | {"real": x.numpy()}, entry="train_discriminator")
+        ours += model.session.run(None, feeds, entry="train_generator")
+
+        score, made = judge(x), judge(make(z).detach())
+        theirs = [(loss(score, torch.full_like(score, 0.9)) + loss(made, torch.zeros_like(made))) / 2]
+        of_judge.zero_grad()
+        theirs[0].backward()
+        of_judge.step()
+        made = judge(make(z))
+        theirs.append(loss(made, torch.ones_like(made)))
+        of_make.zero_grad()
+        theirs[1].backward()
+        of_make.step()
+        found = [float(t.detach()) for t in theirs]
+        np.testing.assert_allclose([float(a) for a in ours], found, rtol=1e-5 if step == 0 else 1e-3)
+    with torch.no_grad():
+        np.testing.assert_allclose(model(noise), make.eval()(z).numpy(), atol=0.01)
