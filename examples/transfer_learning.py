@@ -14,7 +14,7 @@ import nervure as nv
 import numpy as np
 from nervure import callbacks, layers
 
-PICTURES, EPOCHS, BATCH = 2000, 10, 32
+PICTURES, EPOCHS, BATCH, PART = 2000, 10, 32, 8
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
@@ -53,13 +53,19 @@ body = whole.cut([activations[i] for i in (-12, -11, -8, -1)], name="body")
 body.freeze()
 
 
+def features(picture):
+    """What the body sees in some pictures, [samples, channels]."""
+    large = layers.Resize(size, size, data_format="channels_last")((picture / 255 - MEAN) / STD)
+    found = body(large if channels_last else nv.permute(large, (0, 3, 1, 2)))
+    return nv.concat([nv.mean(f, (2, 3)) for f in found.values()], 1)
+
+
 @nv.network(name="transfer")
 def net(picture: nv.Input(x.shape[1:])):
-    scaled = (picture / 255 - MEAN) / STD
-    large = layers.Resize(size, size, data_format="channels_last")(scaled)
-    features = body(large if channels_last else nv.permute(large, (0, 3, 1, 2)))
-    seen = nv.concat([nv.mean(f, (2, 3)) for f in features.values()], 1)
-    return layers.Dense(classes, "softmax", name="head")(layers.Dropout(0.5)(layers.BatchNorm()(seen)))
+    # Nothing of a frozen body is kept for gradients: a few samples at a time need the memory of those few alone.
+    parts = [features(picture[i : i + PART]) for i in range(0, picture.shape[0], PART)]
+    seen = layers.Dropout(0.5)(layers.BatchNorm()(nv.concat(parts, 0)))
+    return layers.Dense(classes, "softmax", name="head")(seen)
 
 
 net.summary()
@@ -72,7 +78,8 @@ full = nv.plan(net, training=how)["train_step"]
 body.freeze()
 print(f"a step needs {head / 1e6:.1f} MB, training all weights {full / 1e6:.1f} MB: {100 * head / full:.1f} %")
 
-net.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+rate = nv.schedules.CosineDecay(1e-3, EPOCHS * -(-len(x) // BATCH))
+net.compile(nv.optimizers.Adam(rate), "sparse_categorical_crossentropy", ["accuracy"])
 net.fit(x, y, BATCH, EPOCHS, callbacks=[callbacks.CurvePlot("transfer.svg", "transfer learning")])
 loss, accuracy = net.evaluate(x_test, y_test)
 print(f"test accuracy {100 * accuracy:.1f} %")
