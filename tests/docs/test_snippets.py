@@ -6,6 +6,7 @@ The README's two commands are left out: the second is what continuous integratio
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pages
@@ -15,7 +16,18 @@ RUN = ("python", "console", "sh", "c")
 
 
 def _snippets(page: Path) -> list[pages.Block]:
-    return [b for b in pages.blocks(page) if b.kind in RUN and not b.note and "python3 -m venv" not in b.text]
+    """The blocks that run. A Python block that imports nothing goes on where the one before ended."""
+    found: list[pages.Block] = []
+    before = ""
+    for block in pages.blocks(page):
+        if block.kind not in RUN or block.note or "python3 -m venv" in block.text:
+            continue
+        if block.kind == "python":
+            begins = re.search(r"^(import|from) ", block.text, re.M)
+            before = block.text if begins else f"{before}\n\n{block.text}"
+            block = replace(block, text=before)
+        found.append(block)
+    return found
 
 
 @pytest.mark.slow
@@ -25,6 +37,12 @@ def test_snippets(page: Path, tmp_path: Path) -> None:
     (tmp_path / "build").mkdir()
     for block in _snippets(page):
         pages.run(block, tmp_path, pages.environment())
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda p: p.name)
+def test_a_page_goes_on_only_where_it_has_begun(page: Path) -> None:
+    for block in _snippets(page):
+        assert block.kind != "python" or "import nervure" in block.text or "from nervure" in block.text, block.line
 
 
 @pytest.mark.parametrize("page", [*pages.PAGES, pages.ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
