@@ -92,7 +92,8 @@ def read_data(path: Path, inputs: Sequence[str]) -> Data:
 
 def guess_loss(net: Network, y: np.ndarray) -> tuple[Any, str, list[str]]:
     """A loss for the targets and the network's last operation: the loss, why, and the metrics beside it."""
-    from .. import training as t
+    from ..training.classification import BinaryCrossentropy, CategoricalCrossentropy, SparseCategoricalCrossentropy
+    from ..training.regression import MeanSquaredError
 
     trace = net.inspect()
     shapes, ops = trace.graph.outputs, [_last_op(trace, i) for i in range(len(trace.graph.outputs))]
@@ -107,15 +108,17 @@ def guess_loss(net: Network, y: np.ndarray) -> tuple[Any, str, list[str]]:
     column = y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)
     if whole and column and isinstance(classes, int) and classes > 1:
         kind = "probabilities" if op == "softmax" else "scores"
-        loss = t.losses.SparseCategoricalCrossentropy(from_logits=op != "softmax")
-        return loss, f"y holds class numbers, the output {classes} {kind}", ["accuracy"]
+        return (
+            SparseCategoricalCrossentropy(op != "softmax"),
+            f"y holds class numbers, the output {classes} {kind}",
+            ["accuracy"],
+        )
     if column and (output.rank == 1 or classes == 1) and set(np.unique(y[:4096]).tolist()) <= {0, 1} and len(y):
         kind = "a probability" if op == "sigmoid" else "a score"
-        loss = t.losses.BinaryCrossentropy(from_logits=op != "sigmoid")
-        return loss, f"y is 0 or 1, the output {kind}", ["binary_accuracy"]
+        return BinaryCrossentropy(op != "sigmoid"), f"y is 0 or 1, the output {kind}", ["binary_accuracy"]
     if op == "softmax" and y.ndim == 2 and y.shape[1:] == output.shape[1:] and np.allclose(y[:256].sum(1), 1):
-        return t.losses.CategoricalCrossentropy(), "each row of y is a distribution, as the output", ["accuracy"]
-    return t.losses.MeanSquaredError(), "y holds numbers, not classes", ["mae"]
+        return CategoricalCrossentropy(), "each row of y is a distribution, as the output", ["accuracy"]
+    return MeanSquaredError(), "y holds numbers, not classes", ["mae"]
 
 
 def _last_op(trace: Any, index: int) -> str:
@@ -153,7 +156,8 @@ class Job:
         """Says how the network is trained: what is not given is guessed."""
         from .. import training as t
 
-        chosen, beside = (t.losses.get(loss), []) if loss is not None else (None, [])
+        chosen: Any = None if loss is None else t.losses.get(loss)
+        beside: list[str] = []
         if chosen is None:
             chosen, why, beside = guess_loss(self.net, self.data.y)
             self.notes.append(f"loss: {chosen.name} ({why}); --loss sets another")

@@ -102,7 +102,7 @@ def to_model(network: Graph | Any) -> onnx.ModelProto:
     default (its initial value) and an output ``NAME.next``. Raises ``NervureError`` for operators without a rule.
     """
     if hasattr(network, "to_model"):  # an imported network knows its file
-        return network.to_model()  # type: ignore[no-any-return]
+        return network.to_model()
     graph: Graph = network if isinstance(network, Graph) else network.to_graph({})
     writer = Writer(set())
     names = _names(graph, writer)

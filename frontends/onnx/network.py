@@ -194,10 +194,10 @@ class ImportedNetwork(Network):
             return name
         nodes = {node.name: node.output[0] for node in graph.node if node.name}
         if name in nodes:
-            return nodes[name]
+            return str(nodes[name])
         fitting = [n for n in made if fnmatch.fnmatchcase(n, name)]
         if len(fitting) == 1:
-            return fitting[0]
+            return str(fitting[0])
         near = fitting[:8] or difflib.get_close_matches(name, [*made, *nodes], 6, 0.3) or made[-6:]
         raise NervureError(
             f"{len(fitting)} tensors fit {printable(name)!r}" if fitting else f"no tensor is named {printable(name)!r}",
