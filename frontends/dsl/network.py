@@ -192,9 +192,7 @@ class Network(Block):
         options |= {"epochs": epochs, "verbose": verbose, "callbacks": callbacks, "validation_split": validation_split}
         return self._trained().fit(x, y, batch_size, validation_data, options)
 
-    def evaluate(
-        self, x: Any, y: Any = None, batch_size: int | None = None, verbose: Any = 0, **options: Any
-    ) -> Any:
+    def evaluate(self, x: Any, y: Any = None, batch_size: int | None = None, verbose: Any = 0, **options: Any) -> Any:
         """Loss and metrics on any number of samples; see ``runtime.Trainer.evaluate``. It shows no bar, whatever
         ``verbose`` says."""
         return self._trained().evaluate(x, y, batch_size, options)
