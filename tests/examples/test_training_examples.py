@@ -219,9 +219,9 @@ def test_the_autoencoder_beside_pytorch(load: Load, monkeypatch: pytest.MonkeyPa
 
     adam = nv.optimizers.Adam(example.LEARNING_RATE)
     net.compile(optimizer=adam, loss="mse")
-    net.fit(shoes, shoes, example.BATCH, epochs=3, shuffle=False, verbose=0)
+    net.fit(shoes, shoes, example.BATCH, epochs=2, shuffle=False, verbose=0)
     optimizer = torch.optim.Adam(theirs.parameters(), example.LEARNING_RATE, eps=adam.epsilon)
-    for _ in range(3):
+    for _ in range(2):
         for batch in torch.from_numpy(shoes).split(example.BATCH):
             optimizer.zero_grad()
             nn.functional.mse_loss(theirs(batch), batch).backward()
