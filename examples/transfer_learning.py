@@ -49,15 +49,16 @@ classes = int(y.max()) + 1
 channels_last = nv.load_network(source).inputs[name].shape[-1] == 3
 whole = nv.load_network(source, shapes={name: (None, size, size, 3) if channels_last else (None, 3, size, size)})
 activations = list(whole.tensors("Relu6*"))
-body = whole.cut([activations[i] for i in (-12, -11, -8, -1)], name="body")
+body = whole.cut([activations[i] for i in (-14, -12, -11, -8, -1)], name="body")
 body.freeze()
+pools = [layers.AdaptiveAvgPool2d(n) for n in (2, 1, 1, 2, 1)]  # how fine the head looks at each
 
 
 def features(picture):
     """What the body sees in some pictures, [samples, channels]."""
     large = layers.Resize(size, size, data_format="channels_last")((picture / 255 - MEAN) / STD)
     found = body(large if channels_last else nv.permute(large, (0, 3, 1, 2)))
-    return nv.concat([nv.mean(f, (2, 3)) for f in found.values()], 1)
+    return nv.concat([nv.flatten(pool(f), 1) for pool, f in zip(pools, found.values(), strict=True)], 1)
 
 
 @nv.network(name="transfer")
@@ -65,7 +66,7 @@ def net(picture: nv.Input(x.shape[1:])):
     # Nothing of a frozen body is kept for gradients: a few samples at a time need the memory of those few alone.
     parts = [features(picture[i : i + PART]) for i in range(0, picture.shape[0], PART)]
     seen = layers.Dropout(0.5)(layers.BatchNorm()(nv.concat(parts, 0)))
-    return layers.Dense(classes, "softmax", name="head")(seen)
+    return layers.Dense(classes, "softmax", kernel_initializer="zeros", name="head")(seen)
 
 
 net.summary()
