@@ -326,3 +326,12 @@ def test_what_is_not_supported_is_said_at_once():
         frozen = nv.load_network(picture_net())
         frozen.freeze()
         step_graph(frozen, loss="mse")
+
+
+def test_the_plan_is_what_the_step_needs():
+    net = nv.load_network(picture_net())
+    net.compile("adam", nv.losses.SparseCategoricalCrossentropy(from_logits=True))
+    net.train_on_batch(f32(8, 1, 6, 6), RNG.integers(0, 3, 8))
+    compiled = net._trained()._last.artifact.entry("train_step").arena_bytes(1)
+    training = Training(nv.losses.SparseCategoricalCrossentropy(from_logits=True), "adam", batch=8)
+    assert nv.plan(net, training=training)["train_step"] == compiled
