@@ -120,7 +120,7 @@ class BatchNorm(Layer):
         scale = as_tensor(1.0, x.dtype) if self.weight is None else None
         scale = _fit(self.weight, x) if scale is None else emit("expand", scale, shape=(size,))
         bias = emit("expand", as_tensor(0.0, x.dtype), shape=(size,)) if self.bias is None else _fit(self.bias, x)
-        if current().training and self.trainable and not self.running_mean.frozen:
+        if current().training and not self.running_mean.frozen:
             moved = (self.running_mean, self.running_var, self.momentum, self.UNBIASED)
             statistics: list[Tensor | None] = [*moving_statistics(x, axis, *moved)]
         else:

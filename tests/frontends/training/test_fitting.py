@@ -244,3 +244,16 @@ def test_two_steps_in_one_artifact_keep_their_moments_apart() -> None:
     np.testing.assert_allclose(
         model(noise), noise @ after["generator.dense.weight"] + after["generator.dense.bias"], rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_batch_norm_learns_again_once_its_name_is_unfrozen() -> None:
+    x, y = _data(32)
+    net = _net(L.BatchNorm(name="norm"))
+    net.freeze()
+    net.unfreeze("norm")
+    before = net.state_dict()
+    net.compile("sgd", SCE)
+    net.train_on_batch(x, y)
+    after = net.state_dict()
+    moved = {n for n in before if not np.array_equal(before[n], after[n])}
+    assert moved == {"norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"}
