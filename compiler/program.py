@@ -18,6 +18,11 @@ from .types import TensorType
 ALIGN = 64  # bytes; every offset that the planner hands out
 
 
+def aligned(nbytes: int) -> int:
+    """The next multiple of ``ALIGN``."""
+    return (nbytes + ALIGN - 1) // ALIGN * ALIGN
+
+
 @dataclass(frozen=True, slots=True)
 class Ref:
     """A byte address: ``base`` plus ``offset``.

@@ -14,15 +14,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..kernels.spec import Arg, Draft, Plan
-from ..program import ALIGN, Entry, Phase, Ref, Step
+from ..program import Entry, Phase, Ref, Step, aligned
 
 FIXED = ("const", "param", "derived")
 
 
 @dataclass
 class Derived:
-    """The ``derived`` block of a program under construction, and the steps that fill it; equal work is done once.
-    ``add`` takes the constants of a plan into the program's block."""
+    """The ``derived`` block of a program under construction, and the steps that fill it; equal work is done once."""
 
     nbytes: int = 0
     steps: list[Step] = field(default_factory=list)
@@ -41,14 +40,15 @@ class Derived:
         add: Callable[[np.ndarray], int],
     ) -> tuple[int, ...]:
         """Offsets of what ``drafts``, phases of ``plan``, make of ``inputs``: outputs, or parts of the shared scratch,
-        of ``sizes`` bytes. The steps are added the first time."""
+        of ``sizes`` bytes. The steps are added the first time; ``add`` takes a constant of the plan into
+        the program's block."""
         key = (tuple((d.spec.name, d.args) for d in drafts), tuple(inputs), tuple(sizes))
         if key in self._known:
             return self._known[key]
         places = []
         for nbytes in sizes:
             places.append(self.nbytes)
-            self.nbytes += _aligned(nbytes)
+            self.nbytes += aligned(nbytes)
         prepares = [d.args[-1].offset for d in drafts if d.prepares]
         packed = [add(c) for c in plan.consts]
 
@@ -65,14 +65,14 @@ class Derived:
                 return Ref("region", arg.offset, 0)
             return Ref("worker", arg.offset)
 
-        own = Ref("region", _aligned(plan.shared_bytes), 0)
+        own = Ref("region", aligned(plan.shared_bytes), 0)
         phases = [
             Phase(d.spec.name, tuple(resolve(a) for a in d.args), d.tasks or 1, d.tasks is not None, own)
             for d in drafts
         ]
         self.steps.append(Step(name=name, op="derive", phases=tuple(phases), origin=origin, detail=plan.detail))
-        self.scratch = max(self.scratch, _aligned(plan.shared_bytes) + plan.worker_bytes)
-        self.worker_bytes = max(self.worker_bytes, _aligned(plan.worker_bytes))
+        self.scratch = max(self.scratch, aligned(plan.shared_bytes) + plan.worker_bytes)
+        self.worker_bytes = max(self.worker_bytes, aligned(plan.worker_bytes))
         self._known[key] = tuple(places)
         return tuple(places)
 
@@ -110,7 +110,3 @@ def without(plan: Plan, drafts: Sequence[Draft], places: Sequence[int]) -> Plan:
     rest = tuple(replace(d, args=tuple(moved(a) for a in d.args)) for d in plan.phases[len(drafts) :])
     shared = any(a.kind == "shared" for d in rest for a in d.args)
     return replace(plan, phases=rest, shared_bytes=plan.shared_bytes if shared else 0)
-
-
-def _aligned(nbytes: int) -> int:
-    return (nbytes + ALIGN - 1) // ALIGN * ALIGN

@@ -14,7 +14,7 @@ from ..ir import STORED, Graph, Value
 from ..kernels.spec import Arg, Draft
 from ..ops import OPS, Call
 from ..passes.fuse import VIEWS
-from ..program import ALIGN, Buffer, Entry, Phase, Port, Ref, Step, Stored
+from ..program import ALIGN, Buffer, Entry, Phase, Port, Ref, Step, Stored, aligned
 from .derive import FIXED, Derived, prepared, without
 from .layout import Layout, Place, lay_out
 from .memory import Span, lower_bound, place
@@ -54,7 +54,7 @@ class Pool:
         if name not in table:
             end = max((s.offset + s.type.nbytes for s in table.values()), default=0)
             record = graph.node(node)
-            table[name] = Stored(name, record.types[0], (end + ALIGN - 1) // ALIGN * ALIGN, record.array)
+            table[name] = Stored(name, record.types[0], aligned(end), record.array)
         return table[name].offset
 
 
@@ -300,7 +300,7 @@ class _Planner:
     ) -> None:
         self.layout, self.graph, self.tasks, self.pool = layout, layout.graph, tasks, pool
         self.merged, self.fast = merged, fast
-        self.worker_bytes = max((_aligned(t.job.plan.worker_bytes) for t in tasks if _shared_out(t)), default=0)
+        self.worker_bytes = max((aligned(t.job.plan.worker_bytes) for t in tasks if _shared_out(t)), default=0)
         self._lifetimes()
 
     def _home(self, buffer: int) -> int:
@@ -400,7 +400,7 @@ class _Planner:
             return Ref("worker", arg.offset)
 
         region, offset = self.scratch_at.get(t, (0, 0))
-        own = Ref("region", offset + _aligned(plan.shared_bytes), region)
+        own = Ref("region", offset + aligned(plan.shared_bytes), region)
         phases = []
         for draft in plan.phases:
             self.pool.drafts[draft.spec.name] = draft
@@ -464,16 +464,12 @@ def _scratch(task: _Task) -> int:
     """What the step needs beside its operands while one thread runs it: the calling thread's own scratch is planned
     like everything else."""
     plan = task.job.plan
-    return _aligned(plan.shared_bytes) + plan.worker_bytes if plan.worker_bytes else plan.shared_bytes
+    return aligned(plan.shared_bytes) + plan.worker_bytes if plan.worker_bytes else plan.shared_bytes
 
 
 def _shared_out(task: _Task) -> bool:
     """Whether more than one thread may work on the step."""
     return any((draft.tasks or 1) > 1 for draft in task.job.plan.phases)
-
-
-def _aligned(nbytes: int) -> int:
-    return (nbytes + ALIGN - 1) // ALIGN * ALIGN
 
 
 def _flops(body: Graph) -> float:

@@ -161,3 +161,14 @@ def zero(dtype: str) -> Any:
     from ..tir import constant
 
     return constant(0, dtype)
+
+
+def position(config: dict[str, Any], direction: Any, step: Any) -> Any:
+    """The position in the sequence of the ``step``-th step that is taken; of a bidirectional layer, by ``direction``
+    (0 forward, 1 reverse)."""
+    last = config["steps"] - 1
+    if config["direction"] == "forward":
+        return step
+    if config["direction"] == "reverse":
+        return last - step
+    return step + direction * (last - 2 * step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ._cells import GATES, accumulate, activations, by_fours, derivatives, equals, offset_of
+from ._cells import GATES, accumulate, activations, by_fours, derivatives, equals, offset_of, position
 from ._rows import pieces, split_index
 
 Vectors = Sequence[tuple[int, int]]
@@ -79,13 +79,7 @@ class Scan:
     # -- places
 
     def time(self, step: Any) -> Any:
-        """The position in the sequence of the ``step``-th step that is taken."""
-        last = self.c["steps"] - 1
-        if self.c["direction"] == "forward":
-            return step
-        if self.c["direction"] == "reverse":
-            return last - step
-        return step + self.d * (last - 2 * step)
+        return position(self.c, self.d, step)
 
     def own(self, part: str, row: Any, unit: Any) -> Any:
         """Offset of an element of scratch."""

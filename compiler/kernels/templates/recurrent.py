@@ -27,6 +27,7 @@ from ._cells import (
     lstm,
     offset_of,
     parity,
+    position,
     zero,
 )
 from ._rows import pieces, split_index
@@ -245,13 +246,7 @@ class _Layer:
         self._finish()
 
     def time(self, step: Any) -> Any:
-        """The position in the sequence of the ``step``-th step that is taken."""
-        last = self.c["steps"] - 1
-        if self.c["direction"] == "forward":
-            return step
-        if self.c["direction"] == "reverse":
-            return last - step
-        return step + self.d * (last - 2 * step)
+        return position(self.c, self.d, step)
 
     def _start(self) -> None:
         """Initial states."""
