@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from ..ops.numeric import THREEFRY_PARITY, THREEFRY_TURNS
-from . import vecmath
+from . import integers, vecmath
 from .tir import Builder, Expr, as_dtype, constant, dtype_of, lanes_of, like, maximum, minimum, select, splat
 
 Function = Callable[..., Expr]
@@ -263,6 +263,7 @@ FUNCTIONS: dict[str, Function] = {
     **{op: _compare(op) for op in ("equal", "less", "less_equal", "greater", "greater_equal")},
     **{op: _math(op) for op in _BY_NAME},
     "round": _math("round_even"),
+    **integers.FUNCTIONS,
 }
 
 

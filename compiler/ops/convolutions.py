@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..types import TensorType
+from ..types import Dim, TensorType
 from .gradient import Call as Grad
 from .gradient import Sym
 from .numeric import quiet, widen
@@ -39,9 +39,18 @@ COLUMN_BYTES = 1 << 25  # of gathered windows held at a time by the reference of
 def _conv_operands(call: Call, transposed: bool) -> tuple[TensorType, TensorType, int]:
     """Checks x, w, b and group; gives x, w and the number of output channels."""
     x, w, bias = call.type(0), call.type(1), optional(call, 2)
-    group = call.attrs["group"]
     require_dtype(x, NUMBERS, "x")
     require_same_dtype(x, w, ("x", "w"))
+    outputs = _conv_channels(call, x, w, transposed)
+    if bias is not None:
+        require_same_dtype(x, bias, ("x", "b"))
+        require_shape(bias, (outputs,), "b")
+    return x, w, outputs
+
+
+def _conv_channels(call: Call, x: TensorType, w: TensorType, transposed: bool) -> int:
+    """The number of output channels; checks w and group against x."""
+    group = call.attrs["group"]
     require_rank(w, x.rank, x.rank, "w")
     channels = known(x.shape[1], "channels")
     wide = [known(d, "w") for d in w.shape]
@@ -50,20 +59,26 @@ def _conv_operands(call: Call, transposed: bool) -> tuple[TensorType, TensorType
     expected = channels if transposed else channels // group
     if wide[0 if transposed else 1] != expected:
         raise OpError(f"w: expected {expected} input channels (group {group}); got {w} for x {x}")
-    outputs = wide[1] * group if transposed else wide[0]
-    if bias is not None:
-        require_same_dtype(x, bias, ("x", "b"))
-        require_shape(bias, (outputs,), "b")
-    return x, w, outputs
+    return wide[1] * group if transposed else wide[0]
 
 
 def _conv_infer(call: Call) -> Sequence[TensorType]:
     spatial_rank(call.type(0), call.attrs, ("strides", "dilations"))
     x, w, outputs = _conv_operands(call, transposed=False)
+    return (x.with_shape(_conv_shape(call, x, w, outputs)),)
+
+
+def conv_output(call: Call, x: TensorType, w: TensorType) -> tuple[Dim, ...]:
+    """The shape of a convolution's result, window and channels checked; element types and bias are the caller's."""
+    spatial_rank(x, call.attrs, ("strides", "dilations"))
+    return _conv_shape(call, x, w, _conv_channels(call, x, w, transposed=False))
+
+
+def _conv_shape(call: Call, x: TensorType, w: TensorType, outputs: int) -> tuple[Dim, ...]:
     extents = [known(d, "spatial axis") for d in x.shape[2:]]
     attrs = call.attrs
     found = output_extents(extents, w.dims[2:], attrs["strides"], attrs["pads"], attrs["dilations"])
-    return (x.with_shape((x.shape[0], outputs, *found)),)
+    return (x.shape[0], outputs, *found)
 
 
 def _add_bias(y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -80,10 +95,24 @@ def _conv(
     dilations: Sequence[int],
     group: int,
 ) -> np.ndarray:
+    y = conv_columns(widen(x), widen(w), strides=strides, pads=pads, dilations=dilations, group=group)
+    return _add_bias(y, b).astype(x.dtype)
+
+
+def conv_columns(
+    x: np.ndarray,
+    w: np.ndarray,
+    *,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    group: int,
+) -> np.ndarray:
+    """The convolution in the element type of its operands, some windows at a time."""
     kernel = w.shape[2:]
     outputs = output_extents(x.shape[2:], kernel, strides, pads, dilations)
-    padded = pad_spatial(widen(x), pads, 0)
-    weights = widen(w).reshape(group, w.shape[0] // group, -1)
+    padded = pad_spatial(x, pads, 0)
+    weights = w.reshape(group, w.shape[0] // group, -1)
     y = np.empty((x.shape[0], w.shape[0], *outputs), padded.dtype)
     row = x.shape[0] * math.prod((*x.shape[1:2], *kernel, *outputs[1:])) * padded.itemsize
     block = max(1, COLUMN_BYTES // max(1, row))
@@ -91,7 +120,7 @@ def _conv(
         part = (min(block, outputs[0] - start), *outputs[1:])
         columns = gather_columns(padded, start * strides[0], group, kernel, part, strides, dilations)
         y[:, :, start : start + part[0]] = np.matmul(weights, columns).reshape(*y.shape[:2], *part)
-    return _add_bias(y, b).astype(x.dtype)
+    return y
 
 
 def _conv_cost(call: Call) -> Cost:

@@ -262,15 +262,15 @@ class Reduction:
         return low, most(0, high - low)
 
     def _step(self, a: Any, b: Any, rows: range) -> None:
-        from ..functions import cast
+        from ..integers import shifted
         from ..tir import splat
 
         k, of = self.k, self.of
         for r, offset in zip(self.b, self.offsets, strict=True):
             at = b + (offset if of.config["b"]["step"] == 0 else offset * of.config["b"]["column"])
-            r.set(cast(k.load(of.b, at, r.lanes), of.dtype))
+            r.set(shifted(k.load(of.b, at, r.lanes), of.config["b"].get("zero", 0), of.dtype))
         for p in rows:
-            value = cast(k.load(of.a, a + p * of.point["a"]), of.dtype)
+            value = shifted(k.load(of.a, a + p * of.point["a"]), of.config["a"].get("zero", 0), of.dtype)
             for r, acc in zip(self.b, self.acc[p], strict=True):
                 acc.add_product(splat(value, r.lanes), r.get())
 

@@ -252,6 +252,7 @@ def configure(
             "span": g.x.span,
             "base": -sum(g.pads[i] * g.step[i] for i in range(3)),
             "column": int(g.depthwise),
+            "zero": region.attrs.get("zero_point", 0),
         },
         "b": {"dtype": dtype, "span": g.group * total * columns.packed, "step": 0, "column": 1, "first": first},
         "bias": g.group * columns.packed if constant else 0,
@@ -331,4 +332,4 @@ def finished(
     )
 
 
-TEMPLATE = Template("conv", ("conv",), plan, {"conv": _contract.emit, "conv.pack": _contract.emit_pack})
+TEMPLATE = Template("conv", ("conv", "conv_integer"), plan, {"conv": _contract.emit, "conv.pack": _contract.emit_pack})

@@ -106,13 +106,14 @@ class Depthwise(_contract.Reduction):
         return self.k.bind(cast(self.k.load(self.of.b, at, self.b[0].lanes), self.of.dtype), "w")
 
     def _input(self, at: Any) -> Any:
-        from ..functions import cast
+        from ..integers import shifted
 
-        return self.k.bind(cast(self.k.load(self.of.a, at, self.b[0].lanes), self.of.dtype), "x")
+        zero = self.of.config["a"].get("zero", 0)
+        return self.k.bind(shifted(self.k.load(self.of.a, at, self.b[0].lanes), zero, self.of.dtype), "x")
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
     _contract.Contraction(k, config, Depthwise).run()
 
 
-TEMPLATE = Template("depthwise", ("conv",), plan, {"depthwise": emit})
+TEMPLATE = Template("depthwise", ("conv", "conv_integer"), plan, {"depthwise": emit})

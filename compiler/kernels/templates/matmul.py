@@ -189,20 +189,23 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
     dims = [*(o.extent for o in p.outer), *blocks]
     shared_dims = split(dims, tile.cycles)
     total = panel * math.prod(o.extent for o in b_axes)
+    bias = region.operand(2)  # of matmul_integer, as its zero points
+    zeros = [region.attrs.get(name, 0) for name in ("zero_point", "b_zero_point")]
     config = {
         "program": serialize(region),
         "dtype": dtype,
         "type": region.anchor_type.dtype,
-        "a": {"dtype": p.a.type.dtype, "span": p.a.span, "base": 0, "column": 0},
+        "a": {"dtype": p.a.type.dtype, "span": p.a.span, "base": 0, "column": 0, "zero": zeros[0]},
         "b": {
             "dtype": p.b.type.dtype if direct else dtype,
             "span": p.b.span if direct else total,
             "step": p.b_step if direct else 0,
             "column": 1,
+            "zero": zeros[1],
         },
         "bias": 0,
-        "runtime_bias": None,
-        "reads": reads,
+        "runtime_bias": bias,
+        "reads": sorted({*reads, *([] if bias is None else [bias])}),
         "outer": outer,
         "slab": None,
         "line": {"extent": 1, "a": 0, "taps": 1, "tap_a": 0, "tap_b": 0, "border": False, "block": 1},
@@ -232,7 +235,7 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
         phases.append(pack_draft(p.b, levels, [[p.depth, p.b_step]], p.b_column, columns, dtype, Arg("in", ib)))
         shared = total * np.dtype(dtype).itemsize
         source = Arg("shared", 0)
-    args = [Arg("in", ia), source, *(Arg("in", i) for i in reads)]
+    args = [Arg("in", ia), source, *(Arg("in", i) for i in config["reads"])]
     args += [Arg("out", j) for j in range(len(region.outputs))]
     tasks = math.prod(dims[:shared_dims]) if shared_dims else None
     phases.append(Draft(KernelSpec("matmul", config), tuple(args), tasks))
@@ -247,4 +250,4 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
     )
 
 
-TEMPLATE = Template("matmul", ("matmul",), plan, {"matmul": _contract.emit, "matmul.deep": _deep.emit})
+TEMPLATE = Template("matmul", ("matmul", "matmul_integer"), plan, {"matmul": _contract.emit, "matmul.deep": _deep.emit})

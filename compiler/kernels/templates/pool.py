@@ -72,6 +72,11 @@ def _window(cursor: Cursor, index: list[Any], lanes: int) -> tuple[Any, Any]:
     for (at, step), base, s, p in zip(index[2:], cursor.data["bases"], attrs["strides"], attrs["pads"], strict=False):
         firsts.append(((at + base) * s - p, None if step is None else step * s))
     average = "count_include_pad" in attrs
+    if "zero_point" in attrs:
+        fold: Any = _Sum(cursor, lanes)
+        bounds = [_bounds(cursor, a, firsts[a][0]) if a in dynamic else (0, kernel[a]) for a in range(len(kernel))]
+        _loops(cursor, index, firsts, bounds, [], lanes, fold)
+        return fold.total.get(), None
     if not dynamic and math.prod(kernel) <= _UNROLLED_TAPS and not attrs.get("indices"):
         return _unrolled(cursor, index, firsts, lanes, average), None
     fold = _Average(cursor, lanes) if average else _Maximum(cursor, lanes)
@@ -141,6 +146,22 @@ def _loops(cursor: Cursor, index: Any, firsts: Any, bounds: Any, taps: list[Any]
     begin, end = bounds[axis]
     with cursor.k.loop(end - begin) as i:
         _loops(cursor, index, firsts, bounds, [*taps, begin + i], lanes, fold)
+
+
+class _Sum:
+    """The exact sum of what a window holds above the zero point."""
+
+    def __init__(self, cursor: Cursor, lanes: int) -> None:
+        from ..tir import constant
+
+        self.zero_point = cursor.attrs["zero_point"]
+        self.total = cursor.k.register("int32", lanes, "total")
+        self.total.set(constant(0, "int32", lanes))
+
+    def add(self, value: Any, at: list[Any]) -> None:
+        from ..integers import shifted
+
+        self.total.set(self.total.get() + shifted(value, self.zero_point, "int32"))
 
 
 class _Average:
@@ -216,4 +237,4 @@ def emit(k: Any, config: dict[str, Any]) -> None:
     emit_boxes(k, config, _source)
 
 
-TEMPLATE = Template("pool", ("max_pool", "avg_pool"), plan, {"pool": emit})
+TEMPLATE = Template("pool", ("max_pool", "avg_pool", "sum_pool_integer"), plan, {"pool": emit})

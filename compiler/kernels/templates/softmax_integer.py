@@ -1,0 +1,76 @@
+"""softmax_integer: row by row, a table of exponentials, their sum, and one rescaling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...ops.shapes import normalise_axis
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+
+
+def plan(region: Region) -> list[Plan]:
+    """One plan where the axis ends what is kept: every row is walked by itself."""
+    if len(region.body) != 4 or len(region.outputs) != 1:
+        return []
+    x, table, multiplier = (region.inputs[region.operand(i)] for i in range(3))  # type: ignore[index]
+    y, dims = region.outputs[0], region.anchor_type.dims
+    axis = normalise_axis(region.attrs["axis"], len(dims))
+    outer = [
+        [d, s, o] for a, (d, s, o) in enumerate(zip(dims, x.strides, y.strides, strict=True)) if a != axis and d > 1
+    ]
+    config = {
+        "types": [o.type.dtype for o in (x, y)],
+        "spans": [o.span for o in (x, y)],
+        "outer": outer,
+        "axis": [dims[axis], x.strides[axis], y.strides[axis]],
+        "attrs": {k: region.attrs[k] for k in ("zero_point", "low", "high", "to")},
+    }
+    tasks = outer[0][0] if outer else None
+    args = (*(Arg("in", region.operand(i) or 0) for i in range(3)), Arg("out"))
+    cost = 100 + 10.0 * x.type.size
+    return [
+        Plan("softmax_integer", (Draft(KernelSpec("softmax_integer", config), args, tasks),), cost, detail="softmax")
+    ]
+
+
+def emit(k: Any, config: dict[str, Any]) -> None:
+    dtypes, spans = config["types"], config["spans"]
+    x, table, multiplier = k.arg("x", dtypes[0], spans[0]), k.arg("table", "int32", 256), k.arg("m", "float32", 1)
+    y = k.arg("y", dtypes[1], spans[1])
+    outer = config["outer"]
+
+    def rows(level: int, at: Any, to: Any) -> None:
+        if level == len(outer):
+            _row(k, config, (x, table, multiplier, y), at, to)
+            return
+        extent, step, out = outer[level]
+        with (k.parallel(extent) if level == 0 else k.loop(extent)) as i:
+            rows(level + 1, at + i * step, to + i * out)
+
+    rows(0, 0, 0)
+
+
+def _row(k: Any, config: dict[str, Any], buffers: Any, at: Any, to: Any) -> None:
+    from ..functions import cast
+    from ..integers import rescaled
+    from ..tir import constant, maximum
+
+    x, table, multiplier, y = buffers
+    extent, step, out = config["axis"]
+    most, sums = k.register("int32", 1, "most"), k.register("int32", 1, "sum")
+
+    def entry(i: Any) -> Any:
+        return k.load(table, most.get() - cast(k.load(x, at + i * step), "int32"))
+
+    most.set(constant(-128, "int32"))
+    with k.loop(extent) as i:
+        most.set(maximum(most.get(), cast(k.load(x, at + i * step), "int32")))
+    sums.set(constant(0, "int32"))
+    with k.loop(extent) as i:
+        sums.set(sums.get() + entry(i))
+    each = k.bind(k.load(multiplier, 0) / cast(sums.get(), "float32"), "each")
+    with k.loop(extent) as i:
+        k.store(y, to + i * out, rescaled(k, entry(i), each, config["attrs"]))
+
+
+TEMPLATE = Template("softmax_integer", ("softmax_integer",), plan, {"softmax_integer": emit})
