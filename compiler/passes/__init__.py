@@ -6,7 +6,7 @@ form that the later stages (fusion, layout, kernels) expect: see each pass for i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..ir import STORED, Graph, Value
 from .batchnorm import fold_batch_norm
@@ -14,17 +14,19 @@ from .composites import recognize_composites
 from .cse import eliminate_common_subexpressions
 from .dce import eliminate_dead_code
 from .empties import remove_empties
-from .fold import fold_constants
+from .fold import fold_constants, fold_weights
+from .integers import lower_integers
 from .movement import source_of
 from .simplify import simplify
 
 Pass = Callable[[Graph], Graph]
 
-# Constants first, because everything asks for them; the merging of equal tensors before what counts uses; composites
+# Integers before everything that could move into their weights; constants next, because everything asks for them; the merging of equal tensors before what counts uses; composites
 # before affine folding, which would take the constants away that they are recognised by.
 PASSES: tuple[Pass, ...] = (
     eliminate_dead_code,
     remove_empties,
+    lower_integers,
     fold_constants,
     eliminate_common_subexpressions,
     simplify,
@@ -42,20 +44,26 @@ def canonicalize(graph: Graph, check: bool = False) -> Graph:
     outputs are distinct tensors that operations compute: where one is a stored tensor or named twice, an ``identity``
     carries the name.
     """
+    work = _settle(_settle(graph, PASSES, check), (fold_weights, *PASSES[1:]), check)
+    work = separate_outputs(work)
+    if check:
+        _check(work, separate_outputs)
+    return work
+
+
+def _settle(graph: Graph, passes: Sequence[Pass], check: bool) -> Graph:
+    """The passes again and again until nothing changes."""
     from .rewrite import same
 
     work = graph
     for _ in range(ROUNDS):
         before = work
-        for step in PASSES:
+        for step in passes:
             work = step(work)
             if check:
                 _check(work, step)
         if same(before, work):
             break
-    work = separate_outputs(work)
-    if check:
-        _check(work, separate_outputs)
     return work
 
 

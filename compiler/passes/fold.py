@@ -24,9 +24,18 @@ BROADCASTS = ("expand", "tile", "iota")
 
 
 def fold_constants(graph: Graph) -> Graph:
-    """A copy of ``graph`` in which what can be computed now is a constant."""
+    """A copy of ``graph`` in which what can be computed now is a constant; quantized weights stay integers."""
+    return _fold(graph, weights=False)
+
+
+def fold_weights(graph: Graph) -> Graph:
+    """As ``fold_constants``, integer weights that are used as floats included."""
+    return _fold(graph, weights=True)
+
+
+def _fold(graph: Graph, weights: bool) -> Graph:
     work = graph.copy()
-    folding = _Folding(work)
+    folding = _Folding(work, weights)
     for key in work.order():
         folding.visit(key)
     stored = [key for key in reversed(work.order()) if key in folding.known and folding.worth_storing(key)]
@@ -42,14 +51,14 @@ def fold_constants(graph: Graph) -> Graph:
 class _Folding:
     """Values of constant operations, computed in topological order and held only while the pass runs."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, weights: bool) -> None:
+        self.graph, self.weights = graph, weights
         self.known: dict[int, tuple[np.ndarray, ...]] = {}
 
     def visit(self, key: int) -> None:
         """Computes a node's value if all its inputs are known and the rules allow it."""
         graph, node = self.graph, self.graph.node(key)
-        if node.op in STORED or node.op == "identity":
+        if node.op in STORED or node.op == "identity" or (node.op == "dequantize" and not self.weights):
             return
         op, args = OPS[node.op], graph.args(key)
         arrays = [None if a is None else self._array(a) for a in args]

@@ -94,13 +94,18 @@ class Context:
         return is_float(self.dtype(value))
 
     def array(self, value: Value | None) -> np.ndarray | None:
-        return self.graph.constant(value)
+        found = self.graph.constant(value)
+        if found is None and value is not None and self.graph.node(value).op == "dequantize":
+            arrays = [self.graph.constant(a) for a in self.graph.args(value.node)]
+            if all(a is not None for a in arrays):
+                found = evaluate(self.graph.node(value), arrays)[0]
+        return found
 
     def need(self, value: Value | None, what: str) -> np.ndarray:
         """The array of a constant; ``Unsupported`` where it is only known at run time."""
         if value is None:
             raise NervureError(f"{what} is missing", where=self.origin)
-        found = self.graph.constant(value)
+        found = self.array(value)
         if found is None:
             raise Unsupported(f"{what} is computed at run time", f"make {what} a constant of the model")
         return found
@@ -183,7 +188,7 @@ class Context:
                 )
 
     def _fold(self, name: str, args: Sequence[Value | None], attrs: Mapping[str, Any]) -> list[Value] | None:
-        arrays = [self.array(a) for a in args]
+        arrays = [self.graph.constant(a) if a is not None else None for a in args]
         record = OPS.get(name)
         if record is None or record.reference is None or not record.pure:
             return None
@@ -191,6 +196,8 @@ class Context:
             return None
         types, filled = infer(name, [None if a is None else self.type(a) for a in args], attrs, arrays)
         self.guard(*types)
+        if name == "dequantize" and types[0].size > 1:
+            return None  # quantized weights stay integers: see passes/integers.py
         size = sum(t.nbytes for t in types)
         if size > FOLD_BYTES and size > self._released(args):
             return None
