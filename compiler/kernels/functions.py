@@ -14,6 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from ..ops.numeric import THREEFRY_PARITY, THREEFRY_TURNS
+from ..ops.selection import step_bounds
 from . import integers, vecmath
 from .tir import Builder, Expr, as_dtype, constant, dtype_of, lanes_of, like, maximum, minimum, select, splat
 
@@ -151,9 +152,8 @@ def _quantize(k: Builder, node: Node, x: Expr, scale: Expr, zero: Expr | None = 
     """The quotient is rounded to float32 before it is rounded to an integer, as in ONNX Runtime."""
     to = node["attrs"]["to"]
     exact = "float64" if dtype_of(x) == "float64" else "float32"
-    bits, signed = int(to.lstrip("uint")), not to.startswith("u")
-    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-    if bits == 32 and exact == "float32":
+    low, high = step_bounds(node["attrs"].get("low"), node["attrs"].get("high"), to)
+    if to == "int32" and exact == "float32":
         high -= 127  # the largest float32 below 2^31
     y = vecmath.round_even(k, cast(x, exact) / cast(scale, exact))
     if zero is not None:

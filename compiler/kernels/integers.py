@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-
-
-from ..ops.integers import ADD_SHIFT, bounds
+from ..ops.integers import ADD_SHIFT
+from ..ops.selection import step_bounds
 from . import vecmath
 from .tir import Builder, Expr, constant, dtype_of, lanes_of, like, maximum, minimum, shift_right
 
@@ -26,7 +25,7 @@ def rescaled(k: Builder, sums: Expr, multiplier: Expr, attrs: Node) -> Expr:
     from .functions import cast
 
     zero_point, to = attrs["zero_point"], attrs["to"]
-    low, high = bounds(attrs["low"], attrs["high"], to)
+    low, high = step_bounds(attrs["low"], attrs["high"], to)
     real = k.bind(cast(sums, "float32") * multiplier, "real")
     steps = vecmath.round_even(k, k.bind(vecmath.bounded(real, low - zero_point, high - zero_point)))
     return cast(shifted(steps, -zero_point, "int32"), to)
@@ -49,7 +48,7 @@ def add_integer(k: Builder, node: Node, a: Expr, b: Expr, a_multiplier: Expr, b_
     ]
     half = constant(1 << (ADD_SHIFT - 1), wide, lanes_of(parts[0]))
     sums = shift_right(parts[0] + parts[1] + half, like(ADD_SHIFT, half))
-    low, high = (like(v, sums) for v in bounds(attrs["low"], attrs["high"], attrs["to"]))
+    low, high = (like(v, sums) for v in step_bounds(attrs["low"], attrs["high"], attrs["to"]))
     placed = k.bind(sums + like(attrs["zero_point"], sums))
     return cast(minimum(maximum(placed, low), high), attrs["to"])
 
@@ -60,5 +59,3 @@ def mul_integer(k: Builder, node: Node, a: Expr, b: Expr) -> Expr:
 
 
 FUNCTIONS = {"requantize": requantize, "add_integer": add_integer, "mul_integer": mul_integer}
-
-

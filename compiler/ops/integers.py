@@ -24,6 +24,7 @@ from .contractions import matmul_shape
 from .convolutions import conv_columns, conv_output
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError
 from .sampling import t
+from .selection import step_bounds
 from .shapes import broadcast_shapes, count, optional, require_broadcast, require_dtype, require_shape
 from .windows import output_extents, pad_spatial, padding_for, spatial_rank, taps
 
@@ -49,14 +50,8 @@ def rescale(
 
 def bounded(values: np.ndarray, low: int | None, high: int | None, to: str) -> np.ndarray:
     """Values clipped to [low, high] and to what ``to`` holds."""
-    least, most = bounds(low, high, to)
+    least, most = step_bounds(low, high, to)
     return np.asarray(np.clip(values, least, most)).astype(to)
-
-
-def bounds(low: int | None, high: int | None, to: str) -> tuple[int, int]:
-    """The range of an output: that of its type, narrowed by the attributes."""
-    info = np.iinfo(to)
-    return max(int(info.min), info.min if low is None else low), min(int(info.max), info.max if high is None else high)
 
 
 def add_multiplier(ratio: Any) -> np.ndarray:
@@ -90,7 +85,7 @@ def _range(call: Call) -> str:
     to = str(call.attrs["to"])
     if to not in STEPS:
         raise OpError(f"to: expected one of {', '.join(STEPS)}; got {to!r}")
-    low, high = bounds(call.attrs["low"], call.attrs["high"], to)
+    low, high = step_bounds(call.attrs["low"], call.attrs["high"], to)
     if low > high:
         raise OpError(f"low, high: expected a range within {to}; got {call.attrs['low']} and {call.attrs['high']}")
     return to
@@ -420,7 +415,8 @@ OPS = (
         Kind.ELEMENTWISE,
         _add_infer,
         _add,
-        "clip(((a - a_zero_point) a_multiplier + (b - b_zero_point) b_multiplier + 2^15 >> 16) + zero_point, low, high).",
+        "clip((((a - a_zero_point) a_multiplier + (b - b_zero_point) b_multiplier + 2^15) >> 16) + zero_point), "
+        "the multipliers with 16 fractional bits.",
         inputs=("a", "b", "a_multiplier", "b_multiplier"),
         attrs={"a_zero_point": 0, "b_zero_point": 0, **_BOUNDS},
         cost=_per_output(9),
@@ -455,7 +451,8 @@ OPS = (
         Kind.OPAQUE,
         _softmax_infer,
         _softmax,
-        "Along an axis: table[max(x) - x] times multiplier over the sum of those, rounded half to even, plus zero_point.",
+        "Along an axis: table[max(x) - x] times multiplier over the sum of those, rounded half to even, "
+        "plus zero_point.",
         inputs=("x", "table", "multiplier"),
         attrs={"axis": -1, **_BOUNDS},
         cost=_per_output(12, 1),

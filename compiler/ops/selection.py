@@ -81,13 +81,26 @@ def _quantize_infer(call: Call) -> Sequence[TensorType]:
     return (x.with_dtype(to),)
 
 
-def _quantize(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = None, *, to: str) -> np.ndarray:
+def _quantize(
+    x: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray | None = None,
+    *,
+    to: str,
+    low: int | None = None,
+    high: int | None = None,
+) -> np.ndarray:
     # The quotient is rounded to float32 first: a halfway case is decided there, as in ONNX Runtime.
     exact = np.float64 if x.dtype == np.float64 else np.float32
     steps = np.rint(x.astype(exact) / scale.astype(exact)).astype(np.float64)
-    bounds = np.iinfo(to)
     shifted = steps if zero_point is None else steps + zero_point
-    return np.asarray(np.clip(shifted, bounds.min, bounds.max)).astype(to)
+    return np.asarray(np.clip(shifted, *step_bounds(low, high, to))).astype(to)
+
+
+def step_bounds(low: int | None, high: int | None, to: str) -> tuple[int, int]:
+    """The range of a quantized tensor: that of its type, narrowed by ``low`` and ``high``."""
+    info = np.iinfo(to)
+    return max(int(info.min), info.min if low is None else low), min(int(info.max), info.max if high is None else high)
 
 
 def _quantize_gradient(c: Grad) -> list[Sym | None]:
@@ -95,8 +108,8 @@ def _quantize_gradient(c: Grad) -> list[Sym | None]:
     x, scale, zero = c.x, c.input(1).cast(c.x.dtype), c.optional(2)
     steps = (x / scale).op("round")
     steps = steps if zero is None else steps + zero.cast(x.dtype)
-    bounds = np.iinfo(c.attrs["to"])
-    kept = (steps >= int(bounds.min)).op("logical_and", steps <= int(bounds.max))
+    low, high = step_bounds(c.attrs["low"], c.attrs["high"], c.attrs["to"])
+    kept = (steps >= low).op("logical_and", steps <= high)
     g = kept.where(c.g.cast(x.dtype) / scale, 0)
     return [g, (-g * x / scale).cast(c.input(1).dtype), None]
 
@@ -110,6 +123,7 @@ def _quantize_cases() -> Iterable[Case]:
     yield Case((f32(2, 3, 4, 4), each, np.array([1, -2, 3], np.int8).reshape(3, 1, 1)), {"to": "int8"}, low=-8, high=8)
     yield Case((np.arange(-8, 8, dtype=np.float32) / 2, np.array(1.0, np.float32)), {"to": "int8"}, note="halves")
     yield Case((f32(2, 30), scale, np.array(7, np.uint16)), {"to": "uint16"}, low=-8, high=8)
+    yield Case((f32(2, 30), scale), {"to": "int8", "low": -8, "high": 7}, low=-0.5, high=0.5, note="4 bits")
 
 
 def _dequantize_infer(call: Call) -> Sequence[TensorType]:
@@ -249,9 +263,9 @@ OPS = (
         Kind.ELEMENTWISE,
         _quantize_infer,
         quiet(_quantize),
-        "clip(round_half_even(x / scale) + zero_point) to the range of `to` (ONNX QuantizeLinear).",
+        "clip(round_half_even(x / scale) + zero_point) to the range of `to`, or [low, high] (ONNX QuantizeLinear).",
         inputs=("x", "scale", "zero_point?"),
-        attrs={"to": "uint8"},
+        attrs={"to": "uint8", "low": None, "high": None},
         cost=_per_element(5),
         cases=_quantize_cases,
         gradient=_quantize_gradient,

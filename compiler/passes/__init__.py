@@ -21,8 +21,9 @@ from .simplify import simplify
 
 Pass = Callable[[Graph], Graph]
 
-# Integers before everything that could move into their weights; constants next, because everything asks for them; the merging of equal tensors before what counts uses; composites
-# before affine folding, which would take the constants away that they are recognised by.
+# Integers before everything that could move into their weights; then constants, because everything asks for them; the
+# merging of equal tensors before what counts uses; composites before affine folding, which would take the constants
+# away that they are recognised by.
 PASSES: tuple[Pass, ...] = (
     eliminate_dead_code,
     remove_empties,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,7 @@ SUMS = ("conv_integer", "matmul_integer")
 
 def lower_integers(graph: Graph) -> Graph:
     """A copy of ``graph`` that computes with integers between its ``dequantize`` and ``quantize``."""
-    if not graph.find("dequantize"):
-        return graph
-    return rewrite(graph, RULES)
+    return rewrite(graph, RULES) if graph.find("dequantize") else graph.copy()
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def _without_zero(m: Match, q: Value, zero: Value | None) -> Value | None:
     if array is None:
         return None
     exact = array.astype(np.int32) - (0 if offset is None else offset.astype(np.int32))
-    narrow = np.int8 if -128 <= exact.min(initial=0) and exact.max(initial=0) <= 127 else np.int16
+    narrow = np.int8 if exact.min(initial=0) >= -128 and exact.max(initial=0) <= 127 else np.int16
     return None if np.abs(exact).max(initial=0) > 32767 else m.const(exact.astype(narrow), q)
 
 
@@ -392,6 +390,7 @@ class Target:
     to: str
     low: float | None = None
     high: float | None = None
+    steps: tuple[int | None, int | None] = (None, None)  # bounds that the quantization itself has
 
 
 def _quantized(m: Match) -> Value | None:
@@ -402,18 +401,18 @@ def _quantized(m: Match) -> Value | None:
     to = m.node.attrs["to"]
     if zero is None or graph.type(scale).size != 1 or graph.type(scale).dtype != "float32" or to not in STEPS:
         return None
-    target = Target(scalar(m, scale), zero, to)
-    value: Value = source
+    target = Target(scalar(m, scale), zero, to, steps=(m.node.attrs["low"], m.node.attrs["high"]))
+    plain, value = target, source
     while graph.node(value).op in ("relu", "clip", "identity"):
         node = graph.node(value)
         low, high = (0.0, None) if node.op == "relu" else (node.attrs.get("low"), node.attrs.get("high"))
-        target = Target(target.scale, zero, to, _inner(target.low, low, max), _inner(target.high, high, min))
+        target = replace(target, low=_inner(target.low, low, max), high=_inner(target.high, high, min))
         (value,) = graph.args(value.node)  # type: ignore[assignment]
     for form in FORMS.get(graph.node(value).op, ()):
         found = form(m, value, target)
         if found is not None:
             return _within(m, found, target)
-    return _table(m, source, Target(target.scale, zero, to))
+    return _table(m, source, plain)
 
 
 def _inner(have: float | None, new: float | None, choose: Callable[..., float]) -> float | None:
@@ -434,7 +433,9 @@ def _within(m: Match, value: Value, target: Target) -> Value:
 
 
 def _attrs(m: Match, target: Target) -> dict[str, Any]:
-    low, high = (_step(m, bound, target) for bound in (target.low, target.high))
+    lows, highs = ([_step(m, b, target), s] for b, s in zip((target.low, target.high), target.steps, strict=True))
+    low = max((v for v in lows if v is not None), default=None)
+    high = min((v for v in highs if v is not None), default=None)
     return {"zero_point": target.zero, "low": low, "high": high, "to": target.to}
 
 
@@ -468,8 +469,9 @@ def _requantize(m: Match, value: Value, target: Target) -> Value | None:
     found = _dequantized(graph, value)
     if found is None:
         return None
-    same = found.dtype == target.to and found.zero == target.zero and graph.type(found.scale).size == 1
-    if same and (found.scale == target.scale or _equal(graph, found.scale, target.scale)):
+    same = (found.dtype, found.zero, (None, None)) == (target.to, target.zero, target.steps)
+    one = graph.type(found.scale).size == 1
+    if same and one and (found.scale == target.scale or _equal(graph, found.scale, target.scale)):
         return _bounded(m, found.q, target)
     if found.dtype not in (*STEPS, "int32", "int64"):
         return None
@@ -580,7 +582,8 @@ def _table(m: Match, source: Value, target: Target) -> Value | None:
             args = [_known(graph, held, a) for a in graph.args(key)]
             held[Value(key)] = np.asarray(evaluate(graph.node(key), args)[0])
         zero = np.asarray(target.zero, target.to)
-        table = OPS["quantize"].reference(held[source], steps.reshape(()), zero, to=target.to)  # type: ignore[misc]
+        bounds = dict(zip(("low", "high"), target.steps, strict=True))
+        table = OPS["quantize"].reference(held[source], steps.reshape(()), zero, to=target.to, **bounds)  # type: ignore[misc]
     if not np.isfinite(held[source].astype(np.float64)).all():
         return None
     return m.add("lookup", found.q, m.const(np.asarray(table), found.q))

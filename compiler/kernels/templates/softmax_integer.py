@@ -12,7 +12,7 @@ def plan(region: Region) -> list[Plan]:
     """One plan where the axis ends what is kept: every row is walked by itself."""
     if len(region.body) != 4 or len(region.outputs) != 1:
         return []
-    x, table, multiplier = (region.inputs[region.operand(i)] for i in range(3))  # type: ignore[index]
+    x = region.inputs[region.operand(0) or 0]
     y, dims = region.outputs[0], region.anchor_type.dims
     axis = normalise_axis(region.attrs["axis"], len(dims))
     outer = [
@@ -44,7 +44,7 @@ def emit(k: Any, config: dict[str, Any]) -> None:
             _row(k, config, (x, table, multiplier, y), at, to)
             return
         extent, step, out = outer[level]
-        with (k.parallel(extent) if level == 0 else k.loop(extent)) as i:
+        with k.parallel(extent) if level == 0 else k.loop(extent) as i:
             rows(level + 1, at + i * step, to + i * out)
 
     rows(0, 0, 0)
