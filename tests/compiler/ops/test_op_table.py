@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import pytest
-from nervure.compiler.ops import OPS, image, indexing, infer, movement, recurrent_scans
+from nervure.compiler.ops import OPS, image, indexing, infer, integers, movement, recurrent_scans
 from nervure.compiler.ops.record import Call, Case, Kind, Op, fill_attrs
 from nervure.compiler.ops.sampling import sample_inputs
 from nervure.compiler.types import type_of
@@ -166,6 +166,9 @@ def _quantized(op_type: str) -> Oracle:
     def node(s: Sample) -> Node | Array:
         x, scale, zero = (*s.arrays, None)[:3]
         to = np.dtype(s.attrs["to"])
+        if s.attrs.get("low") is not None:
+            steps = np.rint(x / scale) + (0 if zero is None else zero.astype(np.float64))
+            return np.clip(steps, s.attrs["low"], s.attrs["high"]).astype(to)
         if zero is None:
             zero = np.zeros(scale.shape, to if op_type == "QuantizeLinear" else x.dtype)
         attrs = {"axis": x.ndim - scale.ndim} if scale.ndim else {}
@@ -347,7 +350,7 @@ ORACLES: dict[str, Oracle] = {
     "rnn": _recurrent("RNN"),
 }
 # Tested in files of their own.
-ELSEWHERE = {op.name for family in (movement, indexing, image, recurrent_scans) for op in family.OPS}
+ELSEWHERE = {op.name for family in (movement, indexing, image, recurrent_scans, integers) for op in family.OPS}
 ELSEWHERE.add("random_bits")
 
 
