@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..interpret import evaluate
-from ..ir import Graph, Value
+from ..ir import Graph, Node, Value
 from ..ops import OPS, Kind
 from ..ops.integers import ADD_SHIFT, MOST_RATIO, STEPS, exp_table
 from .pattern import Call, Match, any_call
@@ -580,13 +580,20 @@ def _table(m: Match, source: Value, target: Target) -> Value | None:
     with np.errstate(all="ignore"):
         for key in order:
             args = [_known(graph, held, a) for a in graph.args(key)]
-            held[Value(key)] = np.asarray(evaluate(graph.node(key), args)[0])
+            held[Value(key)] = _everywhere(graph.node(key), args, len(every))
         zero = np.asarray(target.zero, target.to)
         bounds = dict(zip(("low", "high"), target.steps, strict=True))
         table = OPS["quantize"].reference(held[source], steps.reshape(()), zero, to=target.to, **bounds)  # type: ignore[misc]
     if not np.isfinite(held[source].astype(np.float64)).all():
         return None
     return m.add("lookup", found.q, m.const(np.asarray(table), found.q))
+
+
+def _everywhere(node: Node, args: list[np.ndarray | None], count: int) -> np.ndarray:
+    """An elementwise operation on a vector of ``count`` elements, whatever the shape that it has in the graph."""
+    shaped = replace(node, types=(node.types[0].with_shape((count,)),))
+    given = [None if a is None else np.broadcast_to(a, (count,)) for a in args]
+    return np.asarray(evaluate(shaped, given)[0])
 
 
 def _known(graph: Graph, held: dict[Value, np.ndarray], value: Value | None) -> np.ndarray | None:
