@@ -63,6 +63,7 @@ class Step:
     bytes_moved: float = 0.0  # logical bytes read and written
     weight_bytes: int = 0
     detail: str = ""  # template and tile, for reports
+    estimate: float = 0.0  # nanoseconds on one core, by the template's model
 
 
 @dataclass(frozen=True, slots=True)

@@ -417,6 +417,7 @@ class _Planner:
             bytes_moved=float(moved),
             weight_bytes=sum(c.nbytes for c in plan.consts),
             detail=plan.detail,
+            estimate=plan.cost,
         )
 
     def entry(self, function: str, bindings: dict[str, int]) -> Entry:
