@@ -310,12 +310,12 @@ def _sink_constant(m: Match) -> Value | None:
     if any(a is None for a in arrays):
         return None
     q, *parameters = arrays
-    assert q is not None
-    moved = [np.asarray(evaluate(node, [q])[0])]
+    reference = OPS[node.op].reference
+    assert q is not None and reference is not None
+    moved = [np.asarray(reference(q, **node.attrs))]
     for p in parameters:
         assert p is not None
-        full = np.asarray(evaluate(node, [np.ascontiguousarray(np.broadcast_to(p, q.shape))])[0])
-        moved.append(_compressed(full))
+        moved.append(_compressed(np.asarray(reference(np.broadcast_to(p, q.shape), **node.attrs))))
     names = [a for a in graph.args(x.node) if a is not None]
     values = [m.const(a, name) for a, name in zip(moved, names, strict=True)]
     return m.add("dequantize", *values, **graph.node(x).attrs)
