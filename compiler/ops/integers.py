@@ -30,8 +30,8 @@ from .windows import output_extents, pad_spatial, padding_for, spatial_rank, tap
 
 NARROW = ("int8", "uint8")
 STEPS = ("int8", "uint8", "int16", "uint16")  # what a quantized tensor's elements may be
-ADD_SHIFT = 16  # fractional bits of add_integer's multipliers
-MOST_RATIO = 32.0  # the largest ratio of scales that they hold
+ADD_SHIFT = 20  # fractional bits of add_integer's multipliers
+MOST_RATIO = 4.0  # the largest ratio of scales that they hold: 2 x 255 x 2^22 and a half fit int32
 EXP_BITS = 20  # fractional bits of softmax_integer's table
 
 
@@ -415,8 +415,8 @@ OPS = (
         Kind.ELEMENTWISE,
         _add_infer,
         _add,
-        "clip((((a - a_zero_point) a_multiplier + (b - b_zero_point) b_multiplier + 2^15) >> 16) + zero_point), "
-        "the multipliers with 16 fractional bits.",
+        "clip((((a - a_zero_point) a_multiplier + (b - b_zero_point) b_multiplier + 2^19) >> 20) + zero_point), "
+        "the multipliers with 20 fractional bits.",
         inputs=("a", "b", "a_multiplier", "b_multiplier"),
         attrs={"a_zero_point": 0, "b_zero_point": 0, **_BOUNDS},
         cost=_per_output(9),

@@ -54,7 +54,7 @@ def _add(a: Array, b: Array, wa: Array, wb: Array, attrs: dict[str, Any]) -> Arr
     made = []
     for x, y in zip(a.flat, b.flat, strict=True):
         total = (int(x) - attrs["a_zero_point"]) * int(wa) + (int(y) - attrs["b_zero_point"]) * int(wb)
-        half_up = Fraction(total, 1 << 16) + Fraction(1, 2)
+        half_up = Fraction(total, 1 << 20) + Fraction(1, 2)
         made.append(_clipped(half_up.numerator // half_up.denominator + attrs["zero_point"], attrs))
     return np.array(made).reshape(a.shape).astype(attrs["to"])
 
@@ -161,6 +161,6 @@ def test_softmax_tables_cannot_overflow() -> None:
 
 
 def test_an_add_multiplier_is_bounded_and_rounded() -> None:
-    assert integers.add_multiplier(0.5) == 1 << 15
+    assert integers.add_multiplier(0.5) == 1 << 19
     assert integers.add_multiplier(1e9) == int(integers.MOST_RATIO) << integers.ADD_SHIFT
-    assert 255 * int(integers.add_multiplier(1e9)) * 2 + (1 << 15) < 2**31
+    assert 255 * int(integers.add_multiplier(1e9)) * 2 + (1 << 19) < 2**31
