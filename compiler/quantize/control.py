@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 Promotion = Mapping[str, str]  # layer -> "int16" or "float"
 Progress = Callable[[str, int, int], None]
 EXACT = 16  # layers whose damage is measured one by one; those behind them keep the cheap order
+MOST_NARROWED = 8
 TARGETS = ("auto", "int16", "float")
 
 
 @dataclass(frozen=True)
 class Score:
     """One measured artifact: ``noise`` is the power of an output's error over that of the output, the largest counts;
-    ``value`` what the evaluation gave (higher is better); ``cost`` the estimated nanoseconds of a run."""
+    ``value`` what the evaluation gave (higher is better)."""
 
     noise: float
     value: float | None = None
-    cost: float = 0.0
 
     @property
     def sqnr(self) -> float:
@@ -82,6 +82,7 @@ class _Search:
     measure: Callable[[Promotion], Score]
     budget: Budget
     reference: float | None
+    cost: Callable[[Promotion], float]
     progress: Progress
     trials: list[Trial] = field(default_factory=list)
 
@@ -102,6 +103,7 @@ def control(
     reference: float | None = None,
     *,
     to: str = "auto",
+    cost: Callable[[Promotion], float] | None = None,
     exact: int = EXACT,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -109,9 +111,11 @@ def control(
 
     ``layers``: those that can be promoted, the worst first by a cheap measure. ``measure`` quantizes with a promotion,
     compiles, and scores the artifact. ``reference``: the float artifact's value. ``to``: ``float``, ``int16``, or
-    ``auto``, which gives those layers 16 bits of which that is enough and no slower than float.
+    ``auto``, which gives those layers 16 bits for which that is enough and, by ``cost``, no slower than float.
     """
-    search = _Search(measure, budget, reference, progress or (lambda stage, done, total: None))
+    search = _Search(
+        measure, budget, reference, cost or (lambda promoted: 0.0), progress or (lambda stage, done, total: None)
+    )
     start = search.trial({})
     if start.holds or not layers:
         return Outcome(start.holds, {}, start.score, {}, tuple(search.trials))
@@ -169,13 +173,12 @@ def _fewest(search: _Search, order: Sequence[str], kind: str) -> Trial | None:
 
 def _narrowed(search: _Search, best: Trial) -> Trial:
     """Float layers become int16 where the budget still holds and the artifact is not slower for it."""
-    names = list(best.promoted)
+    names, price = list(best.promoted), search.cost(best.promoted)
     whole = search.trial(dict.fromkeys(names, "int16"))
-    if whole.holds and whole.score.cost <= best.score.cost:
+    if whole.holds and search.cost(whole.promoted) <= price:
         return whole
-    if len(names) > 1 and whole.score.noise < best.score.noise * 100:  # else no single one will do
-        for name in names[::-1][:8]:
-            tried = search.trial({**best.promoted, name: "int16"})
-            if tried.holds and tried.score.cost <= best.score.cost:
-                best = tried
+    for name in names[::-1][:MOST_NARROWED] if len(names) > 1 else ():
+        tried = search.trial({**best.promoted, name: "int16"})
+        if tried.holds and (now := search.cost(tried.promoted)) <= price:
+            best, price = tried, now
     return best

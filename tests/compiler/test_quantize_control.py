@@ -22,11 +22,13 @@ class Table:
         self.asked += 1
         left = {n: v * {"float": 0.0, "int16": self.kept.get(n, 0.0)}[promoted[n]] if n in promoted else v
                 for n, v in self.noise.items()}  # fmt: skip
-        cost = sum({"float": FLOAT_COST, "int16": self.int16_cost}[k] for k in promoted.values())
-        return Score(sum(left.values()), 1 - sum(left.values()), cost)
+        return Score(sum(left.values()), 1 - sum(left.values()))
+
+    def cost(self, promoted: Promotion) -> float:
+        return sum({"float": FLOAT_COST, "int16": self.int16_cost}[k] for k in promoted.values())
 
     def run(self, budget: Budget, **options: object) -> Outcome:
-        return control(sorted(self.noise), self, budget, 1.0, **options)  # type: ignore[arg-type]
+        return control(sorted(self.noise), self, budget, 1.0, cost=self.cost, **options)  # type: ignore[arg-type]
 
 
 def test_nothing_is_promoted_where_the_budget_holds() -> None:
