@@ -6,7 +6,12 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <xmmintrin.h>
+
+#define TILE_DATA 18 /* its bit in XCR0 */
+#define REQUEST_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM, Linux 5.16 */
 
 static uint32_t cpuid_word(uint32_t leaf, uint32_t subleaf, int reg) {
     uint32_t words[4] = {0, 0, 0, 0};
@@ -23,12 +28,17 @@ static uint32_t saved_registers(void) {
     return low;
 }
 
+/* Linux gives the tile registers to a process that asks for them; every thread then has them. */
+static bool tiles_granted(uint32_t wanted) {
+    return (wanted >> TILE_DATA & 1) == 0 || syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
 int nervure_cpu_lacks(const nervure_feature *features, int count) {
     uint32_t saved = saved_registers();
     for (int i = 0; i < count; i++) {
         const nervure_feature *f = &features[i];
         bool there = (cpuid_word(f->leaf, f->subleaf, f->reg) >> f->bit & 1) != 0;
-        if (!there || (saved & f->saved) != f->saved) return i;
+        if (!there || (saved & f->saved) != f->saved || !tiles_granted(f->saved)) return i;
     }
     return -1;
 }
