@@ -104,9 +104,10 @@ def step_bounds(low: int | None, high: int | None, to: str) -> tuple[int, int]:
 
 
 def _quantize_gradient(c: Grad) -> list[Sym | None]:
-    """Straight through the rounding, zero where it is clipped (Jacob et al. 2018; the scale's: Esser et al. 2020)."""
+    """Straight through the rounding; zero for what lies beyond the bounds, before it is rounded (LSQ, Esser et al.
+    2020, equations 3 and 5; the rest of the scale's is that of ``dequantize``)."""
     x, scale, zero = c.x, c.input(1).cast(c.x.dtype), c.optional(2)
-    steps = (x / scale).op("round")
+    steps = x / scale
     steps = steps if zero is None else steps + zero.cast(x.dtype)
     low, high = step_bounds(c.attrs["low"], c.attrs["high"], c.attrs["to"])
     kept = (steps >= low).op("logical_and", steps <= high)
