@@ -28,6 +28,7 @@ from . import (
     reductions,
     selection,
     stored,
+    weights,
 )
 from .record import REQUIRED, Call, Case, Cost, Kind, Op, OpError, fill_attrs
 
@@ -44,6 +45,7 @@ FAMILIES = (
     recurrent,
     recurrent_scans,
     integers,
+    weights,
     movement,
     indexing,
     image,

@@ -135,12 +135,8 @@ class Contraction:
         k, config = self.k, self.config
         column, packed, widths, valid = group
         a = sum((i * o["a"] for i, o in zip(outer, self.outer, strict=True)), start=config["a"]["base"])
-        b = sum((i * o["b"] for i, o in zip(outer, self.outer, strict=True)), start=0)
         a = a + y * self.line["a"] + x * self.point["a"]
-        packs = config["b"]["step"] == 0
-        b = b + (packed * config["depth"] if packs else column * config["b"]["column"])
-        step = sum(widths) if packs else config["b"]["step"]
-        b = b + config["b"].get("first", 0) * step
+        b, step = self.weights(outer, group)
         count = segment["count"]
         acc = [[k.register(self.dtype, w, "acc") for w in widths] for _ in range(count)]
         bias = sum((i * o["bias"] for i, o in zip(outer, self.outer, strict=True)), start=0) + packed
@@ -150,6 +146,16 @@ class Contraction:
         at = {"z": outer[-1] if config["slab"] else 0, "y": y, "x": x}
         self.reduction(self, acc, widths, step, segment, at).emit(a + column * config["a"]["column"], b)
         self._finish(outer, y, x, column, valid, acc)
+
+    def weights(self, outer: Sequence[Any], group: Any) -> tuple[Any, Any]:
+        """Where a group's columns of B begin, and how far one row lies from the next."""
+        column, packed, widths, _ = group
+        own = self.config["b"]
+        b = sum((i * o["b"] for i, o in zip(outer, self.outer, strict=True)), start=0)
+        packs = own["step"] == 0
+        b = b + (packed * self.config["depth"] if packs else column * own["column"])
+        step = sum(widths) if packs else own["step"]
+        return b + own.get("first", 0) * step, step
 
     def _start(self, bias: Any, widths: list[int], v: int) -> Any:
         from ..tir import constant
