@@ -1,0 +1,175 @@
+"""What tensors hold while a graph runs over the samples: extents in one pass, histograms in a second.
+
+The graph is compiled with the wanted tensors as further outputs. At any time there is one sample's worth of them, and
+of a graph whose tensors are larger than ``MOST_BYTES`` a part after the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import NervureError
+from ...runtime.session import load
+from ...targets import get
+from ...targets.files import temporary_folder
+from ..ir import STORED, Graph, Value
+from ..pipeline import EntryGraph, Options, compile_entries
+
+MOST_BYTES = 1 << 29  # of watched tensors in one compiled graph
+Feeds = Sequence[Mapping[str, np.ndarray]]
+Progress = Callable[[str, int, int], None]
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A progress report to nobody."""
+
+
+@contextmanager
+def compiled(graph: Graph) -> Iterator[Run]:
+    """``graph`` as a function from inputs by name to its outputs in order, compiled for this machine."""
+    threads = min(4, os.cpu_count() or 1)
+    with temporary_folder() as folder:
+        compile_entries([EntryGraph(graph)], get("host"), folder / "watched.so", Options(threads=threads))
+        session = load(folder / "watched.so", threads)
+        yield lambda feed: session.run(None, feed)
+
+
+def with_outputs(graph: Graph, values: Sequence[Value]) -> Graph:
+    """A copy whose outputs are these tensors and nothing else."""
+    work = graph.copy()
+    work.outputs, work.output_names, work.bindings = [], [], {}
+    for i, value in enumerate(values):
+        work.output(value, f"watched_{i}")
+    return work
+
+
+def watch(
+    graph: Graph,
+    names: Sequence[str],
+    feeds: Feeds,
+    visit: Callable[[int, str, np.ndarray], None],
+    progress: Progress = silent,
+    stage: str = "observing",
+) -> None:
+    """Runs ``graph`` over the samples; ``visit(sample, name, array)`` sees each named tensor of each.
+
+    Arrays are valid until the next call. ``NervureError`` for NaN or infinity in any of them.
+    """
+    places = _places(graph)
+    groups = _groups(graph, [places[name] for name in names])
+    for g, group in enumerate(groups):
+        with compiled(with_outputs(graph, group)) as run:
+            for i, feed in enumerate(feeds):
+                for value, array in zip(group, run(feed), strict=True):
+                    _finite(graph, value, array, i)
+                    visit(i, graph.tensor_name(value), array)
+                progress(stage, g * len(feeds) + i + 1, len(groups) * len(feeds))
+
+
+def _places(graph: Graph) -> dict[str, Value]:
+    return {graph.tensor_name(v): v for key in graph.order() for v in graph.values(key)}
+
+
+def _groups(graph: Graph, values: Sequence[Value]) -> list[list[Value]]:
+    """The tensors in parts of at most ``MOST_BYTES``."""
+    groups: list[list[Value]] = []
+    room = 0
+    for value in values:
+        nbytes = graph.type(value).size * 4
+        if not groups or nbytes > room:
+            groups.append([])
+            room = MOST_BYTES
+        groups[-1].append(value)
+        room -= nbytes
+    return groups
+
+
+def _finite(graph: Graph, value: Value, array: np.ndarray, sample: int) -> None:
+    if array.dtype.kind != "f" or not array.size or np.isfinite(np.add(array.min(), array.max())):
+        return
+    if np.isfinite(array).all():  # the sum of the two overflowed
+        return
+    kind = "NaN" if np.isnan(array).any() else "infinity"
+    raise NervureError(
+        f"{kind} in tensor {graph.tensor_name(value)!r} for calibration sample {sample}",
+        where=graph.node(value).origin if graph.node(value).op not in STORED else None,
+        why="a range cannot be chosen for such values",
+        hint="look at this sample and at the model's float results for it",
+    )
+
+
+@dataclass
+class Extent:
+    """The smallest and largest value of a tensor over all samples, and the moving averages of each sample's."""
+
+    low: float = np.inf
+    high: float = -np.inf
+    mean_low: float = 0.0
+    mean_high: float = 0.0
+
+    def add(self, array: np.ndarray, momentum: float) -> None:
+        """One more sample. ``momentum``: its weight in the averages (the first has weight 1)."""
+        low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+        weight = momentum if self.low <= self.high else 1.0
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.mean_low += weight * (low - self.mean_low)
+        self.mean_high += weight * (high - self.mean_high)
+
+
+@dataclass
+class Histogram:
+    """Counts of values in equal bins over [low, high]."""
+
+    low: float
+    high: float
+    counts: np.ndarray
+
+    @property
+    def centers(self) -> np.ndarray:
+        """The middle of each bin."""
+        width = (self.high - self.low) / len(self.counts)
+        return np.asarray(self.low + width * (np.arange(len(self.counts)) + 0.5))
+
+    def add(self, array: np.ndarray) -> None:
+        """One more sample."""
+        bins, width = len(self.counts), self.high - self.low
+        if width <= 0:
+            self.counts[0] += array.size
+            return
+        place = ((array.ravel() - np.float32(self.low)) * np.float32(bins / width)).astype(np.int32)
+        self.counts += np.bincount(np.clip(place, 0, bins - 1, out=place), minlength=bins)
+
+
+def extents(
+    graph: Graph, names: Sequence[str], feeds: Feeds, momentum: float, progress: Progress = silent
+) -> dict[str, Extent]:
+    """The extent of each named tensor."""
+    found = {name: Extent() for name in names}
+
+    def visit(sample: int, name: str, array: np.ndarray) -> None:
+        found[name].add(array, momentum)
+
+    watch(graph, names, feeds, visit, progress, "ranges")
+    return found
+
+
+def histograms(
+    graph: Graph, seen: Mapping[str, Extent], feeds: Feeds, bins: int, progress: Progress = silent
+) -> dict[str, Histogram]:
+    """The histogram of each tensor over the extent that was seen before (0 included)."""
+    found = {name: Histogram(min(e.low, 0.0), max(e.high, 0.0), np.zeros(bins, np.int64)) for name, e in seen.items()}
+
+    def visit(sample: int, name: str, array: np.ndarray) -> None:
+        found[name].add(array)
+
+    watch(graph, list(seen), feeds, visit, progress, "histograms")
+    return found
+
+
+__all__ = ["Extent", "Histogram", "compiled", "extents", "histograms", "silent", "watch", "with_outputs"]

@@ -1,0 +1,118 @@
+"""Post-training quantization from end to end: a float graph and samples in, a graph with quantizers and facts out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...errors import NervureError
+from ..ir import STORED, Graph
+from ..passes import canonicalize
+from .observe import Extent, Histogram, Progress, extents, histograms, silent
+from .place import Sites, insert, sites
+from .ranges import activation_range, weight_scheme
+from .samples import Samples, feeds
+from .scheme import LEAST_SCALE, Scheme, affine
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized network.
+
+    ``graph`` has quantizers and is what to compile or export; ``plain`` is the float graph it was made of (canonical,
+    with equalized or corrected weights); ``schemes`` say how each tensor is stored; ``histograms`` are over the samples.
+    """
+
+    graph: Graph
+    plain: Graph
+    sites: Sites
+    settings: Settings
+    schemes: Mapping[str, Scheme]
+    extents: Mapping[str, Extent]
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def quantize(
+    graph: Graph, samples: Samples, settings: Settings | None = None, progress: Progress | None = None
+) -> Quantized:
+    """Quantizes a static float graph.
+
+    ``samples``: see ``samples.feeds``. Raises ``NervureError`` for samples or settings that do not fit, for NaN or
+    infinity in a tensor, and for a graph that has quantizers already.
+    """
+    settings, tell = settings or Settings(), progress or silent
+    plain = prepare(graph)
+    calls = feeds(plain, samples)
+    placed = sites(plain, settings)
+    seen = extents(plain, [s.name for s in placed.activations], calls, settings.momentum, tell)
+    counted = histograms(plain, seen, calls, settings.bins, tell)
+    schemes = activation_schemes(placed, seen, counted, settings)
+    schemes.update(weight_schemes(plain, placed, schemes, settings))
+    return Quantized(insert(plain, schemes, placed.floats), plain, placed, settings, schemes, seen, counted)
+
+
+def prepare(graph: Graph) -> Graph:
+    """The canonical form of a float graph, its parameters as constants."""
+    work = graph.copy()
+    for key in list(work.nx):
+        node = work.node(key)
+        if node.op == "param" and key not in work.bindings:
+            work.set_node(key, op="const")
+        if node.op in ("quantize", "dequantize"):
+            raise NervureError("the network is quantized already", where=node.origin, hint="give the float network")
+        if node.op not in STORED and not all(t.static for t in node.types):
+            raise NervureError("the network's shapes are not known", where=node.origin, hint="bind its dimensions")
+    return canonicalize(work)
+
+
+def activation_schemes(
+    placed: Sites, seen: Mapping[str, Extent], counted: Mapping[str, Histogram], settings: Settings
+) -> dict[str, Scheme]:
+    """A scheme for each activation."""
+    found = {}
+    for site in placed.activations:
+        low, high = activation_range(seen[site.name], counted.get(site.name), site.dtype, settings)
+        found[site.name] = site.fixed or affine(low, high, site.dtype)
+    return found
+
+
+def weight_schemes(graph: Graph, placed: Sites, schemes: Mapping[str, Scheme], settings: Settings) -> dict[str, Scheme]:
+    """A scheme for each layer's weight. Where a bias would need more than 2^30 steps, the channel's scale is raised."""
+    found: dict[str, Scheme] = {}
+    for layer in placed.layers:
+        array = graph.constant(graph.args(layer.node)[1])
+        assert array is not None
+        scheme = found.get(layer.weight) or weight_scheme(array, layer.axis, settings)
+        if layer.bias_at is not None:
+            scheme = _holding_bias(graph, layer, scheme, input_scheme(graph, layer, schemes))
+        found[layer.weight] = scheme
+    return found
+
+
+def _holding_bias(graph: Graph, layer: Any, scheme: Scheme, before: Scheme | None) -> Scheme:
+    at, arg = layer.bias_at
+    bias = graph.constant(graph.args(at)[arg])
+    if bias is None or before is None:
+        return scheme
+    least = np.abs(bias.astype(np.float64)).reshape(-1) / (float(before.scale) * 2.0**30)
+    shape = scheme.scale.shape
+    needed = np.broadcast_to(least, layer.channels).reshape(shape) if scheme.scale.size > 1 else least.max()
+    raised = np.maximum(scheme.scale, np.maximum(needed, LEAST_SCALE)).astype(np.float32)
+    return Scheme(scheme.dtype, raised.reshape(shape), scheme.zero_point, scheme.low, scheme.high)
+
+
+def input_scheme(graph: Graph, layer: Any, schemes: Mapping[str, Scheme]) -> Scheme | None:
+    """The scheme of what a layer reads."""
+    from .place import origin_of
+
+    value = graph.args(layer.node)[0]
+    assert value is not None
+    return schemes.get(graph.tensor_name(origin_of(graph, value)))
+
+
+__all__ = ["Quantized", "activation_schemes", "input_scheme", "prepare", "quantize", "weight_schemes"]
