@@ -31,6 +31,7 @@ NAMES = (
     "pointwise",
     "pool",
     "recurrent",
+    "recurrent_integer",
     "recurrent_training",
     "reduce",
     "reshape",

@@ -12,7 +12,7 @@ from nervure import targets
 from nervure.compiler.autodiff import gradients, training_form
 from nervure.compiler.interpret import interpret
 from nervure.compiler.ir import Graph, Value
-from nervure.compiler.ops import OPS, Case, Op, integers
+from nervure.compiler.ops import OPS, Case, Op, integers, recurrent_integers
 from nervure.compiler.ops.sampling import sample_inputs
 from nervure.compiler.pipeline import EntryGraph, Options, compile_entries
 from nervure.compiler.types import is_float, type_of
@@ -32,7 +32,9 @@ NOT_DIFFERENTIABLE = {
     **dict.fromkeys(
         ("lstm_scan_grad", "gru_scan_grad", "rnn_scan_grad"), "backward passes that nothing differentiates again"
     ),
-    **dict.fromkeys((op.name for op in integers.OPS), "made by a pass that runs after differentiation"),
+    **dict.fromkeys(
+        (op.name for op in (*integers.OPS, *recurrent_integers.OPS)), "made by a pass that runs after differentiation"
+    ),
     "random_bits": "its key is whole numbers",
     "fused": "is made by a pass that runs after differentiation",
 }
