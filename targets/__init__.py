@@ -12,7 +12,7 @@ from ..errors import NervureError
 from . import arm, x86
 from .machine import Call, Feature, Instruction, Machine
 
-__all__ = ["Call", "Feature", "Instruction", "Machine", "get", "host", "names"]
+__all__ = ["Call", "Feature", "Instruction", "Machine", "get", "host", "instruction", "names"]
 
 MACHINES: dict[str, Machine] = {m.name: m for m in (*x86.MACHINES, *arm.MACHINES)}
 
@@ -31,6 +31,13 @@ def get(name: str) -> Machine:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise NervureError(f"there is no target {name!r}", hint=f"{hint}targets: {', '.join(names())}")
     return MACHINES[name]
+
+
+@cache
+def instruction(name: str) -> Instruction:
+    """The instruction row of that name, of whichever machine has it."""
+    machines = (*MACHINES.values(), *(m for _, m in x86.MICROARCHITECTURES))
+    return next(row for machine in machines for row in machine.instructions if row.name == name)
 
 
 @cache

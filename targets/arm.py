@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .machine import Call, Feature, Instruction, Machine, dot2, one_call_dot4
+from .machine import Call, Feature, Instruction, Machine, dot2, one_call_dot4, pack_row, round_row
 
 # HWCAP bits of the Linux ABI (arch/arm64/include/uapi/asm/hwcap.h, arch/arm/include/uapi/asm/hwcap.h).
 ASIMD = Feature("asimd", "hwcap", 1)
@@ -43,6 +43,31 @@ SADDLP = _halves("smull+saddlp", "llvm.aarch64.neon.smull.v8i16", "llvm.aarch64.
 VPADAL = _halves("vmull+vpadal", "llvm.arm.neon.vmulls.v8i16", "llvm.arm.neon.vpadals.v4i32.v8i16", True)
 
 
+def _pack(to: str, words: str, steps: str) -> Instruction:
+    """Saturating narrowing, twice, the zero point added between."""
+    body: list[Call] = []
+    for pair in ("ab", "cd"):
+        body += [Call(f"{n}16", words, "int16x4", (n,), ("int32x4",)) for n in pair]
+        body += [
+            Call(pair, "concat", "int16x8", (f"{pair[0]}16", f"{pair[1]}16"), ("int16x4", "int16x4")),
+            Call(f"{pair}z", "llvm.sadd.sat.v8i16", "int16x8", (pair, "zero"), ("int16x8", "int16x8")),
+            Call(f"{pair}8", steps, f"{to}x8", (f"{pair}z",), ("int16x8",)),
+        ]
+    body.append(Call("r", "concat", f"{to}x16", ("ab8", "cd8"), (f"{to}x8", f"{to}x8")))
+    return pack_row(steps.removeprefix("llvm."), to, 4, tuple(body))
+
+
+PACK64 = (
+    _pack("int8", "llvm.aarch64.neon.sqxtn.v4i16", "llvm.aarch64.neon.sqxtn.v8i8"),
+    _pack("uint8", "llvm.aarch64.neon.sqxtn.v4i16", "llvm.aarch64.neon.sqxtun.v8i8"),
+    round_row(4),
+)
+PACK32 = (
+    _pack("int8", "llvm.arm.neon.vqmovns.v4i16", "llvm.arm.neon.vqmovns.v8i8"),
+    _pack("uint8", "llvm.arm.neon.vqmovns.v4i16", "llvm.arm.neon.vqmovnsu.v8i8"),
+)
+
+
 def _llvm(mcpu: str) -> dict[str, Any]:
     return {"kind": "llvm", "mtriple": "aarch64-unknown-linux-gnu", "mcpu": mcpu}
 
@@ -71,7 +96,7 @@ AARCH64 = Machine(
     memory_bandwidth=2.5,
     memory_bandwidth_all=4,
     features=(ASIMD,),
-    instructions=(SADDLP,),
+    instructions=(SADDLP, *PACK64),
     emulator=_qemu("cortex-a53"),
     emulator_packages="qemu-user libc6-arm64-cross",
 )
@@ -110,7 +135,7 @@ RPI5 = replace(
     memory_bandwidth=5,
     memory_bandwidth_all=6,
     features=(ASIMD, ATOMICS, FPHP, ASIMDHP, ASIMDRDM, ASIMDDP),
-    instructions=(SDOT, UDOT, SADDLP),
+    instructions=(SDOT, UDOT, SADDLP, *PACK64),
     emulator=_qemu("cortex-a76"),
 )
 ARMV7 = Machine(
@@ -142,7 +167,7 @@ ARMV7 = Machine(
     memory_bandwidth=1,
     memory_bandwidth_all=1.5,
     features=(NEON32, VFPV4),
-    instructions=(VPADAL,),
+    instructions=(VPADAL, *PACK32),
     emulator=("qemu-arm", "-cpu", "cortex-a7", "-L", "/usr/arm-linux-gnueabihf"),
     emulator_packages="qemu-user libc6-armhf-cross",
 )

@@ -6,7 +6,7 @@ names. All sizes are bytes, all rates are per clock cycle of one core, so that n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,8 @@ class Feature:
 class Call:
     """One line of an instruction's body: ``out = function(*args)`` of type ``dtype`` (TVM form, ``"int32x8"``).
 
-    ``function`` is an LLVM intrinsic (its name starts with ``llvm.``), ``add`` for plain addition, or ``bitcast``.
+    ``function`` is an LLVM intrinsic (its name starts with ``llvm.``), ``add`` for plain addition, ``concat`` for two
+    vectors as one, or ``bitcast``.
     An argument is the name of an operand or of an earlier ``out``, or an integer to be broadcast to ``dtype``'s
     operand type ``arg_dtypes``.
     """
@@ -48,7 +49,8 @@ class Call:
 class Instruction:
     """A vector instruction, or a short fixed sequence of them, that templates may use.
 
-    ``kind`` is what it computes (``"dot4"``: each int32 lane of the accumulator takes four products of neighbours).
+    ``kind`` is what it computes (``"dot4"``: each int32 lane of the accumulator takes four products of neighbours;
+    ``"pack.int8"``, ``"pack.uint8"``: see ``packed``; ``"round"``: float32 to the nearest int32, halves to even).
     ``operands`` names and types the inputs in order, accumulator first; ``lanes`` is the number of accumulator lanes;
     ``signed`` tells for each multiplied operand whether it is signed. ``saturates`` is True where intermediate sums
     can clip (then ``limit`` bounds the first factor so that they do not). ``reference`` is the numpy body.
@@ -179,3 +181,36 @@ def one_call_dot4(
     body = Call("r", intrinsic, acc, ("acc", "a", "b"), (acc, f"int8x{4 * lanes}", f"int8x{4 * lanes}"))
     operands = (("acc", acc), ("a", a), ("b", b))
     return Instruction(name, "dot4", lanes, operands, acc, (body,), signed, dot4)
+
+
+def packed(to: str, parts: Sequence[np.ndarray], zero: np.ndarray) -> np.ndarray:
+    """Four int32 vectors, each lane plus ``zero``, as one vector of 8 bits that clips what it cannot hold.
+
+    The order is that in which x86 packs: each 128 bits of the result hold 128 bits of every part.
+    """
+    lanes = len(parts[0])
+    wide = np.stack(parts).astype(np.int64).reshape(4, lanes // 4, 4).transpose(1, 0, 2).reshape(-1) + int(zero[0])
+    info = np.iinfo(to)
+    return np.asarray(np.clip(wide, info.min, info.max)).astype(to)
+
+
+def pack_row(name: str, to: str, lanes: int, body: tuple[Call, ...]) -> Instruction:
+    """The row that packs four vectors ``a`` to ``d`` of ``lanes`` int32 each, and adds ``zero`` [int16] between."""
+    operands = (*((n, f"int32x{lanes}") for n in "abcd"), ("zero", f"int16x{2 * lanes}"))
+
+    def reference(*args: np.ndarray) -> np.ndarray:
+        return packed(to, args[:4], args[4])
+
+    return Instruction(name, f"pack.{to}", 4 * lanes, operands, f"{to}x{4 * lanes}", body, (True, True), reference)
+
+
+def round_row(lanes: int) -> Instruction:
+    """The row of a machine that rounds float32 to int32 in an instruction or two."""
+    x, y = f"float32x{lanes}", f"int32x{lanes}"
+    call = Call("r", f"llvm.lrint.v{lanes}i32.v{lanes}f32", y, ("a",), (x,))
+    return Instruction(f"lrint.{lanes}", "round", lanes, (("a", x),), y, (call,), (True, True), rounded)
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """float32 to the nearest int32, halves to even."""
+    return np.rint(values).astype(np.int32)

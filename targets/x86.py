@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .machine import Call, Feature, Instruction, Machine, dot4_pairs_saturated, one_call_dot4
+from .machine import Call, Feature, Instruction, Machine, dot4_pairs_saturated, one_call_dot4, pack_row, round_row
 
 # Names as in /proc/cpuinfo; places from the Intel SDM, volume 2A, CPUID.
 CPUID: dict[str, tuple[str, int]] = {
@@ -54,6 +54,8 @@ ICELAKE = (
 
 VNNI512 = one_call_dot4("vpdpbusd.512", "llvm.x86.avx512.vpdpbusd.512", 16, (False, True))
 VNNI256 = one_call_dot4("vpdpbusd.256", "llvm.x86.avx512.vpdpbusd.256", 8, (False, True))
+VNNI128 = one_call_dot4("vpdpbusd.128", "llvm.x86.avx512.vpdpbusd.128", 4, (False, True))
+VNNI = (VNNI512, VNNI256, VNNI128)
 MADD256 = Instruction(
     name="pmaddubsw.256",
     kind="dot4",
@@ -71,6 +73,37 @@ MADD256 = Instruction(
     limit=127,
     per_cycle=0.5,
 )
+
+
+def _pack(to: str, lanes: int, words: str, steps: str) -> Instruction:
+    """vpackssdw twice, the zero point added, vpacksswb or vpackuswb."""
+    wide, half, out = f"int32x{lanes}", f"int16x{2 * lanes}", f"{to}x{4 * lanes}"
+    add = f"llvm.sadd.sat.v{2 * lanes}i16"
+    body = (
+        Call("ab", words, half, ("a", "b"), (wide, wide)),
+        Call("cd", words, half, ("c", "d"), (wide, wide)),
+        Call("low", add, half, ("ab", "zero"), (half, half)),
+        Call("high", add, half, ("cd", "zero"), (half, half)),
+        Call("r", steps, out, ("low", "high"), (half, half)),
+    )
+    return pack_row(f"{steps.removeprefix('llvm.x86.')}.{lanes}", to, lanes, body)
+
+
+PACK128 = tuple(
+    _pack(to, 4, "llvm.x86.sse2.packssdw.128", f"llvm.x86.sse2.{name}.128")
+    for to, name in (("int8", "packsswb"), ("uint8", "packuswb"))
+)
+PACK256 = tuple(
+    _pack(to, 8, "llvm.x86.avx2.packssdw", f"llvm.x86.avx2.{name}")
+    for to, name in (("int8", "packsswb"), ("uint8", "packuswb"))
+)
+PACK512 = tuple(
+    _pack(to, 16, "llvm.x86.avx512.packssdw.512", f"llvm.x86.avx512.{name}.512")
+    for to, name in (("int8", "packsswb"), ("uint8", "packuswb"))
+)
+NARROW128 = (*PACK128, round_row(4))
+NARROW256 = (*PACK256, round_row(8), *NARROW128)
+NARROW512 = (*PACK512, round_row(16), *NARROW256)
 
 
 def features(names: tuple[str, ...]) -> tuple[Feature, ...]:
@@ -106,6 +139,7 @@ BASE = Machine(
     l1_ways=8,
     cores=4,
     features=features(V2),
+    instructions=NARROW128,
 )
 V3_MACHINE = replace(
     BASE,
@@ -115,7 +149,7 @@ V3_MACHINE = replace(
     lanes=8,
     fma_ports=2,
     features=features(V3),
-    instructions=(MADD256,),
+    instructions=(MADD256, *NARROW256),
 )
 V4_MACHINE = replace(
     V3_MACHINE,
@@ -128,12 +162,14 @@ V4_MACHINE = replace(
     l2=1 << 20,
     l3=16 << 20,
     features=features(V4),
+    instructions=(MADD256, *NARROW512),
 )
 MACHINES = (V3_MACHINE, V4_MACHINE)
 
 
 def _known(base: Machine, mcpu: str, needs: tuple[str, ...], rows: tuple[Instruction, ...], **facts: Any) -> Machine:
     changes: dict[str, Any] = {"llvm": _llvm(mcpu), "zig_cpu": mcpu.replace("-", "_"), **facts}
+    rows = (*rows, *(row for row in base.instructions if not row.kind.startswith("dot")))
     return replace(base, features=features(needs), instructions=rows, **changes)
 
 
@@ -142,7 +178,7 @@ def _known(base: Machine, mcpu: str, needs: tuple[str, ...], rows: tuple[Instruc
 MICROARCHITECTURES: tuple[tuple[dict[str, str], Machine], ...] = (
     (
         {"vendor_id": "AuthenticAMD", "cpu family": "26"},  # Zen 5: full-width 512-bit units
-        _known(V4_MACHINE, "znver5", (*ICELAKE, "avx512_bf16", "avx_vnni"), (VNNI512, VNNI256), fma_ports=2),
+        _known(V4_MACHINE, "znver5", (*ICELAKE, "avx512_bf16", "avx_vnni"), VNNI, fma_ports=2),
     ),
     (
         {"vendor_id": "AuthenticAMD"},  # Zen 4: 512-bit operations on 256-bit units, one FMA of 512 bits a cycle
@@ -150,7 +186,7 @@ MICROARCHITECTURES: tuple[tuple[dict[str, str], Machine], ...] = (
             V4_MACHINE,
             "znver4",
             (*ICELAKE, "avx512_bf16"),
-            (VNNI512, VNNI256),
+            VNNI,
             fma_ports=1,
             load_ports=1,
             l2_bandwidth=28,
@@ -165,7 +201,7 @@ MICROARCHITECTURES: tuple[tuple[dict[str, str], Machine], ...] = (
             V4_MACHINE,
             "sapphirerapids",
             (*ICELAKE, "avx512_bf16", "avx512_fp16", "avx_vnni"),
-            (VNNI512, VNNI256),
+            VNNI,
             fma_ports=2,
             l2_bandwidth=40,
             l3_bandwidth=10,
@@ -173,14 +209,14 @@ MICROARCHITECTURES: tuple[tuple[dict[str, str], Machine], ...] = (
     ),
     (
         {"vendor_id": "GenuineIntel", "model name": "Xeon"},
-        _known(V4_MACHINE, "icelake-server", ICELAKE, (VNNI512, VNNI256), fma_ports=2, l2_bandwidth=40),
+        _known(V4_MACHINE, "icelake-server", ICELAKE, VNNI, fma_ports=2, l2_bandwidth=40),
     ),
-    ({"vendor_id": "GenuineIntel"}, _known(V4_MACHINE, "icelake-client", ICELAKE, (VNNI512, VNNI256))),
+    ({"vendor_id": "GenuineIntel"}, _known(V4_MACHINE, "icelake-client", ICELAKE, VNNI)),
     ({"model name": "Xeon"}, _known(V4_MACHINE, "skylake-avx512", V4, (MADD256,), fma_ports=2)),
     ({}, V4_MACHINE),
     (
         {"vendor_id": "GenuineIntel"},
-        _known(V3_MACHINE, "alderlake", (*V3, "avx_vnni", "gfni", "vaes", "vpclmulqdq"), (VNNI256, MADD256)),
+        _known(V3_MACHINE, "alderlake", (*V3, "avx_vnni", "gfni", "vaes", "vpclmulqdq"), (VNNI256, VNNI128, MADD256)),
     ),
     ({"vendor_id": "AuthenticAMD"}, _known(V3_MACHINE, "znver2", V3, (MADD256,))),
     ({}, V3_MACHINE),

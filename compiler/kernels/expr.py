@@ -46,6 +46,8 @@ def serialize(region: Region) -> Program:
             else:
                 entry["args"] = [None if a is None else ids[a] for a in body.args(key)]
                 entry["attrs"] = {k: plain(v) for k, v in node.attrs.items()}
+                if node.op == "requantize":
+                    entry["attrs"]["fits"] = _products_fit(region, *body.args(key))
             nodes.append(entry)
     return {
         "inputs": [_operand(o) for o in region.inputs],
@@ -54,6 +56,18 @@ def serialize(region: Region) -> Program:
         "anchor": anchor,
         "results": [ids[v] for v in body.outputs],
     }
+
+
+def _products_fit(region: Region, x: Value | None, multiplier: Value | None) -> bool:
+    """Whether ``requantize``'s products certainly fit an int32, with room for a zero point: its multipliers must be
+    known (one of sums below 2^31 is smaller than 1/2 in any sensible network)."""
+    assert x is not None and multiplier is not None
+    body = region.body
+    array = body.constant(multiplier)
+    if multiplier.node in body.inputs:
+        array = region.inputs[body.inputs.index(multiplier.node)].const
+    bits = 8 * body.type(x).itemsize
+    return array is not None and bits <= 32 and bool((np.abs(array) < 2.0 ** (29 - bits + 1)).all())
 
 
 def _operand(operand: Operand) -> dict[str, Any]:

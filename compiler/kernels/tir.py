@@ -206,11 +206,22 @@ class Builder:
             ]
             if step.function == "add":
                 held[step.out] = args[0] + args[1]
+            elif step.function == "concat":
+                held[step.out] = joined(args)
             elif step.function == "bitcast":
                 held[step.out] = reinterpreted(args[0], step.dtype)
             else:
                 held[step.out] = self.call(step.function, step.dtype, *args)
         return held[row.body[-1].out]
+
+    def row(self, kind: str, lanes: int | None = None) -> Any:
+        """The machine's first instruction row of that kind (and of ``lanes`` lanes), or None."""
+        from ...targets import instruction
+
+        for name, own, width, _ in self.machine.get("instructions", ()):
+            if own == kind and lanes in (None, width):
+                return instruction(name)
+        return None
 
     def fold(self, parts: Sequence[Expr], combine: Any) -> Expr:
         """Combines in a fixed tree, so that the result does not depend on anything but the number of parts."""
@@ -253,6 +264,19 @@ class Builder:
 def reinterpreted(expr: Expr, dtype: str) -> Expr:
     """The same bits as another type."""
     return expr if str(expr.ty.dtype) == dtype else tirx.reinterpret(dtype, expr)
+
+
+def joined(parts: Sequence[Expr]) -> Expr:
+    """Vectors side by side as one."""
+    if len(parts) == 1:
+        return parts[0]
+    lanes = sum(lanes_of(p) for p in parts)
+    return tirx.Shuffle(list(parts), [tirx.IntImm("int32", i) for i in range(lanes)])
+
+
+def chosen(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """A vector of the given lanes of the vectors side by side."""
+    return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", i) for i in lanes])
 
 
 def _spread(value: int, dtype: str) -> Expr:

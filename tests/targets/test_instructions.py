@@ -17,11 +17,12 @@ ROWS = [
 ]
 MAIN = """
 #include <stdio.h>
-void row(const void *acc, const void *a, const void *b, void *out);
-static _Alignas(64) char acc[64], a[64], b[64], out[64];
+void row(const void *inputs, void *out);
+static _Alignas(64) char inputs[8 * 64], out[64];
 int main(void) {
-    if (fread(acc, 64, 1, stdin) + fread(a, 64, 1, stdin) + fread(b, 64, 1, stdin) != 3) return 1;
-    row(acc, a, b, out);
+    if (fread(inputs, 64, 1, stdin) != 1) return 1;
+    for (int i = 1; i < 8 && fread(inputs + 64 * i, 64, 1, stdin) == 1; i++);
+    row(inputs, out);
     return fwrite(out, 64, 1, stdout) != 1;
 }
 """
@@ -29,14 +30,15 @@ int main(void) {
 
 def llvm_type(dtype: str) -> str:
     """``int8x64`` as LLVM writes it; signedness is the instruction's business."""
-    element, lanes = dtype.removeprefix("u").removeprefix("int").split("x")
-    return f"<{lanes} x i{element}>"
+    element, lanes = dtype.split("x")
+    return f"<{lanes} x {'float' if element == 'float32' else 'i' + element.removeprefix('u').removeprefix('int')}>"
 
 
 def llvm_ir(row: Instruction, machine: Machine) -> str:
-    """The row as a function over four pointers."""
+    """The row as a function over its operands, 64 bytes each, and the place of its result."""
     lines, declared = [], set()
-    for name, dtype in row.operands:
+    for i, (name, dtype) in enumerate(row.operands):
+        lines.append(f"  %p_{name} = getelementptr i8, ptr %inputs, i64 {64 * i}")
         lines.append(f"  %{name} = load {llvm_type(dtype)}, ptr %p_{name}, align 64")
     for call in row.body:
         kind = llvm_type(call.dtype)
@@ -49,15 +51,18 @@ def llvm_ir(row: Instruction, machine: Machine) -> str:
                 args.append(f"%{arg}")
         if call.function == "add":
             lines.append(f"  %{call.out} = add {kind} {', '.join(args)}")
+        elif call.function == "concat":
+            half, count = llvm_type(call.arg_dtypes[0]), int(call.dtype.split("x")[1])
+            both, order = ", ".join(f"{half} {a}" for a in args), ", ".join(f"i32 {i}" for i in range(count))
+            lines.append(f"  %{call.out} = shufflevector {both}, <{count} x i32> <{order}>")
         else:
             types = [llvm_type(d) for d in call.arg_dtypes]
             passed = ", ".join(f"{t} {a}" for t, a in zip(types, args, strict=True))
             lines.append(f"  %{call.out} = call {kind} @{call.function}({passed})")
             declared.add(f"declare {kind} @{call.function}({', '.join(types)})")
-    names = ", ".join(f"ptr %p_{name}" for name, _ in row.operands)
     store = f"  store {llvm_type(row.result)} %{row.body[-1].out}, ptr %p_out, align 64"
     triple = f'target triple = "{machine.llvm["mtriple"]}"'
-    body = "\n".join([f"define void @row({names}, ptr %p_out) {{", *lines, store, "  ret void", "}"])
+    body = "\n".join(["define void @row(ptr %inputs, ptr %p_out) {", *lines, store, "  ret void", "}"])
     return "\n".join([triple, *sorted(declared), body, ""])
 
 
@@ -67,6 +72,15 @@ def operands(row: Instruction, seed: int) -> list[np.ndarray]:
     made = []
     for name, dtype in row.operands:
         element, lanes = dtype.split("x")
+        if element == "float32":
+            halves = random.integers(-99999, 99999, int(lanes)) + 0.5
+            made.append((halves if seed == 0 else halves * random.random(int(lanes))).astype(np.float32))
+            continue
+        if row.kind.startswith("pack."):
+            reach = (300, 1 << 31, 40000)[seed % 3]
+            same = np.full(int(lanes), random.integers(-128, 256), element)  # one zero point for all lanes
+            made.append(same if name == "zero" else random.integers(-reach, reach, int(lanes)).astype(element))
+            continue
         info = np.iinfo(element)
         low, high = (-(1 << 20), 1 << 20) if name == "acc" else (info.min, info.max)
         if name == "a" and row.limit is not None:
@@ -95,8 +109,8 @@ def test_row_computes_what_its_reference_says(tmp_path: Path, machine: Machine, 
         data = b"".join(a.tobytes().ljust(64, b"\0") for a in given)
         done = subprocess.run([*before, str(tmp_path / "row")], input=data, capture_output=True)
         assert done.returncode == 0, done.stderr
-        got = np.frombuffer(done.stdout, np.int32)[: row.lanes]
+        got = np.frombuffer(done.stdout, row.result.split("x")[0])[: row.lanes]
         np.testing.assert_array_equal(got, expected)
-        if not row.saturates:
+        if row.kind.startswith("dot") and not row.saturates:
             products = given[1].astype(np.int64) * given[2].astype(np.int64)
             np.testing.assert_array_equal(expected, given[0] + products.reshape(row.lanes, -1).sum(axis=1))

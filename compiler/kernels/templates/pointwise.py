@@ -37,6 +37,24 @@ def merge_axes(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[l
     return groups
 
 
+_STEPS = frozenset(  # operators of a few instructions: several vectors of them fit the registers at once
+    ("input", "const", "identity", "copy", "cast", "relu", "clip", "maximum", "minimum", "add", "sub", "mul")
+    + ("quantize", "dequantize", "requantize", "add_integer", "mul_integer", "lookup")
+)
+
+
+def vector_lanes(region: Region) -> int:
+    """Elements taken at once: a vector of the narrowest elements where some have 8 bits and the work is simple, so
+    that loads, stores and packs are whole vectors; else as many as float32 lanes."""
+    machine = region.machine
+    narrow = min((o.type.itemsize for o in (*region.inputs, *region.outputs) if o.type.size > 1), default=4)
+    simple = all(region.body.node(n).op in _STEPS for n in region.body)
+    wide = any(t.itemsize > 4 for n in region.body for t in region.body.node(n).types)
+    if machine.lanes == 1 or narrow > 1 or not simple or wide:
+        return machine.lanes
+    return machine.vector_bytes
+
+
 def plan(region: Region) -> list[Plan]:
     """One plan: this template takes every region without an anchor."""
     body, machine = region.body, region.machine
@@ -58,16 +76,17 @@ def plan(region: Region) -> list[Plan]:
         groups = merge_axes(shape, every)
     extents = [math.prod(shape[a] for a in g) for g in groups]
     ops = sum(effort(n["op"]) for n in program["nodes"])
-    outer, tasks, chunk = 0, 1, 0
+    outer, tasks, chunk, lanes = 0, 1, 0, vector_lanes(region)
     enough = _TASK_WORK * machine.lanes / max(1.0, ops)  # elements
     if len(groups) == 1 and extents[0] >= 2 * enough:
-        chunk = math.ceil(extents[0] / min(_TASKS, int(extents[0] / enough)) / machine.lanes) * machine.lanes
+        chunk = math.ceil(extents[0] / min(_TASKS, int(extents[0] / enough)) / lanes) * lanes
         tasks = math.ceil(extents[0] / chunk)
     elif len(groups) > 1 and math.prod(extents) >= 2 * enough:
         while outer < len(groups) - 1 and tasks < _TASKS and math.prod(extents[outer:]) >= 2 * enough:
             tasks *= extents[outer]
             outer += 1
     config = {"program": program, "shape": shape, "groups": groups, "outer": outer, "tasks": tasks, "chunk": chunk}
+    config["lanes"] = lanes
     args = (*(Arg("in", i) for i in range(len(region.inputs))), *(Arg("out", i) for i in range(len(region.outputs))))
     traffic = sum(o.type.nbytes for o in (*region.inputs, *region.outputs))
     cost = max(out.type.size * max(1, ops) / machine.lanes, traffic / 8) / 2.5
@@ -111,7 +130,7 @@ class _Nest:
     def __init__(self, k: Any, config: dict[str, Any], ev: Any, outputs: list[Any]) -> None:
         self.k, self.ev, self.outputs = k, ev, outputs
         self.shape, self.groups, self.outer = config["shape"], config["groups"], config["outer"]
-        self.tasks, self.chunk = config["tasks"], config["chunk"]
+        self.tasks, self.chunk, self.lanes = config["tasks"], config["chunk"], config["lanes"]
         self.extents = [math.prod(self.shape[a] for a in g) for g in self.groups]
 
     def run(self, task: Any) -> None:
@@ -135,7 +154,7 @@ class _Nest:
 
     def _innermost(self, chosen: list[Any], task: Any) -> None:
         """Whole vectors, then narrower ones. They never overlap, for an output may lie where an input does."""
-        k, lanes, extent = self.k, self.k.lanes, self.extents[-1]
+        k, lanes, extent = self.k, self.lanes, self.extents[-1]
         full = extent // lanes
         # a group of several logical axes has no single coordinate: only its flat index is known, which is enough
         # when no operator of the body looks at coordinates (see plan)
@@ -153,7 +172,7 @@ class _Nest:
         self._rest(chosen, full * lanes, extent)
 
     def _rest(self, chosen: list[Any], start: int, extent: int) -> None:
-        for at, width in pieces(extent - start, self.k.lanes):
+        for at, width in pieces(extent - start, self.lanes):
             self._store([*chosen, (start + at, 1 if width > 1 else 0)], width)
 
     def _store(self, chosen: list[Any], lanes: int) -> None:
