@@ -151,7 +151,7 @@ def _assemble(region: Region, x: Operand, g: Operand, points: Any, tile: Tile, c
     if not simple:
         reads = epilogue_inputs(region)
         finish = {"program": config["program"], "reads": reads, "shape": list(dims), "scratch": scratch, "outer": 0}
-        finish |= {"groups": _groups(region, scratch), "tasks": 1, "chunk": 0}
+        finish |= {"groups": _groups(region, scratch), "tasks": 1, "chunk": 0, "lanes": region.machine.lanes}
         args = (*(Arg("in", i) for i in reads), *results, Arg("shared"))
         phases.append(Draft(KernelSpec("image_lanes_grad.finish", finish), args))
     return Plan(
@@ -317,10 +317,10 @@ class _Kernel:
 class _Finish(_Nest):
     """The elementwise work after the sums, which lie in scratch."""
 
-    lanes = 1
+    width = 1  # elements of the store at work
 
     def _store(self, chosen: list[Any], lanes: int) -> None:
-        self.lanes = lanes
+        self.width = lanes
         super()._store(chosen, lanes)
 
 
@@ -337,7 +337,7 @@ def emit_finish(k: Any, config: Data) -> None:
 
     def summed(number: int, coords: list[Any]) -> Any:
         base, step = ev.address(config["scratch"], coords)
-        return k.load(scratch, base, nest.lanes, step)
+        return k.load(scratch, base, nest.width, step)
 
     ev = Evaluator(k, program, buffers, anchor=summed)
     nest = _Finish(k, config, ev, outputs)
