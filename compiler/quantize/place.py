@@ -208,20 +208,26 @@ def exclusive(graph: Graph, value: Value, node: int) -> bool:
     return True
 
 
-def insert(graph: Graph, schemes: Mapping[str, Scheme], floats: Collection[str] = ()) -> Graph:
+def insert(
+    graph: Graph, schemes: Mapping[str, Scheme], floats: Collection[str] = (), *, trained: bool = False
+) -> Graph:
     """A copy of a canonical float graph with quantizers at the named tensors.
 
     An activation gets ``quantize`` and ``dequantize`` behind it; a layer's weight becomes ``dequantize`` of integers,
     and its bias of int32 with the product of the scales. A name that the graph does not have, or that is neither an
     activation nor a layer's weight, is left alone. Operators that compute a tensor in ``floats`` take their inputs as
     they are where they can be had so. The result computes the same network; it need not be canonical.
+
+    ``trained``: the form that quantization-aware training takes: weights stay what they are, with ``quantize`` and
+    ``dequantize`` behind them, biases too; quantizers that must keep one scheme have one scale.
     """
-    return _Insertion(graph, schemes, floats).run()
+    return _Insertion(graph, schemes, floats, trained).run()
 
 
 class _Insertion:
-    def __init__(self, graph: Graph, schemes: Mapping[str, Scheme], floats: Collection[str]):
-        self.graph, self.schemes = graph.copy(), schemes
+    def __init__(self, graph: Graph, schemes: Mapping[str, Scheme], floats: Collection[str], trained: bool):
+        self.graph, self.schemes, self.trained = graph.copy(), schemes, trained
+        self.parameters: dict[int, tuple[Value, Value]] = {}  # of a scheme: its scale and zero point, where shared
         self.plain = graph
         self.floats = set(floats)
         self.at: dict[Value, Scheme] = {}  # where quantizers stand
@@ -242,7 +248,7 @@ class _Insertion:
         users = {v: [u for u in self.plain.users(v) if forms[v] or self.wants(*u)] for v in self.at}
         for layer, before in biases:
             self._weight(layer)
-            if before is not None and layer.bias is not None:
+            if before is not None and layer.bias is not None and not self.trained:
                 self._bias(layer, before)
         for key, arg, scheme in self.edges:
             value = self.graph.args(key)[arg]
@@ -284,8 +290,11 @@ class _Insertion:
         """``value`` quantized and dequantized."""
         graph, name = self.graph, self.graph.tensor_name(value)
         origin = graph.node(value).origin
-        scale = graph.const(scheme.scale, f"{name}_scale", origin)
-        zero = graph.const(np.asarray(scheme.zero_point, scheme.dtype), f"{name}_zero_point", origin)
+        if id(scheme) not in self.parameters or not self.trained:
+            scale = graph.const(scheme.scale, f"{name}_scale", origin)
+            zero = graph.const(np.asarray(scheme.zero_point, scheme.dtype), f"{name}_zero_point", origin)
+            self.parameters[id(scheme)] = scale, zero
+        scale, zero = self.parameters[id(scheme)]
         bounds = {"to": scheme.dtype, "low": scheme.low, "high": scheme.high}
         q = graph.add("quantize", value, scale, zero, names=[f"{name}_quantized"], origin=origin, **bounds)
         return graph.add("dequantize", q, scale, zero, names=[f"{name}_dequantized"], origin=origin)
@@ -303,9 +312,13 @@ class _Insertion:
         graph, scheme = self.graph, self.schemes[layer.weight]
         weight = graph.args(layer.node)[1]
         array, origin = graph.constant(weight), graph.node(weight).origin  # type: ignore[arg-type]
-        assert array is not None
-        q = graph.const(scheme.steps(array), f"{layer.weight}_quantized", origin)
+        assert weight is not None and array is not None
         scale = graph.const(scheme.scale, f"{layer.weight}_scale", origin)
+        if self.trained:
+            bounds = {"to": scheme.dtype, "low": scheme.low, "high": scheme.high}
+            q = graph.add("quantize", weight, scale, names=[f"{layer.weight}_quantized"], origin=origin, **bounds)
+        else:
+            q = graph.const(scheme.steps(array), f"{layer.weight}_quantized", origin)
         graph.set_arg(layer.node, 1, graph.add("dequantize", q, scale, origin=origin))
 
     def _bias(self, layer: Layer, before: Scheme) -> None:

@@ -16,7 +16,7 @@ from ...compiler.types import is_float
 THROUGH = ("relu", "clip", "identity")  # between a product and its quantization: they become bounds
 # What has an integer form with scales of any kind (``compiler.passes.integers``); of the rest a table is made, or a
 # softmax's, and a table is made once: its scales stay as they are.
-FORMS = ("add", "sub", "mul", "avg_pool", "reduce_mean", "concat", "conv", "matmul", "dequantize", "max_pool")
+FORMS = ("avg_pool", "reduce_mean", "concat", "conv", "matmul", "dequantize", "max_pool")
 MOVES = ("reshape", "transpose", "slice", "expand", "gather", "tile", "copy", "pad")
 
 
@@ -86,12 +86,20 @@ class Quantizers:
             assert source is not None and scale is not None
             while graph.node(source).op in THROUGH:
                 (source,) = graph.args(source.node)  # type: ignore[assignment]
-            if graph.node(source).op in (*FORMS, *MOVES, "input", "const"):
+            if graph.node(source).op in (*FORMS, *MOVES, "input", "const") or self._pair(source):
                 continue
             starts = self._starts(source)
             if starts is not None:
                 fixed |= {scale, *starts}
         return fixed
+
+    def _pair(self, value: Value) -> bool:
+        """Whether two quantized tensors are added or multiplied, or a product gets its bias."""
+        graph = self.graph
+        if graph.node(value).op not in ("add", "sub", "mul"):
+            return False
+        ops = [graph.node(a).op for a in graph.args(value.node) if a is not None]
+        return ops == ["dequantize"] * 2 or "matmul" in ops or "conv" in ops
 
     def _starts(self, value: Value) -> set[Value] | None:
         """The scales of what an elementwise function (or a softmax) is computed from; None where it is none."""
