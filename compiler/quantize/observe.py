@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from ..pipeline import EntryGraph, Options, compile_entries
 MOST_BYTES = 1 << 29  # of watched tensors in one compiled graph
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Progress = Callable[[str, int, int], None]
+Visit = Callable[[int, str, np.ndarray], None]
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 
@@ -49,27 +50,36 @@ def with_outputs(graph: Graph, values: Sequence[Value]) -> Graph:
     return work
 
 
-def watch(
-    graph: Graph,
-    names: Sequence[str],
-    feeds: Feeds,
-    visit: Callable[[int, str, np.ndarray], None],
-    progress: Progress = silent,
-    stage: str = "observing",
-) -> None:
-    """Runs ``graph`` over the samples; ``visit(sample, name, array)`` sees each named tensor of each.
+class Watcher:
+    """A graph compiled with some of its tensors as outputs. ``close`` it, or use it in a ``with``."""
 
-    Arrays are valid until the next call. ``NervureError`` for NaN or infinity in any of them.
-    """
-    places = _places(graph)
-    groups = _groups(graph, [places[name] for name in names])
-    for g, group in enumerate(groups):
-        with compiled(with_outputs(graph, group)) as run:
+    def __init__(self, graph: Graph, names: Sequence[str]):
+        places = _places(graph)
+        self.graph, self._stack = graph, ExitStack()
+        self._groups = _groups(graph, [places[name] for name in names])
+        self._runs: list[Run] = [self._stack.enter_context(compiled(with_outputs(graph, g))) for g in self._groups]
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes the compiled libraries."""
+        self._stack.close()
+
+    def run(self, feeds: Feeds, visit: Visit, progress: Progress = silent, stage: str = "observing") -> None:
+        """Runs the graph over the samples; ``visit(sample, name, array)`` sees each tensor of each.
+
+        ``NervureError`` for NaN or infinity in any of them: it names the tensor and the sample.
+        """
+        for g, (group, run) in enumerate(zip(self._groups, self._runs, strict=True)):
             for i, feed in enumerate(feeds):
                 for value, array in zip(group, run(feed), strict=True):
-                    _finite(graph, value, array, i)
-                    visit(i, graph.tensor_name(value), array)
-                progress(stage, g * len(feeds) + i + 1, len(groups) * len(feeds))
+                    _finite(self.graph, value, array, i)
+                    visit(i, self.graph.tensor_name(value), array)
+                progress(stage, g * len(feeds) + i + 1, len(self._groups) * len(feeds))
 
 
 def _places(graph: Graph) -> dict[str, Value]:
@@ -147,29 +157,21 @@ class Histogram:
 
 
 def extents(
-    graph: Graph, names: Sequence[str], feeds: Feeds, momentum: float, progress: Progress = silent
+    watcher: Watcher, names: Sequence[str], feeds: Feeds, momentum: float, progress: Progress = silent
 ) -> dict[str, Extent]:
-    """The extent of each named tensor."""
+    """The extent of each watched tensor."""
     found = {name: Extent() for name in names}
-
-    def visit(sample: int, name: str, array: np.ndarray) -> None:
-        found[name].add(array, momentum)
-
-    watch(graph, names, feeds, visit, progress, "ranges")
+    watcher.run(feeds, lambda _, name, array: found[name].add(array, momentum), progress, "ranges")
     return found
 
 
 def histograms(
-    graph: Graph, seen: Mapping[str, Extent], feeds: Feeds, bins: int, progress: Progress = silent
+    watcher: Watcher, seen: Mapping[str, Extent], feeds: Feeds, bins: int, progress: Progress = silent
 ) -> dict[str, Histogram]:
     """The histogram of each tensor over the extent that was seen before (0 included)."""
-    found = {name: Histogram(min(e.low, 0.0), max(e.high, 0.0), np.zeros(bins, np.int64)) for name, e in seen.items()}
-
-    def visit(sample: int, name: str, array: np.ndarray) -> None:
-        found[name].add(array)
-
-    watch(graph, list(seen), feeds, visit, progress, "histograms")
+    found = {n: Histogram(min(e.low, 0.0), max(e.high, 0.0), np.zeros(bins, np.int64)) for n, e in seen.items()}
+    watcher.run(feeds, lambda _, name, array: found[name].add(array), progress, "histograms")
     return found
 
 
-__all__ = ["Extent", "Histogram", "compiled", "extents", "histograms", "silent", "watch", "with_outputs"]
+__all__ = ["Extent", "Histogram", "Watcher", "compiled", "extents", "histograms", "silent", "with_outputs"]

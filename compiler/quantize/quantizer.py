@@ -11,8 +11,9 @@ import numpy as np
 from ...errors import NervureError
 from ..ir import STORED, Graph
 from ..passes import canonicalize
-from .observe import Extent, Histogram, Progress, extents, histograms, silent
-from .place import Sites, insert, sites
+from .forms import Layer
+from .observe import Extent, Histogram, Progress, Watcher, extents, histograms, silent
+from .place import Sites, insert, origin_of, sites
 from .ranges import activation_range, weight_scheme
 from .samples import Samples, feeds
 from .scheme import LEAST_SCALE, Scheme, affine
@@ -24,7 +25,7 @@ class Quantized:
     """A quantized network.
 
     ``graph`` has quantizers and is what to compile or export; ``plain`` is the float graph it was made of (canonical,
-    with equalized or corrected weights); ``schemes`` say how each tensor is stored; ``histograms`` are over the samples.
+    with equalized or corrected weights); ``schemes`` say how each tensor is stored.
     """
 
     graph: Graph
@@ -49,8 +50,10 @@ def quantize(
     plain = prepare(graph)
     calls = feeds(plain, samples)
     placed = sites(plain, settings)
-    seen = extents(plain, [s.name for s in placed.activations], calls, settings.momentum, tell)
-    counted = histograms(plain, seen, calls, settings.bins, tell)
+    names = [s.name for s in placed.activations]
+    with Watcher(plain, names) as watcher:
+        seen = extents(watcher, names, calls, settings.momentum, tell)
+        counted = histograms(watcher, seen, calls, settings.bins, tell)
     schemes = activation_schemes(placed, seen, counted, settings)
     schemes.update(weight_schemes(plain, placed, schemes, settings))
     return Quantized(insert(plain, schemes, placed.floats), plain, placed, settings, schemes, seen, counted)
@@ -88,13 +91,14 @@ def weight_schemes(graph: Graph, placed: Sites, schemes: Mapping[str, Scheme], s
         array = graph.constant(graph.args(layer.node)[1])
         assert array is not None
         scheme = found.get(layer.weight) or weight_scheme(array, layer.axis, settings)
-        if layer.bias_at is not None:
-            scheme = _holding_bias(graph, layer, scheme, input_scheme(graph, layer, schemes))
+        scheme = _holding_bias(graph, layer, scheme, input_scheme(graph, layer, schemes))
         found[layer.weight] = scheme
     return found
 
 
-def _holding_bias(graph: Graph, layer: Any, scheme: Scheme, before: Scheme | None) -> Scheme:
+def _holding_bias(graph: Graph, layer: Layer, scheme: Scheme, before: Scheme | None) -> Scheme:
+    if layer.bias_at is None:
+        return scheme
     at, arg = layer.bias_at
     bias = graph.constant(graph.args(at)[arg])
     if bias is None or before is None:
@@ -106,10 +110,8 @@ def _holding_bias(graph: Graph, layer: Any, scheme: Scheme, before: Scheme | Non
     return Scheme(scheme.dtype, raised.reshape(shape), scheme.zero_point, scheme.low, scheme.high)
 
 
-def input_scheme(graph: Graph, layer: Any, schemes: Mapping[str, Scheme]) -> Scheme | None:
+def input_scheme(graph: Graph, layer: Layer, schemes: Mapping[str, Scheme]) -> Scheme | None:
     """The scheme of what a layer reads."""
-    from .place import origin_of
-
     value = graph.args(layer.node)[0]
     assert value is not None
     return schemes.get(graph.tensor_name(origin_of(graph, value)))

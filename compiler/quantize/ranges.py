@@ -110,27 +110,36 @@ def _within(x: np.ndarray, scheme: Scheme) -> np.ndarray:
     return np.asarray((x >= low - half) & (x <= high + half))
 
 
-def weight_scheme(weight: np.ndarray, axis: int, settings: Settings, importance: np.ndarray | None = None) -> Scheme:
+def weight_scheme(weight: np.ndarray, axis: int, settings: Settings) -> Scheme:
     """The symmetric scheme of a layer's weights, ``axis`` being their output channels.
 
-    ``importance``: broadcastable weights of the squared errors. With ``weight_method="mse"`` each channel's reach is
-    the one of 80 between 0.4 and 1 of its largest magnitude that changes it least.
+    With ``weight_method="mse"`` each channel's reach is that of 60 between 0.4 and 1 of its largest magnitude which
+    changes it least.
     """
-    others = tuple(i for i in range(weight.ndim) if not settings.per_channel or i != axis)
-    reach = np.abs(weight.astype(np.float64)).max(axis=others, keepdims=True, initial=0.0)
-    plain = symmetric(reach, settings.weight_bits)
-    if settings.weight_method == "minmax" or not weight.size:
-        return plain
-    share = 1.0 if importance is None else importance
-    best = np.ones_like(reach)
-    least = (share * (plain.rounded(weight) - weight) ** 2).sum(axis=others, keepdims=True)
-    for factor in np.linspace(0.4, 1.0, 80, endpoint=False)[::-1]:
-        error = (share * (symmetric(reach * factor, settings.weight_bits).rounded(weight) - weight) ** 2).sum(
-            axis=others, keepdims=True
-        )
-        better = error < least
-        best, least = np.where(better, factor, best), np.where(better, error, least)
-    return symmetric(reach * best, settings.weight_bits)
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float32)
+    shape = tuple(d if i == axis else 1 for i, d in enumerate(weight.shape))
+    if not settings.per_channel:
+        rows, shape = rows.reshape(1, -1), ()
+    reach = np.abs(rows).max(axis=1, initial=0.0)
+    best, least = np.ones(len(rows)), _row_errors(rows, reach, settings.weight_bits)
+    factors = np.linspace(0.4, 1.0, 60, endpoint=False)[::-1] if settings.weight_method == "mse" else ()
+    for factor in factors:
+        some = np.flatnonzero(least > 0)
+        if not some.size:
+            break
+        error = _row_errors(rows[some], reach[some] * factor, settings.weight_bits)
+        better = some[error < least[some]]
+        best[better], least[better] = factor, error[error < least[some]]
+    return symmetric((reach * best).reshape(shape), settings.weight_bits)
+
+
+def _row_errors(rows: np.ndarray, reach: np.ndarray, bits: int) -> np.ndarray:
+    """The sum of squares that quantizing changes in each row; what float32 rounding alone makes counts as 0."""
+    scheme = symmetric(reach[:, None], bits)
+    low, high = scheme.bounds
+    change = np.clip(np.rint(rows / scheme.scale), low, high) * scheme.scale - rows
+    errors = np.einsum("ij,ij->i", change, change)
+    return np.where(errors <= 1e-12 * np.einsum("ij,ij->i", rows, rows), 0.0, errors)
 
 
 __all__ = ["activation_range", "error_parts", "percentile", "search", "squared_error", "weight_scheme"]
