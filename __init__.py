@@ -26,6 +26,7 @@ _NAMES = {
     "Trainer": "runtime.trainer",
     "load_onnx": "frontends.onnx",
     "load_network": "frontends.onnx",
+    "quantize": "frontends.quantize",
     "quantize_aware": "frontends.qat",
     "save_onnx": "frontends.onnx",
     "Graph": "compiler.ir",

@@ -81,9 +81,10 @@ def quantize(
     (``activations="uint8"``, ``float_patterns=("head*",)``) say how; see ``nv.quantization.Settings``.
 
     ``max_drop`` (``"0.5%"``, ``0.005``) bounds what the score of ``evaluate(model)``, or of ``labelled`` data (``.npz``
-    with the inputs and ``y``), may lose beside the float artifact's; ``max_sqnr_loss`` (``"1%"``, ``"20dB"``) the noise of the
-    outputs in parts of their power. Where a budget does not hold, the layers that do most damage are ``promote``d to
-    16 bits or float (``auto``, ``int16``, ``float``), until it holds for the artifact compiled for ``target``.
+    with the inputs and ``y``), may lose beside the float artifact's; ``max_sqnr_loss`` (``"1%"``, ``"20dB"``) the noise
+    of the outputs in parts of their power. Where a budget does not hold, the layers that do most damage are
+    ``promote``d to 16 bits or float (``auto``, ``int16``, ``float``), until it holds for the artifact compiled for
+    ``target``.
 
     ``out``: where to write the QDQ ONNX file. ``latency=False`` times nothing. Raises ``NervureError`` for calibration
     data that do not fit or are not finite, for a pattern that matches nothing, and, before anything is written, where a
@@ -276,7 +277,7 @@ def _finite(outputs: Sequence[Sequence[np.ndarray]], model: Model, where: str) -
                 )
 
 
-# -- the model and its inputs --------------------------------------------------------------------------------------------
+# -- the model and its inputs ------------------------------------------------------------------------------------------
 
 
 def input_types(source: Any, dims: Mapping[str, int], shapes: Mapping[str, Sequence[int]]) -> dict[str, TensorType]:

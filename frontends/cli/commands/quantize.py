@@ -136,7 +136,7 @@ def quantize_command(
     _show(made, facts)
 
 
-# -- options from the fields of Settings ---------------------------------------------------------------------------------
+# -- options from the fields of Settings -------------------------------------------------------------------------------
 
 
 def _option(field: Field[Any]) -> inspect.Parameter:
@@ -179,7 +179,7 @@ def _with_options(function: Any, *classes: Any) -> None:
 _with_options(quantize_command, Settings)
 
 
-# -- what is written and shown -------------------------------------------------------------------------------------------
+# -- what is written and shown -----------------------------------------------------------------------------------------
 
 
 def _suffixes(output: Path, report: Path | None) -> None:
