@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import NervureError
 from ..types import DTYPES, TensorType, is_float
+from .blocks import Block, require_block, spread
 from .gradient import Call as Grad
 from .gradient import Sym
 from .numeric import numpy_dtype, quiet, threefry
@@ -134,19 +136,33 @@ def _dequantize_infer(call: Call) -> Sequence[TensorType]:
         raise OpError(f"to: expected a float type; got {to!r}")
     require_dtype(x, NUMBERS, "x")
     require_dtype(scale, FLOATS, "scale")
-    require_broadcast(scale, x.shape, "scale")
+    block = call.attrs["block"]
     if zero_point is not None:
         require_same_dtype(x, zero_point, ("x", "zero_point"))
-        require_broadcast(zero_point, x.shape, "zero_point")
+    for given, name in ((scale, "scale"), (zero_point, "zero_point")):
+        if given is not None and block is not None:
+            require_block(block, x, given, name)
+        elif given is not None:
+            require_broadcast(given, x.shape, name)
     return (x.with_dtype(to),)
 
 
-def _dequantize(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = None, *, to: str) -> np.ndarray:
-    shifted = x.astype(np.float64) if zero_point is None else x.astype(np.float64) - zero_point.astype(np.float64)
-    return (shifted * scale.astype(np.float64)).astype(numpy_dtype(to))
+def _dequantize(
+    x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = None, *, to: str, block: Block = None
+) -> np.ndarray:
+    shifted = x.astype(np.float64)
+    if zero_point is not None:
+        shifted = shifted - spread(zero_point.astype(np.float64), x.shape, block)
+    return np.asarray(shifted * spread(scale.astype(np.float64), x.shape, block)).astype(numpy_dtype(to))
 
 
 def _dequantize_gradient(c: Grad) -> list[Sym | None]:
+    if c.attrs["block"] is not None:
+        raise NervureError(
+            "scales of blocks cannot be differentiated",
+            why="integers with a scale for each block are weights that are not trained",
+            hint="train the model first, then quantize its weights",
+        )
     x, scale, zero = c.x.cast(c.g.dtype), c.input(1).cast(c.g.dtype), c.optional(2)
     shifted = x if zero is None else x - zero.cast(c.g.dtype)
     g = (c.g * scale).cast(c.x.dtype) if is_float(c.x.dtype) else c.g * scale
@@ -162,6 +178,10 @@ def _dequantize_cases() -> Iterable[Case]:
     yield Case((t("int8", 2, 3, 4, 4), each, np.array([1, -2, 3], np.int8).reshape(3, 1, 1)), low=-128, high=127)
     yield Case((t("int32", 5), scale), low=-9999, high=9999)
     yield Case((t("int8", 2, 30), scale.astype(np.float16)), {"to": "float16"}, low=-128, high=127)
+    blocks = np.array([[0.1, 0.02], [0.5, 1.5]], np.float32)
+    yield Case((t("int8", 2, 30), blocks), {"block": (1, 16)}, low=-8, high=7, note="blocks")
+    points = np.array([[3, -2], [0, 7]], np.int8)
+    yield Case((t("int8", 2, 9), blocks, points), {"block": (1, 5)}, low=-8, high=7, note="blocks")
 
 
 # -- choice ------------------------------------------------------------------------------------------------------
@@ -276,10 +296,10 @@ OPS = (
         Kind.ELEMENTWISE,
         _dequantize_infer,
         quiet(_dequantize),
-        "(x - zero_point) scale (ONNX DequantizeLinear).",
+        "(x - zero_point) scale (ONNX DequantizeLinear); with block = (axis, size), one scale for so many neighbours.",
         inputs=("x", "scale", "zero_point?"),
-        attrs={"to": "float32"},
-        cost=_per_element(2),
+        attrs={"to": "float32", "block": None},
+        cost=lambda call: Cost(2.0 * count(call.type(0).shape)),
         cases=_dequantize_cases,
         gradient=_dequantize_gradient,
     ),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..types import TensorType
+from .blocks import Block, blocks_shape, require_block, spread
 from .contractions import matmul_shape
 from .convolutions import conv_columns, conv_output
 from .indexing import INDEX
@@ -27,38 +28,6 @@ from .shapes import count, normalise_axis, optional, require_dtype, require_shap
 
 CODES = ("int8", "uint8")
 HALVES = ("float16", "bfloat16")
-Block = tuple[int, int] | None
-
-
-def blocks_shape(shape: Sequence[Any], block: Block) -> tuple[Any, ...]:
-    """The shape of a tensor's scales where every element, or every block of them, has one."""
-    found = list(shape)
-    if block is not None:
-        axis, size = block
-        found[axis] = -(-found[axis] // size)
-    return tuple(found)
-
-
-def require_block(block: Any, x: TensorType, scale: TensorType, name: str = "scale") -> None:
-    """``OpError`` unless ``scale`` has, for every axis of ``x``, one entry, or one for each element or block."""
-    if block is None:
-        whole: tuple[Any, ...] = x.shape
-    else:
-        axis, size = block
-        if not (0 <= axis < x.rank) or size < 1:
-            raise OpError(f"block: expected an axis of {x} and a positive size; got {block}")
-        whole = blocks_shape(x.dims, block)
-    if scale.rank > x.rank or any(s not in (1, d) for s, d in zip(scale.shape[::-1], whole[::-1], strict=False)):
-        raise OpError(f"{name}: expected a shape that broadcasts to {list(whole)}; got {scale}")
-
-
-def spread(scale: np.ndarray, shape: Sequence[int], block: Block) -> np.ndarray:
-    """Scales as they stand at each element of a tensor of that shape (broadcast along all axes but the blocks')."""
-    if block is None or scale.ndim == 0:
-        return scale
-    axis, size = block
-    full = scale.reshape((1,) * (len(shape) - scale.ndim) + scale.shape)
-    return full if full.shape[axis] == 1 else np.repeat(full, size, axis).take(np.arange(shape[axis]), axis)
 
 
 def widened(w: np.ndarray, scale: np.ndarray | None, zero: np.ndarray | None, block: Block) -> np.ndarray:

@@ -18,6 +18,7 @@ from .fold import fold_constants, fold_weights
 from .integers import lower_integers
 from .movement import source_of
 from .simplify import simplify
+from .weights import lower_weights
 
 Pass = Callable[[Graph], Graph]
 
@@ -45,7 +46,7 @@ def canonicalize(graph: Graph, check: bool = False) -> Graph:
     outputs are distinct tensors that operations compute: where one is a stored tensor or named twice, an ``identity``
     carries the name.
     """
-    work = _settle(_settle(graph, PASSES, check), (fold_weights, *PASSES[1:]), check)
+    work = _settle(_settle(graph, PASSES, check), (lower_weights, fold_weights, *PASSES[1:]), check)
     work = separate_outputs(work)
     if check:
         _check(work, separate_outputs)

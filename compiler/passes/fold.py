@@ -16,6 +16,7 @@ from ..ir import STORED, Graph, Value, join_origins
 from ..ops import OPS, Call
 from .pattern import visible
 from .rewrite import reclaim_name, substitute, sweep
+from .weights import stored_narrow
 
 LIMIT = 1 << 20  # bytes of one folded constant
 SMALL = 4 << 10  # bytes of a folded broadcast
@@ -24,12 +25,12 @@ BROADCASTS = ("expand", "tile", "iota")
 
 
 def fold_constants(graph: Graph) -> Graph:
-    """A copy of ``graph`` in which what can be computed now is a constant; quantized weights stay integers."""
+    """A copy of ``graph`` in which what can be computed now is a constant; narrow weights stay narrow."""
     return _fold(graph, weights=False)
 
 
 def fold_weights(graph: Graph) -> Graph:
-    """As ``fold_constants``, integer weights that are used as floats included."""
+    """As ``fold_constants``, narrow weights that are used as floats included."""
     return _fold(graph, weights=True)
 
 
@@ -58,7 +59,7 @@ class _Folding:
     def visit(self, key: int) -> None:
         """Computes a node's value if all its inputs are known and the rules allow it."""
         graph, node = self.graph, self.graph.node(key)
-        if node.op in STORED or node.op == "identity" or (node.op == "dequantize" and not self.weights):
+        if node.op in STORED or node.op == "identity" or (not self.weights and stored_narrow(graph, key)):
             return
         op, args = OPS[node.op], graph.args(key)
         arrays = [None if a is None else self._array(a) for a in args]

@@ -63,6 +63,8 @@ def steps_of(graph: Graph, value: Value | None, *, accept: tuple[str, ...] = STE
 def _dequantized(graph: Graph, value: Value | None) -> Steps | None:
     if value is None or graph.node(value).op != "dequantize" or graph.type(value).dtype != "float32":
         return None
+    if graph.node(value).attrs["block"] is not None:
+        return None
     q, scale, *zero = graph.args(value.node)
     assert q is not None and scale is not None
     if graph.type(scale).dtype != "float32":
@@ -97,6 +99,8 @@ def _weights(m: Match, value: Value | None, axis: int) -> tuple[Value, Value] | 
     """Integer weights without a zero point and their scale: one number, or [channels] along ``axis``."""
     graph = m.graph
     if value is None or graph.node(value).op != "dequantize" or graph.type(value).dtype != "float32":
+        return None
+    if graph.node(value).attrs["block"] is not None:
         return None
     q, scale, *rest = graph.args(value.node)
     assert q is not None and scale is not None
@@ -305,6 +309,8 @@ def _sink_constant(m: Match) -> Value | None:
     graph, node = m.graph, m.node
     (x, *rest) = graph.args(m.root)
     if x is None or rest or graph.node(x).op != "dequantize" or node.op not in ("reshape", "transpose", "slice"):
+        return None
+    if graph.node(x).attrs["block"] is not None:
         return None
     arrays = [None if a is None else graph.constant(a) for a in graph.args(x.node)]
     if any(a is None for a in arrays):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ops.weights import Block, spread
+from ...ops.blocks import Block, spread
 from ..spec import Operand, Region
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ops.weights import spread
+from ...ops.blocks import spread
 from ..spec import Draft, KernelSpec, Plan, Region, Template
 from . import _narrow
 from ._boxes import Affine, Box, Cursor, Place, as_coord, emit_boxes, index32, inside, plan_boxes
