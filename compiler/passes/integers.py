@@ -7,8 +7,8 @@ a network is trained: the same rules then give the same integers in training as 
     is rounded to that scale, where it is not such integers already.
  2. A factor for each channel behind such a sum joins its scale, an addend its bias.
  3. D moves behind operators that only choose elements: views, max pools, gather, concat of equal scales, pads by 0.
- 4. Q behind a sum, or behind another D, with relu and clip between them, is one ``requantize``; behind a D of the same
-    scale it is nothing.
+ 4. Q moves in front of views and max pools. Q behind a sum, or behind another D, with relu and clip between them, is
+    one ``requantize``; behind a D of the same scale it is nothing.
  5. Q(D + D), Q(D - D), Q(D * D), Q(mean D), Q(softmax D) and Q(concat D, D) have integer forms.
  6. Q of any other elementwise function of one 8-bit D with a constant scale is a table.
 
@@ -35,6 +35,7 @@ DEEPEST = 60000  # products of 8-bit steps that an int32 holds the sum of
 MOST_NODES = 24  # operations of a function that becomes a table
 SINKS = ("reshape", "transpose", "slice", "expand", "max_pool", "gather", "tile", "identity", "copy")
 SUMS = ("conv_integer", "matmul_integer")
+MOVERS = ("reshape", "transpose", "expand", "tile", "max_pool")  # what a quantize moves in front of
 
 
 def lower_integers(graph: Graph) -> Graph:
@@ -419,12 +420,30 @@ def _quantized(m: Match) -> Value | None:
         if found is not None:
             return _within(m, found, target)
     return _table(m, source, plain)
+    if graph.node(value).op in MOVERS:
+        return _before(m, value, source)
 
 
 def _inner(have: float | None, new: float | None, choose: Callable[..., float]) -> float | None:
     if new is None or not math.isfinite(new):
         return have
     return new if have is None else choose(have, new)
+
+def _before(m: Match, moved: Value, source: Value) -> Value | None:
+    """Q of a moved tensor is the moved Q: rounding is monotone, so that the largest may be chosen behind it."""
+    graph, mover = m.graph, m.graph.node(moved)
+    inner, *rest = graph.args(moved.node)
+    if mover.attrs.get("indices") or graph.type(inner).dtype != "float32":  # type: ignore[arg-type]
+        return None
+    bounds = []
+    while source != moved:
+        bounds.append(graph.node(source))
+        (source,) = graph.args(source.node)  # type: ignore[assignment]
+    for node in reversed(bounds):
+        inner = m.add(node.op, inner, **node.attrs)
+    steps = m.add("quantize", inner, *graph.args(m.root)[1:], **m.node.attrs)
+    return m.add(mover.op, steps, *rest, **mover.attrs)
+
 
 
 def _within(m: Match, value: Value, target: Target) -> Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ...compiler.ir import Value
 from ...errors import NervureError
@@ -86,14 +87,15 @@ def conv(c: Context, n: OnnxNode) -> Lowered:
     return convolve(c, n, n.input(0), n.input(1), n.optional(2))
 
 
-def convolve(c: Context, n: OnnxNode, x: Value, w: Value, bias: Value | None) -> Value:
-    """A convolution by the attributes of a Conv-like node. Negative pads cut the input."""
+def convolve(c: Context, n: OnnxNode, x: Value, w: Value, bias: Value | None, op: str = "conv", **attrs: Any) -> Value:
+    """A convolution (of the table's operator ``op``) by the attributes of a Conv-like node. Negative pads cut the
+    input."""
     windows = Windows(n, c.shape(x)[2:], c.shape(w)[2:])
     for i in range(windows.rank):
         low, high = min(windows.pads[i], 0), min(windows.pads[windows.rank + i], 0)
         x = c.slice(x, 2 + i, -low, c.shape(x)[2 + i] + high)
     return c.op(
-        "conv",
+        op,
         x,
         w,
         bias,
@@ -101,6 +103,7 @@ def convolve(c: Context, n: OnnxNode, x: Value, w: Value, bias: Value | None) ->
         pads=tuple(max(p, 0) for p in windows.pads),
         dilations=windows.dilations,
         group=n.attr("group", 1),
+        **attrs,
     )
 
 

@@ -1,4 +1,8 @@
-"""Quantized operators, in float: integers as exact float values, scaled and rounded where ONNX says so."""
+"""Quantized operators of ONNX: ``quantize`` and ``dequantize`` around what is computed, integer products as they are.
+
+The pass ``integers`` makes integer arithmetic of what lies between a ``dequantize`` and a ``quantize``; the operators
+that ONNX Runtime's quantizer writes in one piece (``lower_qlinear``) come apart into the same forms.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,46 @@ import math
 import numpy as np
 
 from ...compiler.ir import Value
-from ...compiler.types import is_integer
+from ...errors import NervureError
 from .context import Context, OnnxNode, Unsupported
 from .lower_math import element_type
 from .lower_nn import convolve
 from .registry import Lowered, lowers
 from .tensors import WIDENED, type_name
 
-EXACT = 1 << 24  # integers up to here are float32 values
 NARROW = {"INT4": (-8, 7), "UINT4": (0, 15), "INT2": (-2, 1), "UINT2": (0, 3)}
+MICROSOFT = "com.microsoft"
 
 
-def _spread(c: Context, n: OnnxNode, x: Value, v: Value) -> Value:
+def checked_scale(c: Context, n: OnnxNode, scale: Value) -> Value:
+    """``scale``; ``NervureError`` where it is known and not a positive number."""
+    array = c.array(scale)
+    if array is None or not c.is_float(scale):
+        return scale
+    numbers = array.astype(np.float64).reshape(-1)
+    wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
+    if wrong.size:
+        place = f"element {wrong[0]} is {numbers[wrong[0]]}" if numbers.size > 1 else f"it is {numbers[0]}"
+        raise NervureError(
+            "a scale of a quantized tensor must be positive and finite",
+            where=n.path,
+            why=place,
+            hint="a tensor or channel of zeros can have any positive scale, such as 1",
+        )
+    return scale
+
+
+def _spread(c: Context, n: OnnxNode, x: Value, v: Value, what: str) -> Value:
     """A scale or zero point shaped to broadcast over ``x``: one, one along an axis, or one a block."""
     if math.prod(c.shape(v)) == 1 and c.rank(v) <= 1:
         return c.reshape(v, ())
     axis = c.axis(n.attr("axis", 1), c.rank(x))
-    if c.rank(v) == 1 and not n.attr("block_size", 0):
+    block = n.attr("block_size", 0)
+    if c.rank(v) == 1 and not block:
+        _one_each(n, what, c.shape(v)[0], c.shape(x)[axis], axis)
         return c.per_axis(v, c.rank(x), axis)
     size, blocks = c.shape(x)[axis], c.shape(v)[axis]
-    block = n.attr("block_size", 0) or -(-size // blocks)
+    block = block or -(-size // blocks)
     if size == blocks:
         return v
     lead, tail = c.shape(v)[:axis], c.shape(v)[axis + 1 :]
@@ -34,9 +58,31 @@ def _spread(c: Context, n: OnnxNode, x: Value, v: Value) -> Value:
     return c.slice(c.reshape(wide, (*lead, blocks * block, *tail)), axis, 0, size)
 
 
-@lowers("QuantizeLinear")
-def quantize_linear(c: Context, n: OnnxNode) -> Lowered:
-    x, scale, zero = n.input(0), n.input(1), n.optional(2)
+def _one_each(n: OnnxNode, what: str, found: int, size: int, axis: int) -> None:
+    if found != size:
+        raise NervureError(
+            f"the {what} has {found} elements for {size} channels",
+            where=n.path,
+            why=f"along axis {axis}, each index has its own",
+            hint="give one for the whole tensor, or check the node's axis",
+        )
+
+
+def _zero(c: Context, n: OnnxNode, x: Value, zero: Value | None, dtype: str | None = None) -> Value | None:
+    """The zero point, shaped; ``NervureError`` where its type is not that of the quantized tensor."""
+    if zero is None:
+        return None
+    if dtype is not None and c.dtype(zero) != dtype:
+        raise NervureError(
+            f"the zero point is {c.dtype(zero)} and the quantized tensor {dtype}",
+            where=n.path,
+            hint="both must have one type",
+        )
+    return _spread(c, n, x, zero, "zero point")
+
+
+def _quantize_linear(c: Context, n: OnnxNode) -> Lowered:
+    x, scale, zero = n.input(0), checked_scale(c, n, n.input(1)), n.optional(2)
     code = n.attr("output_dtype", 0)
     narrow = type_name(code) if code else c.stored_as.get(zero, "") if zero is not None else ""
     if narrow in WIDENED and narrow not in NARROW:
@@ -47,110 +93,38 @@ def quantize_linear(c: Context, n: OnnxNode) -> Lowered:
         to = c.dtype(zero)
     else:
         to = element_type(code, "quantization") if code else "uint8"
-    scale, zero = _spread(c, n, x, scale), None if zero is None else _spread(c, n, x, zero)
+    scale, zero = _spread(c, n, x, scale, "scale"), _zero(c, n, x, zero, to)
     if not (c.is_float(x) or c.dtype(x) == "int32"):
         raise Unsupported(f"quantization of {c.dtype(x)}")
-    y = c.op("quantize", x, scale, zero, to=to)
+    low, high = NARROW.get(narrow, (None, None))
+    y = c.op("quantize", x, scale, zero, to=to, low=low, high=high)
     if narrow in NARROW:
-        low, high = NARROW[narrow]
-        y = c.op("clip", y, low=low, high=high)
         c.stored_as[y] = narrow
     return y
 
 
-@lowers("DequantizeLinear")
-def dequantize_linear(c: Context, n: OnnxNode) -> Lowered:
-    x, scale, zero = n.input(0), n.input(1), n.optional(2)
+def _dequantize_linear(c: Context, n: OnnxNode) -> Lowered:
+    x, scale, zero = n.input(0), checked_scale(c, n, n.input(1)), n.optional(2)
     code = n.attr("output_dtype", 0)
     to = element_type(code, "dequantization") if code else c.dtype(scale)
-    scale, zero = _spread(c, n, x, scale), None if zero is None else _spread(c, n, x, zero)
+    scale = _spread(c, n, x, scale, "scale")
     if c.is_float(x):  # float8 that was widened; its zero point is 0
         return c.cast(c.op("mul", c.cast(x, "float32"), c.cast(scale, "float32")), to)
-    return c.op("dequantize", x, scale, zero, to=to)
+    return c.op("dequantize", x, scale, _zero(c, n, x, zero, c.dtype(x)), to=to)
 
 
-# -- integer products --------------------------------------------------------------------------------------------------
-
-
-def _shifted(c: Context, x: Value, zero: Value | None, to: str, lead: tuple[int, ...] | None = None) -> Value:
-    """x - zero_point as exact values of type ``to``. ``lead`` shapes a zero point that is a vector."""
-    wide = c.cast(x, to)
-    if zero is None:
-        return wide
-    array = c.array(zero)
-    if array is not None and not array.any():
-        return wide
-    shape = () if math.prod(c.shape(zero)) == 1 and c.rank(zero) <= 1 else lead or c.shape(zero)
-    return c.op("sub", wide, c.cast(c.reshape(zero, shape), to))
-
-
-def _working_type(c: Context, depth: int, *given: Value) -> str:
-    """float32 where every sum of ``depth`` products of 8-bit differences is exact in it, else int32."""
-    return "float32" if depth * 255 * 255 < EXACT and all(is_integer(c.dtype(v)) for v in given) else "int32"
-
-
-@lowers("MatMulInteger")
-def matmul_integer(c: Context, n: OnnxNode) -> Lowered:
-    a, b = n.input(0), n.input(1)
-    work = _working_type(c, c.shape(a)[-1], a, b)
-    left = _shifted(c, a, n.optional(2), work, _rows(c, a, n.optional(2)))
-    return c.cast(c.op("matmul", left, _shifted(c, b, n.optional(3), work)), "int32")
-
-
-def _rows(c: Context, a: Value, v: Value | None) -> tuple[int, ...] | None:
-    """A vector with one entry for each row of ``a`` stands as a column."""
-    return (*c.shape(v), 1) if v is not None and c.rank(v) == 1 and c.rank(a) > 1 else None
-
-
-@lowers("ConvInteger")
-def conv_integer(c: Context, n: OnnxNode) -> Lowered:
-    x, w = n.input(0), n.input(1)
-    work = _working_type(c, math.prod(c.shape(w)[1:]), x, w)
-    lead = (c.shape(w)[0], *[1] * (c.rank(w) - 1))
-    y = convolve(c, n, _shifted(c, x, n.optional(2), work), _shifted(c, w, n.optional(3), work, lead), None)
-    return c.cast(y, "int32")
-
-
-@lowers("QLinearMatMul")
-def qlinear_matmul(c: Context, n: OnnxNode) -> Lowered:
-    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (n.input(i) for i in range(8))
-    product = c.op(
-        "matmul",
-        _shifted(c, a, a_zero, "float32", _rows(c, a, a_zero)),
-        _shifted(c, b, b_zero, "float32"),
-    )
-    a_scale = (
-        c.reshape(a_scale, _rows(c, a, a_scale) or ()) if math.prod(c.shape(a_scale)) > 1 else c.reshape(a_scale, ())
-    )
-    b_scale = c.reshape(b_scale, ()) if math.prod(c.shape(b_scale)) == 1 else b_scale
-    y = c.op("mul", product, c.op("mul", c.cast(a_scale, "float32"), c.cast(b_scale, "float32")))
-    one = math.prod(c.shape(y_scale)) == 1
-    lead = () if one else _rows(c, a, y_scale) or c.shape(y_scale)
-    return c.op("quantize", y, c.cast(c.reshape(y_scale, lead), "float32"), c.reshape(y_zero, lead), to=c.dtype(y_zero))
-
-
-@lowers("QLinearConv")
-def qlinear_conv(c: Context, n: OnnxNode) -> Lowered:
-    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (n.input(i) for i in range(8))
-    lead = (c.shape(w)[0], *[1] * (c.rank(w) - 1))
-    bias = n.optional(8)
-    y = convolve(
-        c,
-        n,
-        _shifted(c, x, x_zero, "float32"),
-        _shifted(c, w, w_zero, "float32", lead),
-        None if bias is None else c.cast(bias, "float32"),
-    )
-    many = math.prod(c.shape(w_scale)) > 1
-    w_scale = c.per_axis(w_scale, c.rank(y), 1) if many else c.reshape(w_scale, ())
-    y = c.op("mul", y, c.op("mul", c.reshape(x_scale, ()), w_scale))
-    return c.op("quantize", y, c.reshape(y_scale, ()), c.reshape(y_zero, ()), to=c.dtype(y_zero))
+for _domain in ("", MICROSOFT):
+    lowers("QuantizeLinear", domain=_domain)(_quantize_linear)
+    lowers("DequantizeLinear", domain=_domain)(_dequantize_linear)
 
 
 @lowers("DynamicQuantizeLinear")
 def dynamic_quantize_linear(c: Context, n: OnnxNode) -> Lowered:
+    return dynamic_steps(c, n.input(0))
+
+
+def dynamic_steps(c: Context, x: Value) -> tuple[Value, Value, Value]:
     """uint8 with the scale and zero point that the tensor's own range (with 0 in it) asks for."""
-    x = n.input(0)
     zero = c.like(0, x)
     axes = range(c.rank(x))
     low = c.op("minimum", c.reduce("min", x, axes, keepdims=False), zero)
@@ -160,3 +134,85 @@ def dynamic_quantize_linear(c: Context, n: OnnxNode) -> Lowered:
     point = c.op("clip", c.op("round", c.op("div", c.op("neg", low), scale)), low=0.0, high=255.0)
     point = c.cast(point, "uint8")
     return c.op("quantize", x, scale, point, to="uint8"), scale, point
+
+
+# -- integer products --------------------------------------------------------------------------------------------------
+
+
+@lowers("MatMulInteger")
+def matmul_integer(c: Context, n: OnnxNode) -> Lowered:
+    return integer_product(c, n.input(0), n.input(1), n.optional(2), n.optional(3))
+
+
+def integer_product(c: Context, a: Value, b: Value, a_zero: Value | None, b_zero: Value | None) -> Value:
+    """int32 sums of (a - a_zero) (b - b_zero). What is not known of a zero point, or differs from row to row or from
+    column to column, is subtracted behind the product: a_zero times the sums of b's columns."""
+    known_a, known_b = _number(c, a_zero), _number(c, b_zero)
+    if known_b is None:
+        assert b_zero is not None
+        b, b_zero, known_b = _less(c, b, b_zero, () if c.type(b_zero).size == 1 else c.shape(b_zero)), None, 0
+    if c.rank(a) < 2 or c.rank(b) < 2:
+        left = _wide(c, a, a_zero, _rows(c, a, a_zero))
+        return c.op("matmul", left, _wide(c, b, b_zero))
+    sums = c.op("matmul_integer", a, b, zero_point=known_a or 0, b_zero_point=known_b)
+    if known_a is None:
+        assert a_zero is not None
+        columns = c.reduce("sum", c.op("sub", c.cast(b, "int32"), c.scalar(known_b, "int32")), (c.rank(b) - 2,))
+        point = (
+            c.reshape(a_zero, _rows(c, a, a_zero) or ()) if math.prod(c.shape(a_zero)) > 1 else c.reshape(a_zero, ())
+        )
+        sums = c.op("sub", sums, c.op("mul", c.cast(point, "int32"), columns))
+    return sums
+
+
+def _number(c: Context, zero: Value | None) -> int | None:
+    """A zero point that is known now and one number; 0 where there is none."""
+    if zero is None:
+        return 0
+    array = c.array(zero)
+    if array is None or array.size == 0 or (array != array.reshape(-1)[0]).any():
+        return None
+    return int(array.reshape(-1)[0])
+
+
+def _less(c: Context, x: Value, zero: Value, shape: tuple[int, ...]) -> Value:
+    """8-bit integers less their zero points: int16, or int8 where they are known and that holds them."""
+    array, points = c.array(x), c.array(zero)
+    if array is None or points is None:
+        return c.op("sub", c.cast(x, "int16"), c.cast(c.reshape(zero, shape), "int16"))
+    exact = array.astype(np.int32) - points.astype(np.int32).reshape(shape)
+    narrow = exact.size == 0 or (exact.min() >= -128 and exact.max() <= 127)
+    return c.const(exact, "int8" if narrow else "int16")
+
+
+def _wide(c: Context, x: Value, zero: Value | None, shape: tuple[int, ...] | None = None) -> Value:
+    """x - zero_point in int32. ``shape`` is for a zero point that is a vector."""
+    wide = c.cast(x, "int32")
+    if zero is None:
+        return wide
+    one = math.prod(c.shape(zero)) == 1 and c.rank(zero) <= 1
+    return c.op("sub", wide, c.cast(c.reshape(zero, () if one else shape or c.shape(zero)), "int32"))
+
+
+def _rows(c: Context, a: Value, v: Value | None) -> tuple[int, ...] | None:
+    """A vector with one entry for each row of ``a`` stands as a column."""
+    return (*c.shape(v), 1) if v is not None and c.rank(v) == 1 and c.rank(a) > 1 else None
+
+
+@lowers("ConvInteger")
+def conv_integer(c: Context, n: OnnxNode) -> Lowered:
+    """As the product: with a zero point that is not known, the borders, which count as 0, are those of a picture of
+    ones."""
+    x, w, x_zero, w_zero = n.input(0), n.input(1), n.optional(2), n.optional(3)
+    lead = (c.shape(w)[0], *[1] * (c.rank(w) - 1))
+    if _number(c, w_zero) != 0 or c.dtype(w) != "int8":
+        w_zero = c.scalar(0, c.dtype(w)) if w_zero is None else w_zero
+        w = _less(c, w, w_zero, () if c.type(w_zero).size == 1 else lead)
+    point = _number(c, x_zero)
+    sums = convolve(c, n, x, w, None, op="conv_integer", zero_point=point or 0)
+    if point is None:
+        assert x_zero is not None
+        ones = c.const(np.ones((1, *c.shape(x)[1:]), np.int8))
+        reach = convolve(c, n, ones, w, None, op="conv_integer", zero_point=0)
+        sums = c.op("sub", sums, c.op("mul", c.cast(c.reshape(x_zero, ()), "int32"), reach))
+    return sums
