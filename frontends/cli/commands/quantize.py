@@ -263,6 +263,7 @@ def _show(made: Quantization, facts: dict[str, Any]) -> None:
 def _table(report: Any) -> Any:
     """The layers, the most damaging first."""
     from ..console import cell, row, table
+    from ..page import shorten
 
     ranked = report.ranked
     floats = [r for r in report.layers if r["format"] == "float"]
@@ -274,7 +275,7 @@ def _table(report: Any) -> Any:
         style = "" if r["sqnr_db"] is None or r["sqnr_db"] >= 20 else "yellow" if r["sqnr_db"] >= 10 else "red"
         row(
             made,
-            r["name"],
+            shorten(r["name"], 48),
             r["op"],
             r["format"],
             cell("" if r["sqnr_db"] is None else f"{r['sqnr_db']:.1f}", style),
@@ -282,7 +283,7 @@ def _table(report: Any) -> Any:
             f"{r['damage']:.1%}" if "damage" in r else "",
         )
     for r in floats[:SHOWN]:
-        row(made, r["name"], r["op"], cell("float", "dim"), "", cell(r.get("why") or "", "dim"), "")
+        row(made, shorten(r["name"], 48), r["op"], cell("float", "dim"), "", cell(r.get("why") or "", "dim"), "")
     hidden = max(0, len(ranked) - SHOWN) + max(0, len(floats) - SHOWN)
     if hidden:
         row(made, cell(f"and {hidden} more (--json and --report have all)", "dim"), "", "", "", "", "")
