@@ -29,6 +29,7 @@ from ..ir import Graph, Node, Value
 from ..ops import OPS, Kind
 from ..ops.integers import ADD_SHIFT, MOST_RATIO, STEPS, exp_table
 from .pattern import Call, Match, any_call
+from .recurrent_integers import lower_recurrent
 from .rewrite import Rule, rewrite
 
 DEEPEST = 60000  # products of 8-bit steps that an int32 holds the sum of
@@ -40,7 +41,11 @@ MOVERS = ("reshape", "transpose", "expand", "tile", "max_pool")  # what a quanti
 
 def lower_integers(graph: Graph) -> Graph:
     """A copy of ``graph`` that computes with integers between its ``dequantize`` and ``quantize``."""
-    return rewrite(graph, RULES) if graph.find("dequantize") else graph.copy()
+    if not graph.find("dequantize"):
+        return graph.copy()
+    lowered = rewrite(graph, RULES)
+    recurrent = lower_recurrent(lowered)
+    return lowered if recurrent is lowered else rewrite(recurrent, RULES)
 
 
 @dataclass(frozen=True)
