@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..ir import STORED, Graph, Value
 from ..ops import OPS, Kind
-from ..passes.integers import DEEPEST, MOST_NODES
+from ..passes.integers import DEEPEST
+from ..passes.requantized import MOST_NODES
 
 LAYERS = ("conv", "matmul")
 PAIRS = ("add", "sub", "mul")
