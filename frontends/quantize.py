@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,7 @@ class Quantization:
         from .onnx import save
 
         target = Path(path)
-        if target.suffix != ".onnx":
-            raise NervureError("a quantized model is an ONNX file", where=str(target), hint=f"{target.stem}.onnx")
+        _writable(target)
         save(self.graph, target)
         return target
 
@@ -95,8 +94,8 @@ def quantize(
     budget = _budget(max_drop, max_sqnr_loss, evaluate, labelled)
     if promote not in TARGETS:
         raise NervureError(f"promote {promote!r} is unknown", hint=f"use one of: {', '.join(TARGETS)}")
-    if out is not None and Path(out).suffix != ".onnx":
-        raise NervureError("a quantized model is an ONNX file", where=str(out), hint=f"{Path(out).stem}.onnx")
+    if out is not None:
+        _writable(Path(out))
     job.read(calibration, dims, shapes, samples, preprocess)
     job.evaluation = _evaluation(evaluate, labelled, job)
     job.start()
@@ -105,6 +104,14 @@ def quantize(
     report = make_report(job, found, budget, outcome, latency, started)
     made = Quantization(found.quantized.graph, report, found.model)
     return replace(made, path=made.save(out)) if out is not None else made
+
+
+def _writable(out: Path) -> None:
+    """Says early what would only come out at the end."""
+    if out.suffix != ".onnx":
+        raise NervureError("a quantized model is an ONNX file", where=str(out), hint=f"{out.stem}.onnx")
+    if not out.parent.is_dir():
+        raise NervureError("there is no such folder", where=str(out.parent))
 
 
 def _settings(given: Settings | None, options: Mapping[str, Any]) -> Settings:
@@ -321,8 +328,3 @@ def _random(types: Mapping[str, TensorType]) -> Samples:
     ports = [Port(n, t.dtype, tuple(1 if isinstance(d, str) else d for d in t.shape)) for n, t in types.items()]
     feeds = [random_inputs(ports, seed) for seed in range(RANDOM)]
     return Samples("random inputs", len(feeds), feeds.__getitem__, bindings)
-
-
-def names_of(items: Iterable[Any]) -> list[str]:
-    """Names, as reports list them."""
-    return [str(getattr(i, "name", i)) for i in items]
