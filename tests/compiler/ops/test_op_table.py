@@ -171,6 +171,9 @@ def _quantized(op_type: str) -> Oracle:
             return np.clip(steps, s.attrs["low"], s.attrs["high"]).astype(to)
         if zero is None:
             zero = np.zeros(scale.shape, to if op_type == "QuantizeLinear" else x.dtype)
+        if s.attrs.get("block"):
+            axis, size = s.attrs["block"]
+            return Node(op_type, (x, scale, zero), {"axis": axis, "block_size": size}, 21)
         attrs = {"axis": x.ndim - scale.ndim} if scale.ndim else {}
         return Node(
             op_type,
