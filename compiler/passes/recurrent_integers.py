@@ -1,8 +1,8 @@
 """Recurrent layers between ``dequantize`` and ``quantize`` become ``lstm_integer`` and ``gru_integer``.
 
 A layer is one where x and both weights are dequantized from 8 bits, the weights stored, without a zero point and with
-one scale or one for each row; its activations are the usual ones; and something quantizes y or, of an LSTM, the last
-h: that is how the hidden state is stored from step to step. Whatever else reads results gets them dequantized.
+one scale or one for each row; its activations are the usual ones; and something quantizes y or the last h: that is how
+the hidden state is stored from step to step. Whatever else reads results gets them dequantized.
 
 Unlike the rules of ``integers`` this one is not exact: in the quantized graph, as in ONNX Runtime, the state and the
 gates are floats. What the integers compute is defined in ``ops.recurrent_integers``.
@@ -109,8 +109,8 @@ def _weights(graph: Graph, value: Value | None) -> _Steps | None:
 
 
 def _state(graph: Graph, key: int) -> Value | None:
-    """The first ``quantize`` behind y, or behind an LSTM's last h, to 8 bits with one scale."""
-    for index in (0, 1) if graph.node(key).op == "lstm" else (0,):
+    """The first ``quantize`` behind y, or else behind the last h, to 8 bits with one scale."""
+    for index in (0, 1):
         for user, arg in graph.users(Value(key, index)):
             node = graph.node(user)
             if node.op != "quantize" or arg != 0 or node.attrs["to"] not in NARROW:

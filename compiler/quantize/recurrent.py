@@ -79,9 +79,8 @@ def quantize_recurrent(
             before = affine(*ranges[source], "uint8" if activations == "uint8" else "int8")
             work.set_arg(key, 0, _pair(work, layer.x, before))
         store_weights(work, layer, bits=bits, per_row=per_row)
-        if all(work.node(user).op != "quantize" for user, _ in work.users(layer.y)):
-            span = ranges.get(work.tensor_name(layer.y), (-HOLDS, HOLDS))
-            _behind(work, layer.y, state_scheme(*span, activations))
+        span = ranges.get(work.tensor_name(layer.y), (-HOLDS, HOLDS))
+        hold_state(work, layer, state_scheme(*span, activations))
     work.prune()
     return work
 
@@ -116,9 +115,14 @@ def _pair(graph: Graph, value: Value, scheme: Scheme) -> Value:
     return graph.add("dequantize", q, *parameters, names=[f"{name}_dequantized"], origin=origin)
 
 
-def _behind(graph: Graph, value: Value, scheme: Scheme) -> None:
-    """Whatever reads a tensor reads it quantized and dequantized."""
-    users, outputs = graph.users(value), list(graph.outputs)
+def hold_state(graph: Graph, layer: Recurrent, scheme: Scheme) -> None:
+    """Whatever reads y (or, where nothing does, the last h) reads it quantized and dequantized, in place: so the steps
+    of the hidden state are known."""
+    value = layer.y if graph.uses(layer.y) else Value(layer.node, 1)
+    users = graph.users(value)
+    if any(graph.node(user).op == "quantize" for user, _ in users):
+        return
+    outputs = list(graph.outputs)
     back = _pair(graph, value, scheme)
     for user, arg in users:
         graph.set_arg(user, arg, back)

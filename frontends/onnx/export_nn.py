@@ -119,6 +119,13 @@ def _attention(w: Writer, n: Call) -> None:
     w.emit("MatMul", [weights, v], n.outs)
 
 
+def _matmul_integer(w: Writer, n: Call) -> None:
+    a, b = (w.const(n.attrs[k], n.type(i).dtype) for i, k in enumerate(("zero_point", "b_zero_point")))
+    sums = w.emit("MatMulInteger", [*n.inputs[:2], a, b], None if n.has(2) else n.outs)
+    if n.has(2):
+        w.emit("Add", [sums, n.inputs[2]], n.outs)
+
+
 def _recurrent(op_type: str, **flags: str) -> Rule:
     def rule(w: Writer, n: Call) -> None:
         given = list(n.inputs)
@@ -141,6 +148,7 @@ RULES.update(
     batch_norm=_batch_norm,
     group_norm=_group_norm,
     attention=_attention,
+    matmul_integer=_matmul_integer,
     lstm=_in_float(_recurrent("LSTM", input_forget="input_forget")),
     gru=_in_float(_recurrent("GRU", linear_before_reset="linear_before_reset")),
     rnn=_in_float(_recurrent("RNN")),
