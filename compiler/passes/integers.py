@@ -6,10 +6,11 @@ a network is trained: the same rules then give the same integers in training as 
  1. conv(D, D) and matmul(D, D) with weights are sums of integers, dequantized with the product of the scales. A bias
     is rounded to that scale, where it is not such integers already.
  2. A factor for each channel behind such a sum joins its scale, an addend its bias.
- 3. D moves behind operators that only choose elements: views, max pools, gather, concat of equal scales, pads by 0.
- 4. Q (``requantized``) moves in front of views and max pools. Q behind a sum, or behind another D, with relu and clip between them, is
-    one ``requantize``; behind a D of the same scale it is nothing.
- 5. Q(D + D), Q(D - D), Q(D * D), Q(mean D), Q(softmax D) and Q(concat D, D) have integer forms.
+ 3. D moves behind operators that only choose elements: views, max pools, gather, concat of equal scales, pads by 0,
+    relu, resize by nearest neighbours. Comparisons with 0 and argmax read the integers.
+ 4. Q (``requantized``) moves in front of views, max pools, concat and where. Q behind a sum, or behind another D, with
+    relu and clip between them, is one ``requantize``; behind a D of the same scale it is nothing.
+ 5. Q(D + D), Q(D - D), Q(D * D), Q(D * stored numbers), Q(mean D) and Q(softmax D) have integer forms.
  6. Q of any other elementwise function of one 8-bit D with a constant scale is a table.
 
 What is left is floating point. Every rule is exact, or is the definition of what it makes (see ``ops.integers``).
@@ -31,7 +32,9 @@ from .rewrite import Rule, rewrite
 from .steps import Steps, dequantized, equal, kept, known_value, scalar, steps_of
 
 DEEPEST = 60000  # products of 8-bit steps that an int32 holds the sum of
-SINKS = ("reshape", "transpose", "slice", "expand", "max_pool", "gather", "tile", "identity", "copy")
+VIEWS = ("reshape", "transpose", "slice", "expand", "tile", "gather", "identity", "copy")
+SINKS = (*VIEWS, "max_pool", "reduce_max", "reduce_min", "resize")
+COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal")
 SUMS = ("conv_integer", "matmul_integer")
 
 
@@ -135,13 +138,24 @@ def _matmul(m: Match) -> Value | None:
     graph = m.graph
     a, b = graph.args(m.root)
     source = steps_of(graph, a)
-    weights = _weights(m, b, -1) if source else None
-    if source is None or weights is None or graph.type(weights[0]).rank < 2 or graph.type(source.q).rank < 2:
+    if source is None or b is None or graph.type(b).rank < 2 or graph.type(source.q).rank < 2:
         return None
+    weights = _weights(m, b, -1)
+    if weights is None:
+        return _matmul_of_two(m, source, b)
     if graph.type(weights[0]).dims[-2] > DEEPEST:
         return None
     sums = m.add("matmul_integer", source.q, weights[0], zero_point=source.zero)
     return m.add("dequantize", sums, m.add("mul", scalar(m, source.scale), weights[1]))
+
+
+def _matmul_of_two(m: Match, a: Steps, b: Value) -> Value | None:
+    """The product of two tensors that the inputs give."""
+    other = steps_of(m.graph, b)
+    if other is None or m.graph.type(b).dims[-2] > DEEPEST // 2 or a.dtype.endswith("16") != other.dtype.endswith("16"):
+        return None
+    sums = m.add("matmul_integer", a.q, other.q, zero_point=a.zero, b_zero_point=other.zero)
+    return m.add("dequantize", sums, m.add("mul", scalar(m, a.scale), scalar(m, other.scale)))
 
 
 def _sum_of(graph: Graph, value: Value | None) -> Steps | None:
@@ -217,7 +231,7 @@ def _sink(m: Match) -> Value | None:
     graph, node = m.graph, m.node
     x, *rest = graph.args(m.root)
     found = steps_of(graph, x)
-    if node.op == "max_pool" and node.attrs["indices"]:
+    if node.attrs.get("indices") or node.attrs.get("mode", "nearest") != "nearest" or node.attrs.get("extrapolation"):
         return None
     if found is None:
         return _sink_constant(m)
@@ -290,6 +304,34 @@ def _padded_conv(m: Match) -> Value | None:
     return m.add("conv_integer", source, *rest, **{**m.node.attrs, "pads": total})
 
 
+def _relu(m: Match) -> Value | None:
+    """relu of D that something else than a quantizer reads."""
+    graph = m.graph
+    (x,) = graph.args(m.root)
+    found = steps_of(graph, x)
+    if found is None or all(graph.node(user).op in ("quantize", "clip") for user, _ in graph.users(m.out)):
+        return None
+    zero = m.const(np.asarray(found.zero, found.dtype), found.q)
+    return _again(m, m.add("maximum", found.q, zero), x)  # type: ignore[arg-type]
+
+
+def _ordered(m: Match) -> Value | None:
+    """Where the largest stands, of integers."""
+    found = steps_of(m.graph, m.graph.args(m.root)[0])
+    return m.add(m.node.op, found.q, **m.node.attrs) if found else None
+
+
+def _compared(m: Match) -> Value | None:
+    """D compared with 0 is the integers compared with their zero point."""
+    graph, args = m.graph, m.graph.args(m.root)
+    for i in (0, 1):
+        found, bound = steps_of(graph, args[i]), graph.constant(args[1 - i])
+        if found is not None and bound is not None and bound.size == 1 and not bound.any():
+            zero = m.const(np.full(bound.shape, found.zero, found.dtype), found.q)
+            return m.add(m.node.op, *((found.q, zero) if i == 0 else (zero, found.q)))
+    return None
+
+
 def _concat(m: Match) -> Value | None:
     """concat of tensors with the same scale and zero point."""
     graph = m.graph
@@ -318,6 +360,9 @@ RULES: tuple[Rule, ...] = (
     _rule("addend into the bias", "add", _addend),
     _rule("factor into the scale", "mul", _factor),
     *(_rule(f"{op} of integers", op, _sink) for op in SINKS),
+    *(_rule(f"{op} of integers", op, _ordered) for op in ("argmax", "argmin")),
+    *(_rule(f"{op} of integers", op, _compared) for op in COMPARISONS),
+    _rule("relu of integers", "relu", _relu),
     _rule("pad of integers", "pad", _pad),
     _rule("pad into a convolution of integers", "conv_integer", _padded_conv),
     _rule("concat of integers", "concat", _concat),

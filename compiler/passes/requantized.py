@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 from ..interpret import evaluate
 from ..ir import Graph, Node, Value
 from ..ops import OPS, Kind
-from ..ops.integers import ADD_SHIFT, MOST_RATIO, STEPS, exp_table
+from ..ops.integers import ADD_SHIFT, MOST_RATIO, NARROW, STEPS, exp_table
 from .pattern import Match
-from .steps import Steps, dequantized, equal, known_value, number, scalar, steps_of, zero_of
+from .steps import Steps, dequantized, equal, kept, known_value, number, scalar, steps_of, zero_of
 
 MOST_NODES = 24  # operations of a function that becomes a table
+MOST_SUMMED = 1 << 22  # elements of one mean
 MOVERS = ("reshape", "transpose", "expand", "tile", "max_pool")  # what a quantize moves in front of
 
 
@@ -42,18 +43,31 @@ def quantized(m: Match) -> Value | None:
         return None
     target = Target(scalar(m, scale), zero, to, steps=(m.node.attrs["low"], m.node.attrs["high"]))
     plain, value = target, source
-    while graph.node(value).op in ("relu", "clip", "identity"):
-        node = graph.node(value)
-        low, high = (0.0, None) if node.op == "relu" else (node.attrs.get("low"), node.attrs.get("high"))
+    while (bounds := _bounds(graph, value)) is not None:
+        value, low, high = bounds
         target = replace(target, low=_inner(target.low, low, max), high=_inner(target.high, high, min))
-        (value,) = graph.args(value.node)  # type: ignore[assignment]
     if graph.node(value).op in MOVERS:
         return _before(m, value, source)
     for form in FORMS.get(graph.node(value).op, ()):
         found = form(m, value, target)
         if found is not None:
             return _within(m, found, target)
-    return _table(m, source, plain)
+    return _table(m, source, plain) or (_chosen(m, value, target) if graph.node(value).op == "where" else None)
+
+
+def _bounds(graph: Graph, value: Value) -> tuple[Value, float | None, float | None] | None:
+    """What ``value`` is but for bounds, and these."""
+    node, args = graph.node(value), graph.args(value.node)
+    if node.op in ("relu", "clip", "identity"):
+        low, high = (0.0, None) if node.op == "relu" else (node.attrs.get("low"), node.attrs.get("high"))
+        return args[0], low, high  # type: ignore[return-value]
+    if node.op in ("minimum", "maximum"):
+        for inner, other in (args, args[::-1]):
+            bound = graph.constant(other)
+            if bound is not None and bound.size == 1 and graph.type(inner) == node.types[0]:  # type: ignore[arg-type]
+                number = float(bound.reshape(())) if np.isfinite(bound).all() else None
+                return (inner, number, None) if node.op == "maximum" else (inner, None, number)  # type: ignore[return-value]
+    return None
 
 
 def _before(m: Match, moved: Value, source: Value) -> Value | None:
@@ -62,12 +76,11 @@ def _before(m: Match, moved: Value, source: Value) -> Value | None:
     inner, *rest = graph.args(moved.node)
     if mover.attrs.get("indices") or graph.type(inner).dtype != "float32":  # type: ignore[arg-type]
         return None
-    bounds = []
     while source != moved:
-        bounds.append(graph.node(source))
-        (source,) = graph.args(source.node)  # type: ignore[assignment]
-    for node in reversed(bounds):
-        inner = m.add(node.op, inner, **node.attrs)
+        found = _bounds(graph, source)
+        assert found is not None
+        source, *bounds = found
+        inner = m.add("clip", inner, low=bounds[0], high=bounds[1]) if bounds != [None, None] else inner
     steps = m.add("quantize", inner, *graph.args(m.root)[1:], **m.node.attrs)
     return m.add(mover.op, steps, *rest, **mover.attrs)
 
@@ -172,28 +185,59 @@ def _mul(m: Match, value: Value, target: Target) -> Value | None:
 
 
 def _mean(m: Match, value: Value, target: Target) -> Value | None:
-    """avg_pool without unequal windows, and the mean over all spatial axes."""
+    """The mean over any axes: they stand behind the others as one window."""
     graph, node = m.graph, m.graph.node(value)
-    found = steps_of(graph, graph.args(value.node)[0], accept=("int8", "uint8"))
+    found = steps_of(graph, graph.args(value.node)[0], accept=NARROW)
     if found is None or not graph.type(found.q).static:
         return None
-    dims = graph.type(found.q).dims
-    rank = len(dims) - 2
-    attrs = dict(node.attrs)
-    if node.op == "reduce_mean":
-        axes = sorted(a % len(dims) for a in node.attrs["axes"])
-        if rank < 1 or axes != list(range(2, len(dims))):
+    q, dims = found.q, graph.type(found.q).dims
+    axes = sorted(a % len(dims) for a in node.attrs["axes"])
+    kept = [i for i in range(len(dims)) if i not in axes]
+    if not axes or math.prod(dims[a] for a in axes) > MOST_SUMMED:
+        return None
+    if len(kept) != 2 or [*kept, *axes] != list(range(len(dims))):
+        q = m.add("transpose", q, perm=(*kept, *axes))
+        q = m.add("reshape", q, shape=(1, math.prod(dims[k] for k in kept), *(dims[a] for a in axes)))
+    window, rank = tuple(dims[a] for a in axes), len(axes)
+    attrs = {"kernel_shape": window, "strides": (1,) * rank, "pads": (0,) * (2 * rank), "dilations": (1,) * rank}
+    return _averaged(m, value, target, replace(found, q=q), attrs, np.float32(math.prod(window)))
+
+
+def _pool(m: Match, value: Value, target: Target) -> Value | None:
+    """avg_pool; where padding does not count, each place is divided by its own number of elements."""
+    graph, attrs = m.graph, dict(m.graph.node(value).attrs)
+    found = steps_of(graph, graph.args(value.node)[0], accept=NARROW)
+    if found is None or not graph.type(found.q).static:
+        return None
+    size, outputs = graph.type(found.q).dims[2:], graph.node(value).types[0].dims[2:]
+    whole, rank = attrs.pop("count_include_pad"), len(size)
+    if attrs.pop("ceil_mode"):
+        ends = [
+            (y - 1) * s + (k - 1) * d + 1 - x - p
+            for y, s, k, d, x, p in zip(
+                outputs, attrs["strides"], attrs["kernel_shape"], attrs["dilations"], size, attrs["pads"], strict=False
+            )
+        ]
+        ends = [max(a, b) for a, b in zip(ends, attrs["pads"][rank:], strict=True)]
+        if whole and ends != list(attrs["pads"][rank:]):
             return None
-        attrs = {"kernel_shape": dims[2:], "strides": (1,) * rank, "pads": (0,) * (2 * rank), "dilations": (1,) * rank}
-    elif attrs.pop("ceil_mode") or (not attrs.pop("count_include_pad") and any(attrs["pads"])):
+        attrs["pads"] = (*attrs["pads"][:rank], *ends)
+    if math.prod(attrs["kernel_shape"]) > MOST_SUMMED:
         return None
-    size = math.prod(attrs["kernel_shape"])
-    if size > 1 << 22:
-        return None
-    sums = m.add("sum_pool_integer", found.q, **attrs, zero_point=found.zero)
-    scale = m.add("div", scalar(m, found.scale), number(m, size, found.q))
+    counts: np.ndarray | np.float32 = np.float32(math.prod(attrs["kernel_shape"]))
+    if not whole and any(attrs["pads"]):
+        ones = np.ones((1, 1, *size), np.int8)
+        counts = OPS["sum_pool_integer"].reference(ones, **attrs, zero_point=0).astype(np.float32)  # type: ignore[misc]
+    return None if np.min(counts) < 1 else _averaged(m, value, target, found, attrs, counts)
+
+
+def _averaged(
+    m: Match, value: Value, target: Target, found: Steps, window: Mapping[str, Any], counts: np.ndarray | np.float32
+) -> Value:
+    sums = m.add("sum_pool_integer", found.q, **window, zero_point=found.zero)
+    scale = m.add("div", scalar(m, found.scale), m.const(np.asarray(counts), found.q))
     steps = m.add("requantize", sums, _ratio(m, scale, target), **_attrs(m, target))
-    return m.add("reshape", steps, shape=node.types[0].shape)
+    return m.add("reshape", steps, shape=m.graph.node(value).types[0].shape)
 
 
 def _softmax(m: Match, value: Value, target: Target) -> Value | None:
@@ -210,14 +254,37 @@ def _softmax(m: Match, value: Value, target: Target) -> Value | None:
 
 def _parts(m: Match, value: Value, target: Target) -> Value | None:
     """concat: each part is brought to the scale of the whole."""
-    graph = m.graph
-    args = graph.args(value.node)
-    if any(steps_of(graph, a) is None for a in args):
+    parts = [_again(m, a, target) for a in m.graph.args(value.node)]
+    return _bounded(m, m.add("concat", *parts, **m.graph.node(value).attrs), target)
+
+
+def _chosen(m: Match, value: Value, target: Target) -> Value | None:
+    """where: each of the two is quantized."""
+    condition, *parts = m.graph.args(value.node)
+    if all(steps_of(m.graph, p) is None for p in parts):
         return None
+    return _bounded(m, m.add("where", condition, *(_again(m, p, target) for p in parts)), target)
+
+
+def _again(m: Match, value: Value | None, target: Target) -> Value:
+    """``value`` quantized without the bounds."""
     zero = m.const(np.asarray(target.zero, target.to), target.scale)
-    parts = [m.add("quantize", a, target.scale, zero, to=target.to) for a in args]
-    whole = m.add("concat", *parts, **graph.node(value).attrs)
-    return _bounded(m, whole, target)
+    low, high = target.steps
+    return m.add("quantize", value, target.scale, zero, to=target.to, low=low, high=high)
+
+
+def _scaled(m: Match, value: Value, target: Target) -> Value | None:
+    """D times stored numbers that are not one: their product with the scale is the multiplier."""
+    graph, args = m.graph, m.graph.args(value.node)
+    for inner, other in (args, args[::-1]):
+        found = steps_of(graph, inner)
+        if found is None or other is None or not kept(graph, other) or graph.type(found.q).shape != m.shape(value):
+            continue
+        if graph.type(other).size == 1 and found.dtype in NARROW:
+            continue  # a table says it more exactly
+        multiplier = m.add("mul", other, _ratio(m, found.scale, target))
+        return m.add("requantize", found.q, multiplier, x_zero_point=found.zero, **_attrs(m, target))
+    return None
 
 
 def _table(m: Match, source: Value, target: Target) -> Value | None:
@@ -288,14 +355,14 @@ def _function(graph: Graph, value: Value) -> tuple[list[int], Value] | None:
     return [key for key in graph.order() if key in nodes], starts.pop()
 
 
-_NOT_TABLES = ("iota", "trilu", "random_bits", "quantize", "where", "requantize", "add_integer", "mul_integer")
+_NOT_TABLES = ("iota", "trilu", "random_bits", "quantize", "requantize", "add_integer", "mul_integer")
 Form = Callable[[Match, Value, Target], Value | None]
 FORMS: dict[str, tuple[Form, ...]] = {
     "dequantize": (_requantize,),
     "add": (_add,),
     "sub": (_add,),
-    "mul": (_mul,),
-    "avg_pool": (_mean,),
+    "mul": (_mul, _scaled),
+    "avg_pool": (_pool,),
     "reduce_mean": (_mean,),
     "softmax": (_softmax,),
     "concat": (_parts,),
