@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .machine import Call, Feature, Instruction, Machine, dot4_pairs_saturated, one_call_dot4, pack_row, round_row
+from .machine import Call, Feature, Instruction, Machine, dot4, dot4_pairs_saturated, one_call_dot4, pack_row, round_row
 
 # Names as in /proc/cpuinfo; places from the Intel SDM, volume 2A, CPUID.
 CPUID: dict[str, tuple[str, int]] = {
@@ -106,6 +106,41 @@ NARROW256 = (*PACK256, round_row(8), *NARROW128)
 NARROW512 = (*PACK512, round_row(16), *NARROW256)
 
 
+def _words(lanes: int, prefix: str, multiply: str, shift: str) -> Instruction:
+    """Exact without VNNI: even and odd bytes as int16, each pair of which ``pmaddwd`` multiplies and adds.
+
+    A's bytes are moved within their words as unsigned numbers, B's as signed ones.
+    """
+    words, acc = f"int16x{2 * lanes}", f"int32x{lanes}"
+
+    def moved(out: str, kind: str, source: str) -> Call:
+        return Call(out, f"{prefix}.{kind}.{shift}", words, (source, 8), (words, "int32"))
+
+    def pairs(out: str, a: str, b: str) -> Call:
+        return Call(out, f"{prefix}.{multiply}", acc, (a, b), (words, words))
+
+    body = (
+        moved("a_up", "pslli", "a"),
+        moved("a_even", "psrli", "a_up"),
+        moved("a_odd", "psrli", "a"),
+        moved("b_up", "pslli", "b"),
+        moved("b_even", "psrai", "b_up"),
+        moved("b_odd", "psrai", "b"),
+        pairs("even", "a_even", "b_even"),
+        pairs("odd", "a_odd", "b_odd"),
+        Call("both", "add", acc, ("even", "odd"), (acc, acc)),
+        Call("r", "add", acc, ("acc", "both"), (acc, acc)),
+    )
+    operands = (("acc", acc), ("a", f"uint8x{4 * lanes}"), ("b", f"int8x{4 * lanes}"))
+    return Instruction(f"pmaddwd.{32 * lanes}", "dot4", lanes, operands, acc, body, (False, True), dot4, per_cycle=0.4)
+
+
+MADDWD512 = _words(16, "llvm.x86.avx512", "pmaddw.d.512", "w.512")
+MADDWD256 = _words(8, "llvm.x86.avx2", "pmadd.wd", "w")
+MADDWD128 = _words(4, "llvm.x86.sse2", "pmadd.wd", "w")
+MADDWD = (MADDWD512, MADDWD256, MADDWD128, MADD256)  # best first
+
+
 def features(names: tuple[str, ...]) -> tuple[Feature, ...]:
     return tuple(Feature(n, *CPUID[n], saved=_saved(n)) for n in names)
 
@@ -139,7 +174,7 @@ BASE = Machine(
     l1_ways=8,
     cores=4,
     features=features(V2),
-    instructions=NARROW128,
+    instructions=(MADDWD128, *NARROW128),
 )
 V3_MACHINE = replace(
     BASE,
@@ -149,7 +184,7 @@ V3_MACHINE = replace(
     lanes=8,
     fma_ports=2,
     features=features(V3),
-    instructions=(MADD256, *NARROW256),
+    instructions=(*MADDWD[1:], *NARROW256),
 )
 V4_MACHINE = replace(
     V3_MACHINE,
@@ -162,7 +197,7 @@ V4_MACHINE = replace(
     l2=1 << 20,
     l3=16 << 20,
     features=features(V4),
-    instructions=(MADD256, *NARROW512),
+    instructions=(*MADDWD, *NARROW512),
 )
 MACHINES = (V3_MACHINE, V4_MACHINE)
 
@@ -212,13 +247,13 @@ MICROARCHITECTURES: tuple[tuple[dict[str, str], Machine], ...] = (
         _known(V4_MACHINE, "icelake-server", ICELAKE, VNNI, fma_ports=2, l2_bandwidth=40),
     ),
     ({"vendor_id": "GenuineIntel"}, _known(V4_MACHINE, "icelake-client", ICELAKE, VNNI)),
-    ({"model name": "Xeon"}, _known(V4_MACHINE, "skylake-avx512", V4, (MADD256,), fma_ports=2)),
+    ({"model name": "Xeon"}, _known(V4_MACHINE, "skylake-avx512", V4, MADDWD, fma_ports=2)),
     ({}, V4_MACHINE),
     (
         {"vendor_id": "GenuineIntel"},
         _known(V3_MACHINE, "alderlake", (*V3, "avx_vnni", "gfni", "vaes", "vpclmulqdq"), (VNNI256, VNNI128, MADD256)),
     ),
-    ({"vendor_id": "AuthenticAMD"}, _known(V3_MACHINE, "znver2", V3, (MADD256,))),
+    ({"vendor_id": "AuthenticAMD"}, _known(V3_MACHINE, "znver2", V3, MADDWD[1:])),
     ({}, V3_MACHINE),
     ({}, BASE),
 )

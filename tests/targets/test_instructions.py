@@ -12,7 +12,10 @@ from nervure.targets import MACHINES, Instruction, Machine, emulator, toolchain,
 
 ROWS = [
     pytest.param(machine, row, id=f"{machine.name}-{row.name}")
-    for machine in (*MACHINES.values(), *(m for _, m in x86.MICROARCHITECTURES if m.mcpu in ("znver4", "alderlake")))
+    for machine in (
+        *MACHINES.values(),
+        *(m for _, m in x86.MICROARCHITECTURES if m.mcpu in ("znver4", "skylake-avx512", "alderlake")),
+    )
     for row in machine.instructions
 ]
 MAIN = """
@@ -30,13 +33,23 @@ int main(void) {
 
 def llvm_type(dtype: str) -> str:
     """``int8x64`` as LLVM writes it; signedness is the instruction's business."""
-    element, lanes = dtype.split("x")
-    return f"<{lanes} x {'float' if element == 'float32' else 'i' + element.removeprefix('u').removeprefix('int')}>"
+    element, _, lanes = dtype.partition("x")
+    kind = "float" if element == "float32" else "i" + element.removeprefix("u").removeprefix("int")
+    return f"<{lanes} x {kind}>" if lanes else kind
+
+
+def as_type(name: str, have: str, dtype: str, lines: list[str]) -> str:
+    """The value of that name as a ``dtype``, its bits taken anew where it is another."""
+    if have == llvm_type(dtype):
+        return f"%{name}"
+    lines.append(f"  %{name}.{len(lines)} = bitcast {have} %{name} to {llvm_type(dtype)}")
+    return lines[-1].split()[0]
 
 
 def llvm_ir(row: Instruction, machine: Machine) -> str:
     """The row as a function over its operands, 64 bytes each, and the place of its result."""
-    lines, declared = [], set()
+    lines: list[str] = []
+    declared, kinds = set(), {name: llvm_type(dtype) for name, dtype in row.operands}
     for i, (name, dtype) in enumerate(row.operands):
         lines.append(f"  %p_{name} = getelementptr i8, ptr %inputs, i64 {64 * i}")
         lines.append(f"  %{name} = load {llvm_type(dtype)}, ptr %p_{name}, align 64")
@@ -44,11 +57,14 @@ def llvm_ir(row: Instruction, machine: Machine) -> str:
         kind = llvm_type(call.dtype)
         args = []
         for arg, dtype in zip(call.args, call.arg_dtypes, strict=True):
-            if isinstance(arg, int):
+            if isinstance(arg, int) and "x" not in dtype:
+                args.append(str(arg))
+            elif isinstance(arg, int):
                 lanes, element = llvm_type(dtype)[1:-1].split(" x ")
                 args.append(f"<{', '.join([f'{element} {arg}'] * int(lanes))}>")
             else:
-                args.append(f"%{arg}")
+                args.append(as_type(arg, kinds[arg], dtype, lines))
+        kinds[call.out] = kind
         if call.function == "add":
             lines.append(f"  %{call.out} = add {kind} {', '.join(args)}")
         elif call.function == "concat":

@@ -15,6 +15,8 @@ NAMES = (
     "conv_grad_weight",
     "conv_transpose",
     "depthwise",
+    "dot_conv",
+    "dot_matmul",
     "gather",
     "gather_narrow",
     "image_lanes",

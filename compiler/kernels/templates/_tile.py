@@ -25,6 +25,7 @@ from ..spec import Arg, Draft, KernelSpec, Operand, Region
 GHZ = 2.5  # for estimates in nanoseconds; the same in every template
 ACCUMULATORS = {"float32": "float32", "float16": "float32", "bfloat16": "float32", "float64": "float64"}
 TASKS = 16  # wished number of tasks of a kernel that is worth sharing
+SLOW_INTEGERS = 4.0  # by how much integers that are widened one by one take longer than float32
 WORTH_SHARING = 12_000  # cycles below which a kernel stays on one core
 
 

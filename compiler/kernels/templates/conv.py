@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _contract
 from ._tile import (
     GHZ,
+    SLOW_INTEGERS,
     Columns,
     Shape,
     Tile,
@@ -175,7 +177,8 @@ def plan(region: Region) -> list[Plan]:
         g.flatten()
     dtype = accumulator(region.anchor_type.dtype)
     tile = choose(region.machine, shape_of(region, g), np.dtype(dtype).itemsize)
-    return [assemble(region, g, tile, dtype, reads)]
+    found = assemble(region, g, tile, dtype, reads)
+    return [replace(found, cost=found.cost * SLOW_INTEGERS) if region.op == "conv_integer" else found]
 
 
 def shape_of(region: Region, g: Geometry) -> Shape:

@@ -17,6 +17,7 @@ from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
 from . import _contract, _deep
 from ._tile import (
     GHZ,
+    SLOW_INTEGERS,
     Shape,
     Tile,
     accumulator,
@@ -127,6 +128,8 @@ def plan(region: Region) -> list[Plan]:
     )
     tile = choose(region.machine, shape, np.dtype(dtype).itemsize)
     whole = assemble(region, p, tile, dtype, reads, direct)
+    if region.op == "matmul_integer":
+        return [replace(whole, cost=whole.cost * SLOW_INTEGERS)]
     if direct and _is_deep(region, p, tile):
         part = replace(shape, depth=PART, line_bytes=p.rows.extent * PART * itemsize)
         tile = choose(region.machine, part, np.dtype(dtype).itemsize)
