@@ -17,7 +17,6 @@ from .pattern import Match
 from .steps import Steps, dequantized, equal, kept, known_value, number, scalar, steps_of, zero_of
 
 MOST_NODES = 24  # operations of a function that becomes a table
-MOST_SUMMED = 1 << 22  # elements of one mean
 MOVERS = ("reshape", "transpose", "expand", "tile", "max_pool")  # what a quantize moves in front of
 
 
@@ -187,13 +186,13 @@ def _mul(m: Match, value: Value, target: Target) -> Value | None:
 def _mean(m: Match, value: Value, target: Target) -> Value | None:
     """The mean over any axes: they stand behind the others as one window."""
     graph, node = m.graph, m.graph.node(value)
-    found = steps_of(graph, graph.args(value.node)[0], accept=NARROW)
+    found = steps_of(graph, graph.args(value.node)[0])
     if found is None or not graph.type(found.q).static:
         return None
     q, dims = found.q, graph.type(found.q).dims
     axes = sorted(a % len(dims) for a in node.attrs["axes"])
     kept = [i for i in range(len(dims)) if i not in axes]
-    if not axes or math.prod(dims[a] for a in axes) > MOST_SUMMED:
+    if not axes or math.prod(dims[a] for a in axes) > _most_summed(found):
         return None
     if len(kept) != 2 or [*kept, *axes] != list(range(len(dims))):
         q = m.add("transpose", q, perm=(*kept, *axes))
@@ -206,7 +205,7 @@ def _mean(m: Match, value: Value, target: Target) -> Value | None:
 def _pool(m: Match, value: Value, target: Target) -> Value | None:
     """avg_pool; where padding does not count, each place is divided by its own number of elements."""
     graph, attrs = m.graph, dict(m.graph.node(value).attrs)
-    found = steps_of(graph, graph.args(value.node)[0], accept=NARROW)
+    found = steps_of(graph, graph.args(value.node)[0])
     if found is None or not graph.type(found.q).static:
         return None
     size, outputs = graph.type(found.q).dims[2:], graph.node(value).types[0].dims[2:]
@@ -222,13 +221,18 @@ def _pool(m: Match, value: Value, target: Target) -> Value | None:
         if whole and ends != list(attrs["pads"][rank:]):
             return None
         attrs["pads"] = (*attrs["pads"][:rank], *ends)
-    if math.prod(attrs["kernel_shape"]) > MOST_SUMMED:
+    if math.prod(attrs["kernel_shape"]) > _most_summed(found):
         return None
     counts: np.ndarray | np.float32 = np.float32(math.prod(attrs["kernel_shape"]))
     if not whole and any(attrs["pads"]):
         ones = np.ones((1, 1, *size), np.int8)
         counts = OPS["sum_pool_integer"].reference(ones, **attrs, zero_point=0).astype(np.float32)  # type: ignore[misc]
     return None if np.min(counts) < 1 else _averaged(m, value, target, found, attrs, counts)
+
+
+def _most_summed(found: Steps) -> int:
+    """Elements of which an int32 holds the sum."""
+    return ((1 << 31) - 1) // (0xFFFF if found.dtype.endswith("16") else 0xFF)
 
 
 def _averaged(
