@@ -4,22 +4,27 @@ A layer's squared error is ``E^T H E`` for each output, with ``H`` the second mo
 rounded one after the other, those with the largest moments first; each one's error is spread over the rows that are not
 rounded yet, so that the output changes least. Scales are chosen before (best squared error, weighted by the inputs'
 moments), for groups of neighbouring rows: the order of rounding does not move them.
+
+Layers are rounded from the network's inputs to its outputs. What a layer reads then differs from what it read in float:
+its weights first move to where its outputs are nearest to those of the float network (Li et al. 2025,
+arXiv:2504.02692, treat that within the feedback).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..ir import Graph, Value
+from ..ir import Graph
 from ..ops.windows import output_extents, pad_spatial
-from .observe import Feeds, Progress, Watcher, silent
+from .observe import Feeds, Watcher
 
 DAMPING = 0.01  # of the mean second moment, added to each: H is singular where samples are few
+SHIFT_DAMPING = 0.05  # the same, where weights move toward what float inputs gave
 BLOCK = 128  # rows after which errors are spread over the remaining ones
-ROWS = 1024  # points of a convolution's output, or rows of a product, that count for each sample
-MOST_BYTES = 1 << 29  # of second moments that are held at once
+ROWS = 512  # points of a convolution's output, or rows of a product, that count for each sample
 
 Round = Callable[[int, np.ndarray], np.ndarray]
 
@@ -60,87 +65,80 @@ def loss(error: np.ndarray, moments: np.ndarray) -> float:
     return float(np.einsum("kn,kl,ln->", error, np.asarray(moments, np.float64), error, optimize=True))
 
 
-# -- second moments of what layers read --------------------------------------------------------------------------------
+# -- what layers read --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Moments:
+    """What a layer reads in float, ``x``, and behind weights that are rounded already, ``z``; rows in the order
+    (channel, taps). ``second`` [groups, rows, rows] is the sum of ``z z^T``, ``cross`` that of ``z (x - z)^T``; ``x``
+    and ``z`` [groups, rows] are sums, over ``count`` points."""
+
+    second: np.ndarray
+    cross: np.ndarray
+    x: np.ndarray
+    z: np.ndarray
+    count: int
+
+    def add(self, x: np.ndarray, z: np.ndarray) -> None:
+        """Points ``[groups, points, rows]`` of both."""
+        turned = z.transpose(0, 2, 1)
+        self.second += turned @ z
+        self.cross += turned @ (x - z)
+        self.x += x.sum(axis=1, dtype=np.float64)
+        self.z += z.sum(axis=1, dtype=np.float64)
+        self.count += z.shape[1]
+
+    def centered(self) -> tuple[np.ndarray, np.ndarray]:
+        """``second`` and ``cross`` about the means: what counts where a bias takes up the rest."""
+        mean, shift = self.z / self.count, (self.x - self.z) / self.count
+        second = self.second - self.count * np.einsum("gk,gl->gkl", mean, mean)
+        return second, self.cross - self.count * np.einsum("gk,gl->gkl", mean, shift)
 
 
 def moments_of(
-    graph: Graph, layers: Sequence[int], feeds: Feeds, seed: int = 0, progress: Progress = silent
-) -> Iterator[tuple[int, np.ndarray]]:
-    """For each convolution or product with a matrix: second moments ``[groups, rows, rows]`` of its inputs over the
-    samples, rows in the order (channel, taps). Layers that read the same tensor in the same way share them."""
-    ways: dict[tuple[object, ...], list[int]] = {}
-    for key in layers:
-        ways.setdefault(_way(graph, key), []).append(key)
-    for part in _parts(graph, list(ways.values())):
-        totals: dict[int, np.ndarray] = {}
-        readers: dict[str, list[int]] = {}
-        for same in part:
-            readers.setdefault(graph.tensor_name(_source(graph, same[0])), []).append(same[0])
-        _accumulate(graph, readers, feeds, seed, totals, progress)
-        for same in part:
-            for key in same:
-                yield key, totals[same[0]]
+    plain: Watcher, rounded: Watcher, layers: Sequence[int], feeds: Feeds, seed: int = 0
+) -> dict[int, Moments]:
+    """For each convolution or product with a matrix, what it reads over the samples. Both watchers are of the same
+    network and watch these layers' inputs."""
+    graph = plain.graph
+    found: dict[int, Moments] = {}
+    for sample, feed in enumerate(feeds):
+        seen: dict[str, np.ndarray] = {}
+        plain.run([feed], lambda _, name, array: seen.update({name: array}))  # noqa: B023
+        behind: dict[str, np.ndarray] = {}
+        rounded.run([feed], lambda _, name, array: behind.update({name: array}))  # noqa: B023
+        for key in layers:
+            name = input_of(graph, key)
+            x, z = (columns_of(graph, key, a[name], np.random.default_rng((seed, sample, key))) for a in (seen, behind))
+            if key not in found:
+                groups, _, depth = z.shape
+                square, row = (groups, depth, depth), (groups, depth)
+                found[key] = Moments(np.zeros(square), np.zeros(square), np.zeros(row), np.zeros(row), 0)
+            found[key].add(x, z)
+    return found
 
 
-def _accumulate(
-    graph: Graph,
-    readers: Mapping[str, Sequence[int]],
-    feeds: Feeds,
-    seed: int,
-    totals: dict[int, np.ndarray],
-    progress: Progress,
-) -> None:
-    def visit(sample: int, name: str, array: np.ndarray) -> None:
-        for key in readers[name]:
-            rows = columns_of(graph, key, array, np.random.default_rng((seed, sample, key)))
-            added = np.einsum("grk,grl->gkl", rows, rows, optimize=True)
-            totals[key] = totals[key] + added if key in totals else added
-
-    with Watcher(graph, sorted(readers)) as watcher:
-        watcher.run(feeds, visit, progress, "second moments")
-
-
-def _source(graph: Graph, key: int) -> Value:
+def input_of(graph: Graph, key: int) -> str:
+    """The name of what a layer reads."""
     value = graph.args(key)[0]
     assert value is not None
-    return value
+    return graph.tensor_name(value)
 
 
-def _way(graph: Graph, key: int) -> tuple[object, ...]:
-    """What the second moments depend on."""
-    node = graph.node(key)
-    if node.op == "matmul":
-        return ("matmul", _source(graph, key))
-    return ("conv", _source(graph, key), _kernel(graph, key), *(str(v) for v in node.attrs.values()))
+def toward(weights: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """The weights ``[rows, columns]`` whose outputs on ``z`` are nearest to those of ``weights`` on ``x``: what layers
+    before have lost is made good where it can be (damped least squares)."""
+    damped = second + SHIFT_DAMPING * float(np.mean(np.diag(second))) * np.eye(len(second))
+    if not np.diag(damped).all():
+        return weights
+    return np.asarray(weights + np.linalg.solve(damped, cross @ weights))
 
 
 def _kernel(graph: Graph, key: int) -> tuple[int, ...]:
     w = graph.args(key)[1]
     assert w is not None
     return graph.type(w).dims[2:]
-
-
-def _size(graph: Graph, key: int) -> int:
-    x, node = graph.type(_source(graph, key)), graph.node(key)
-    if node.op == "matmul":
-        return int(x.dims[-1]) ** 2
-    depth = x.dims[1] // node.attrs["group"] * int(np.prod(_kernel(graph, key)))
-    return int(node.attrs["group"] * depth**2)
-
-
-def _parts(graph: Graph, ways: list[list[int]]) -> Iterator[list[list[int]]]:
-    """Layers in parts whose moments fit in memory."""
-    part: list[list[int]] = []
-    held = 0
-    for same in ways:
-        size = 4 * _size(graph, same[0])
-        if part and held + size > MOST_BYTES:
-            yield part
-            part, held = [], 0
-        part.append(same)
-        held += size
-    if part:
-        yield part
 
 
 def columns_of(graph: Graph, key: int, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -167,4 +165,4 @@ def columns_of(graph: Graph, key: int, x: np.ndarray, rng: np.random.Generator) 
     return np.ascontiguousarray(split.transpose(1, 0, 2)).astype(np.float32)
 
 
-__all__ = ["columns_of", "gptq", "loss", "moments_of"]
+__all__ = ["Moments", "columns_of", "gptq", "input_of", "loss", "moments_of", "toward"]
