@@ -70,6 +70,19 @@ class Instruction:
     c_text: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Two-dimensional registers that are multiplied as matrices of 8-bit integers (x86 AMX): eight of up to 16 rows by
+    64 bytes. ``functions`` name what is done with them (LLVM intrinsics): ``configure`` (address of 64 bytes),
+    ``release``, ``zero`` (register), ``load`` and ``store`` (register, address, bytes between rows), ``dot_signed`` and
+    ``dot_unsigned`` (sums, left, right: int32 sums of fours; the right factor is signed). A ``dot`` of full registers
+    takes ``cycles``.
+    """
+
+    functions: tuple[tuple[str, str], ...]
+    cycles: float = 16.0
+
+
 @dataclass(frozen=True)
 class Machine:
     """One compile target.
@@ -107,6 +120,7 @@ class Machine:
     memory_bandwidth_all: float = 12.0
     features: tuple[Feature, ...] = field(default=(), hash=False)
     instructions: tuple[Instruction, ...] = field(default=(), hash=False)
+    tiles: Tiles | None = None
     regions: tuple[str, ...] = ("arena",)
     emulator: tuple[str, ...] | None = None
     emulator_packages: str = "qemu-user"
@@ -142,6 +156,8 @@ class Machine:
                 value = [[i.name, i.kind, i.lanes, i.per_cycle] for i in value]
             elif key == "features":
                 value = [f.name for f in value]
+            elif isinstance(value, Tiles):
+                value = [list(f) for f in value.functions]
             elif isinstance(value, tuple):
                 value = list(value)
             elif isinstance(value, Mapping):

@@ -8,7 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .machine import Call, Feature, Instruction, Machine, dot4, dot4_pairs_saturated, one_call_dot4, pack_row, round_row
+from .machine import (
+    Call,
+    Feature,
+    Instruction,
+    Machine,
+    Tiles,
+    dot4,
+    dot4_pairs_saturated,
+    one_call_dot4,
+    pack_row,
+    round_row,
+)
 
 # Names as in /proc/cpuinfo; places from the Intel SDM, volume 2A, CPUID.
 CPUID: dict[str, tuple[str, int]] = {
@@ -39,6 +50,8 @@ CPUID: dict[str, tuple[str, int]] = {
     "avx512_vpopcntdq": ("7.0.ecx", 14),
     "avx512_vp2intersect": ("7.0.edx", 8),
     "avx512_fp16": ("7.0.edx", 23),
+    "amx_tile": ("7.0.edx", 24),
+    "amx_int8": ("7.0.edx", 25),
     "avx_vnni": ("7.1.eax", 4),
     "avx512_bf16": ("7.1.eax", 5),
     "abm": ("2147483649.0.ecx", 5),
@@ -141,12 +154,30 @@ MADDWD128 = _words(4, "llvm.x86.sse2", "pmadd.wd", "w")
 MADDWD = (MADDWD512, MADDWD256, MADDWD128, MADD256)  # best first
 
 
+AMX = Tiles(
+    tuple(
+        (use, f"llvm.x86.{name}")
+        for use, name in (
+            ("configure", "ldtilecfg"),
+            ("release", "tilerelease"),
+            ("zero", "tilezero"),
+            ("load", "tileloadd64"),
+            ("store", "tilestored64"),
+            ("dot_signed", "tdpbssd"),
+            ("dot_unsigned", "tdpbusd"),
+        )
+    )
+)
+
+
 def features(names: tuple[str, ...]) -> tuple[Feature, ...]:
     return tuple(Feature(n, *CPUID[n], saved=_saved(n)) for n in names)
 
 
 def _saved(name: str) -> int:
-    """XCR0 bits: SSE and AVX state, and for AVX-512 the mask and upper registers."""
+    """XCR0 bits: SSE and AVX state, for AVX-512 the mask and upper registers, for AMX the tiles too."""
+    if name.startswith("amx"):
+        return 0x600E6
     if name.startswith("avx512"):
         return 0xE6
     return 0x06 if name.startswith("avx") or name in ("fma", "f16c", "vaes", "vpclmulqdq") else 0
@@ -228,6 +259,19 @@ MICROARCHITECTURES: tuple[tuple[dict[str, str], Machine], ...] = (
             l3_bandwidth=22,
             memory_bandwidth=7.5,
             memory_bandwidth_all=15,
+        ),
+    ),
+    (
+        {"vendor_id": "GenuineIntel", "model name": "Xeon"},
+        _known(
+            V4_MACHINE,
+            "sapphirerapids",
+            (*ICELAKE, "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8"),
+            VNNI,
+            tiles=AMX,
+            fma_ports=2,
+            l2_bandwidth=40,
+            l3_bandwidth=10,
         ),
     ),
     (

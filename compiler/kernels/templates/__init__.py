@@ -17,6 +17,7 @@ NAMES = (
     "depthwise",
     "dot_conv",
     "dot_matmul",
+    "dot_tiles",
     "gather",
     "gather_narrow",
     "image_lanes",

@@ -127,14 +127,7 @@ class Dot:
         k, config = self.k, self.config
         column, packed, widths, valid = group
         steps = [config[n]["scratch" if self.border else "a"] for n in ("line", "point")]
-        starts = sum((i * o["start"] for i, o in zip(outer, self.outer, strict=True)), start=packed)
-        if self.border:
-            a = line[1] * steps[0] + x * steps[1]
-            a = a + sum((i * o["scratch"] for i, o in zip(outer, self.outer, strict=True)), start=0)
-        else:
-            a = sum((i * o["a"] for i, o in zip(outer, self.outer, strict=True)), start=config["a"]["base"])
-            a = a + line[0] * steps[0] + x * steps[1]
-        b = sum((i * o["b"] for i, o in zip(outer, self.outer, strict=True)), start=packed * config["depth"])
+        a, b, starts = self._places(outer, line, x, packed)
         rows = [i * steps[0] + j * steps[1] for i in range(high) for j in range(wide)]
         acc = [[k.register("int32", w, "acc") for w in widths] for _ in rows]
         for row in acc:
@@ -147,6 +140,19 @@ class Dot:
         if sums:
             self._add_offsets(acc, sums, widths, starts)
         self._finish(outer, line[0], x, (high, wide), column, valid, acc)
+
+    def _places(self, outer: Sequence[Any], line: tuple[Any, Any], x: Any, packed: Any) -> tuple[Any, Any, Any]:
+        """Where a tile's A and B lie, and the starts of its columns."""
+        steps = [self.config[n]["scratch" if self.border else "a"] for n in ("line", "point")]
+        starts = sum((i * o["start"] for i, o in zip(outer, self.outer, strict=True)), start=packed)
+        if self.border:
+            a = line[1] * steps[0] + x * steps[1]
+            a = a + sum((i * o["scratch"] for i, o in zip(outer, self.outer, strict=True)), start=0)
+        else:
+            a = sum((i * o["a"] for i, o in zip(outer, self.outer, strict=True)), start=self.config["a"]["base"])
+            a = a + line[0] * steps[0] + x * steps[1]
+        b = sum((i * o["b"] for i, o in zip(outer, self.outer, strict=True)), start=packed * self.config["depth"])
+        return a, b, starts
 
     def _add_offsets(self, acc: Any, sums: Any, widths: list[int], starts: Any) -> None:
         """Columns whose weights are all larger than what is packed add the sum of A that many times."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from ..spec import Plan, Region, Template
 from . import _dot
-from ._dot_plan import NARROW, Walk, Work, choose, configuration, epilogue_cost, finished, folded, kit
+from ._dot_plan import NARROW, Kit, Tile, Walk, Work, choose, configuration, epilogue_cost, finished, folded, kit
 from ._tile import epilogue_inputs, fits
 from .matmul import Product, product
 
@@ -29,6 +30,12 @@ def plan(region: Region) -> list[Plan]:
     walk = Walk(1, p.rows.extent, (), p.depth, overlap=True, step=abs(p.rows.a), line_bytes=p.rows.extent * p.depth)
     work = Work(p.columns, times, epilogue_cost(region), weights.offset is not None)
     tile = choose(region.machine, found, walk, work)
+    config = described(region, p, found, walk, tile) | {"reads": reads}
+    return [finished(region, found, tile, config, weights, "dot_matmul", region.attrs["zero_point"])]
+
+
+def described(region: Region, p: Product, found: Kit, walk: Walk, tile: Tile) -> dict[str, Any]:
+    """A kernel's configuration, but for what its weights add."""
     steps, packed = -(-p.depth // found.fold) * found.fold, tile.columns.packed
     b_axes = [o for o in p.outer if o.b]
     panels = {id(o): math.prod(q.extent for q in b_axes[i + 1 :]) for i, o in enumerate(b_axes)}
@@ -44,15 +51,12 @@ def plan(region: Region) -> list[Plan]:
         }
         for o in p.outer
     ]
-    config = configuration(region, found, walk, tile, outer)
-    config |= {
-        "reads": reads,
+    return configuration(region, found, walk, tile, outer) | {
         "a": {"dtype": p.a.type.dtype, "as": found.dtype, "flip": found.flip, "span": p.a.span, "base": 0},
         "line": {"extent": 1, "a": 0, "scratch": 0},
         "point": {"extent": p.rows.extent, "a": p.rows.a, "scratch": 0},
         "axes": {"rank": region.anchor_type.rank, "line": None, "point": p.rows.out, "column": p.column},
     }
-    return [finished(region, found, tile, config, weights, "dot_matmul", region.attrs["zero_point"])]
 
 
 def _matrix(region: Region, p: Product) -> np.ndarray:
