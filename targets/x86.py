@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -303,17 +304,33 @@ MICROARCHITECTURES: tuple[tuple[dict[str, str], Machine], ...] = (
 )
 
 
-def detect(cpuinfo: Mapping[str, str], sizes: Mapping[str, Any], cores: int) -> Machine:
+def detect(
+    cpuinfo: Mapping[str, str],
+    sizes: Mapping[str, Any],
+    cores: int,
+    granted: Callable[[], bool] | None = None,
+) -> Machine:
     """The row for a CPU, its cache sizes filled in from ``sizes`` (keys ``l1``, ``l1_ways``, ``l2``, ``l3``).
 
-    ``cpuinfo`` holds the fields of one processor of /proc/cpuinfo.
+    ``cpuinfo`` holds the fields of one processor of /proc/cpuinfo. ``granted`` tells whether the system hands out tile
+    registers: not every one does where the CPU has them.
     """
     flags = set(cpuinfo.get("flags", "").split())
+    if "amx_tile" in flags and not (granted or tiles_granted)():
+        flags = {f for f in flags if not f.startswith("amx")}
     for pattern, machine in MICROARCHITECTURES:
         fits = all(re.search(rf"(^|\b){re.escape(v)}", cpuinfo.get(k, "")) for k, v in pattern.items())
         if fits and flags >= {f.name for f in machine.features}:
             break
     return replace(machine, name="host", cores=cores, **sizes)
+
+
+def tiles_granted() -> bool:
+    """Whether Linux lets this process use AMX's tile registers (``arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)``)."""
+    try:
+        return int(ctypes.CDLL(None).syscall(158, 0x1023, 18)) == 0
+    except (OSError, AttributeError):
+        return False
 
 
 def cache_sizes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[str, int]:

@@ -53,6 +53,19 @@ def test_x86_detection(cpuinfo, mcpu, lanes, fma_ports):
     assert (machine.name, machine.l1, machine.l1_ways, machine.cores) == ("host", 48 << 10, 12, 6)
 
 
+def test_tile_registers_count_only_where_the_system_hands_them_out():
+    amx = next(m for _, m in x86.MICROARCHITECTURES if m.tiles is not None)
+    cpu = {
+        "vendor_id": "GenuineIntel",
+        "model name": "Intel(R) Xeon(R)",
+        "flags": " ".join(f.name for f in amx.features),
+    }
+    assert x86.detect(cpu, {}, 2, granted=lambda: True).tiles is not None
+    plain = x86.detect(cpu, {}, 2, granted=lambda: False)
+    assert plain.tiles is None and plain.mcpu == "sapphirerapids"
+    assert not any(f.name.startswith("amx") for f in plain.features)
+
+
 def test_arm_detection():
     features = " ".join(f.name for f in MACHINES["rpi5"].features)
     assert arm.detect({"CPU part": "0xd0b", "Features": features}, {}, 4).mcpu == "cortex-a76"
