@@ -28,6 +28,7 @@ _NAMES = {
     "load_network": "frontends.onnx",
     "quantize": "frontends.quantize",
     "quantize_aware": "frontends.qat",
+    "QuantizedNetwork": "frontends.training.quantized",
     "save_onnx": "frontends.onnx",
     "Graph": "compiler.ir",
     "losses": "frontends.training",

@@ -7,7 +7,8 @@
    behind it rounds or compares (49 * (1/49) is less than 1). 0 - x and x * -1 are neg; x + -y is x - y.
 5. 1 / x is reciprocal, 1 / sqrt(x) rsqrt, x * reciprocal(y) a division. log of softmax is log_softmax.
 6. minimum and maximum with a number are clips, clips in a row are one, clip from 0 up is relu.
-7. Constants in a row of additions, or of multiplications, are brought together.
+7. Constants in a row of additions, or of multiplications, are brought together; factors not where a step of a
+   quantized tensor is computed from them, which must come out the same whether a scale is a constant or learned.
 8. A sum over n elements times 1/n is a mean.
 9. A transpose of the last two axes of a product is the product of the transposes the other way round, where its factors
    can be transposed at no cost, or the left one is a transpose itself (the gradient of a transposed weight).
@@ -26,7 +27,8 @@ from .pattern import Const, Match, Pattern, Scalar, Var, call, close, either
 from .rewrite import Rule, near_users
 
 _X, _Y, _C = Var("x"), Var("y"), Const("c")
-_ROUNDING = ("floor", "ceil", "round", "cast", "mod", "fmod", "quantize", "sign")
+_STEPS = ("quantize", "requantize")
+_ROUNDING = ("floor", "ceil", "round", "cast", "mod", "fmod", "sign", *_STEPS)
 _COMPARING = ("equal", "less", "less_equal", "greater", "greater_equal")
 Build = Callable[[Match], Value | None]
 
@@ -104,7 +106,7 @@ def _reciprocal_factor(m: Match) -> Value | None:
     wide = array.astype(np.float64)
     mantissa, _ = np.frexp(wide)
     exact = bool(np.all(np.abs(mantissa) == 0.5))
-    if not exact and _rounds_behind(m.graph, m.root):
+    if not exact and _behind(m.graph, m.root, (*_ROUNDING, *_COMPARING)):
         return None
     with np.errstate(all="ignore"):
         inverse = (1.0 / wide).astype(array.dtype)
@@ -115,10 +117,10 @@ def _reciprocal_factor(m: Match) -> Value | None:
     return m.add("mul", m["x"], m.const(inverse, m["c"]))
 
 
-def _rounds_behind(graph: Graph, key: int) -> bool:
+def _behind(graph: Graph, key: int, ops: tuple[str, ...]) -> bool:
     """Whether an operation that turns a rounding error into a step lies close behind."""
     behind = near_users(graph, graph.nx.successors(key), 3)
-    return any(graph.node(user).op in (*_ROUNDING, *_COMPARING) for user in behind)
+    return any(graph.node(user).op in ops for user in behind)
 
 
 def _log_softmax(m: Match) -> Value | None:
@@ -182,7 +184,7 @@ def _chain(m: Match) -> Value | None:
     """(x + a) + b, or (x * a) * b. Brought together only if that takes no more memory than they did."""
     a, b = m.array("a"), m.array("b")
     shape = np.broadcast_shapes(a.shape, b.shape)
-    if math.prod(shape) > max(a.size, b.size):
+    if math.prod(shape) > max(a.size, b.size) or (m.node.op == "mul" and _behind(m.graph, m.root, (*_STEPS, "round"))):
         return None
     wide = np.float64 if a.dtype.kind not in "iu" else a.dtype
     with np.errstate(all="ignore"):

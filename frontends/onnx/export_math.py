@@ -197,67 +197,6 @@ def shift(w: Writer, n: Call) -> None:
     w.cast(result, dtype, n.outs)
 
 
-# -- quantization ------------------------------------------------------------------------------------------------------
-
-
-def _granularity(x: TensorType, scale: TensorType) -> tuple[list[int], int | None] | None:
-    """The shape and axis in which ONNX wants the scale; None where it broadcasts in a way ONNX cannot say."""
-    wide = [a for a, d in enumerate(scale.dims) if d != 1]
-    if not wide:
-        return [], None
-    if len(wide) == 1:
-        axis = wide[0] + x.rank - scale.rank
-        return [scale.dims[wide[0]]], axis
-    return None
-
-
-@writes("quantize", "dequantize")
-def quantization(w: Writer, n: Call) -> None:
-    """One scale, or one along an axis, is QuantizeLinear; everything else is spelled out."""
-    to, grain = n.attrs["to"], _granularity(n.type(), n.type(1))
-    zero = n.inputs[2] if n.has(2) else ""
-    same = not zero or n.type(2).dims == n.type(1).dims
-    source = n.type().dtype if n.op == "quantize" else to
-    storage = to if n.op == "quantize" else n.type().dtype
-    simple = storage in ("int8", "uint8", "int16", "uint16") or (storage == "int32" and not zero)
-    if grain is None or not same or source != "float32" or n.type(1).dtype != "float32" or not simple:
-        _spelled_out(w, n, zero)
-        return
-    shape, axis = grain
-
-    def shaped(name: str) -> str:
-        return w.emit("Reshape", [name, w.const(shape)]) if list(n.type(1).dims) != shape else name
-
-    given = [n.inputs[0], shaped(n.inputs[1]), shaped(zero) if zero else ""]
-    if n.op == "quantize":
-        w.emit("QuantizeLinear", given, n.outs, axis=axis, output_dtype=None if zero else _code(to))
-    else:
-        w.emit("DequantizeLinear", given, n.outs, axis=axis)
-
-
-def _code(dtype: str) -> int:
-    from .exporter import CODES
-
-    return CODES[dtype]
-
-
-def _spelled_out(w: Writer, n: Call, zero: str) -> None:
-    to = n.attrs["to"]
-    if n.op == "dequantize":
-        x = w.cast(n.inputs[0], "float64")
-        if zero:
-            x = w.emit("Sub", [x, w.cast(zero, "float64")])
-        w.cast(w.emit("Mul", [x, w.cast(n.inputs[1], "float64")]), to, n.outs)
-        return
-    work = "float64" if n.type().dtype == "float64" else "float32"
-    y = w.emit("Round", [w.emit("Div", [w.cast(n.inputs[0], work), w.cast(n.inputs[1], work)])])
-    if zero:
-        y = w.emit("Add", [y, w.cast(zero, work)])
-    limits = np.iinfo(to)
-    y = w.emit("Clip", [y, w.const(limits.min, work), w.const(limits.max, work)])
-    w.cast(y, to, n.outs)
-
-
 # -- reductions --------------------------------------------------------------------------------------------------------
 
 

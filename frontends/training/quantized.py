@@ -9,6 +9,7 @@ scale's is that of learned step sizes (LSQ, Esser et al. 2020). Zero points stay
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,8 +21,8 @@ from ...compiler.types import TensorType
 from ..dsl.network import Network
 from ..dsl.spec import BATCH, Input
 from ..dsl.tensor import Tensor, Weight
-from ..dsl.trace import Trace, current, leaves
-from .quantizers import Quantizer, Quantizers
+from ..dsl.trace import Held, Trace, current, leaves
+from .quantizers import Quantizer, Quantizers, integer_biases
 
 LEAST = np.float32(2.0**-8)  # of its calibrated size: what a learned scale never falls below
 
@@ -62,6 +63,28 @@ class QuantizedNetwork(Network):
     @property
     def kind(self) -> str:
         return "QuantizedNetwork"
+
+    def to_graph(
+        self,
+        bindings: Mapping[str, int] | None = None,
+        *,
+        symbolic: bool = False,
+        stored: Mapping[int, Held] | None = None,
+    ) -> Graph:
+        """The quantized graph. Without ``stored`` everything is constant: integer weights and biases, as in a QDQ file.
+
+        Shapes are numbers; see ``Network.to_graph`` for the rest.
+        """
+        graph = super().to_graph(bindings, symbolic=symbolic, stored=stored)
+        if stored is None:
+            integer_biases(graph)
+        return graph
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Writes the quantized model as QDQ ONNX (batch 1), whole or not at all."""
+        from ..onnx import save
+
+        save(self.to_graph(), path)
 
     def _quantizers(self, bindings: Mapping[str, int]) -> Quantizers:
         key = tuple(sorted(bindings.items()))
@@ -183,7 +206,7 @@ class _Replay:
             return self._emit(name, list(args), [f"{weight.name}.{name}"], origin, attrs)
 
         def number(array: Any) -> Value:
-            return self.trace.graph.const(np.asarray(array, np.float32), self._name(f"{weight.name}.{'c'}"), origin)
+            return self.trace.graph.const(np.asarray(array, np.float32), self._name(f"{weight.name}.number"), origin)
 
         if self.net.gradient_scale and self.trace.graph.node(change).op == "param":
             kept = op("stop_gradient", change)

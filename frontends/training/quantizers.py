@@ -11,6 +11,7 @@ import numpy as np
 from ...compiler.ir import Graph, Value
 from ...compiler.ops import OPS, Kind
 from ...compiler.ops.selection import step_bounds
+from ...compiler.quantize.place import origin_of
 from ...compiler.types import is_float
 
 THROUGH = ("relu", "clip", "identity")  # between a product and its quantization: they become bounds
@@ -132,3 +133,48 @@ def _quantizer(graph: Graph, key: int, scale: Value) -> Quantizer:
     weight = graph.constant(value) is not None
     sharing = math.prod(shape) // max(1, array.size) if weight else math.prod(shape[1:])
     return Quantizer(graph.tensor_name(value), array, weight, max(1, sharing), max(high - point, point - low, 1))
+
+
+def integer_biases(graph: Graph) -> None:
+    """The constant biases of quantized products as int32 in steps of the sums, which is what they are rounded to
+    anyway. The caller owns the graph."""
+    for key in graph.order():
+        op = graph.node(key).op
+        found = _matmul_with_bias(graph, key) if op == "add" else (key, 2) if op == "conv" else None
+        if found is None or found[1] >= len(graph.args(key)):
+            continue
+        product, arg = found
+        bias = graph.args(key)[arg]
+        array, scale = graph.constant(bias), _sum_scale(graph, product)
+        if bias is None or array is None or scale is None or scale.size not in (1, array.size):
+            continue
+        name, origin = graph.tensor_name(bias), graph.node(bias).origin
+        each = np.ascontiguousarray(np.broadcast_to(scale, array.size)).reshape(array.shape)
+        steps = np.asarray(OPS["quantize"].reference(array, each, to="int32"))  # type: ignore[misc]
+        held = [graph.const(steps, f"{name}_quantized", origin), graph.const(each, f"{name}_scale", origin)]
+        graph.set_arg(key, arg, graph.add("dequantize", *held, names=[f"{name}_dequantized"], origin=origin))
+    graph.prune()
+
+
+def _matmul_with_bias(graph: Graph, key: int) -> tuple[int, int] | None:
+    """The matmul that an addition puts a constant behind, and which input the constant is."""
+    args = graph.args(key)
+    for arg, other in ((1, args[0]), (0, args[1])):
+        if other is not None and graph.node(other).op == "matmul" and graph.constant(args[arg]) is not None:
+            return other.node, arg
+    return None
+
+
+def _sum_scale(graph: Graph, product: int) -> np.ndarray | None:
+    """The scale of the sums of a product of quantized tensors: float32, one number or [channels]."""
+    x, w = graph.args(product)[:2]
+    scales = []
+    for value in (x, w):
+        source = origin_of(graph, value)  # type: ignore[arg-type]
+        if graph.node(source).op != "dequantize":
+            return None
+        scales.append(graph.constant(graph.args(source.node)[1]))
+    before, weights = scales
+    if before is None or weights is None or before.size != 1 or weights.dtype != np.float32:
+        return None
+    return np.asarray(before.reshape(()) * weights.reshape(-1), np.float32)
