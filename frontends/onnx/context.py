@@ -13,6 +13,7 @@ from ...compiler.interpret import evaluate
 from ...compiler.ir import Graph, Node, Value
 from ...compiler.ops import OPS, OpError, infer
 from ...compiler.ops.numeric import numpy_dtype
+from ...compiler.ops.weights import HALVES
 from ...compiler.types import TensorType, is_float
 from ...errors import NervureError
 from .tensors import MAX_BYTES
@@ -95,7 +96,7 @@ class Context:
 
     def array(self, value: Value | None) -> np.ndarray | None:
         found = self.graph.constant(value)
-        if found is None and value is not None and self.graph.node(value).op == "dequantize":
+        if found is None and value is not None and self.graph.node(value).op in ("dequantize", "cast"):
             arrays = [self.graph.constant(a) for a in self.graph.args(value.node)]
             if all(a is not None for a in arrays):
                 found = evaluate(self.graph.node(value), arrays)[0]
@@ -198,6 +199,10 @@ class Context:
         self.guard(*types)
         if name == "dequantize" and types[0].size > 1:
             return None  # quantized weights stay integers: see passes/integers.py
+        source = args[0] if args else None
+        halved = name == "cast" and source is not None and self.dtype(source) in HALVES and filled["to"] == "float32"
+        if halved and types[0].rank > 1:
+            return None  # and halved ones halves: see passes/weights.py
         size = sum(t.nbytes for t in types)
         if size > FOLD_BYTES and size > self._released(args):
             return None

@@ -107,6 +107,10 @@ def _dequantize_linear(c: Context, n: OnnxNode) -> Lowered:
     x, scale, zero = n.input(0), checked_scale(c, n, n.input(1)), n.optional(2)
     code = n.attr("output_dtype", 0)
     to = element_type(code, "dequantization") if code else c.dtype(scale)
+    size = n.attr("block_size", 0)
+    if size and not c.is_float(x) and c.rank(scale) == c.rank(x):
+        axis = c.axis(n.attr("axis", 1), c.rank(x))
+        return c.op("dequantize", x, scale, zero, to=to, block=(axis, size) if c.shape(scale)[axis] > 1 else None)
     scale = _spread(c, n, x, scale, "scale")
     if c.is_float(x):  # float8 that was widened; its zero point is 0
         return c.cast(c.op("mul", c.cast(x, "float32"), c.cast(scale, "float32")), to)

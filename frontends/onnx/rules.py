@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     lower_attention,
+    lower_blocks,
     lower_control,
     lower_einsum,
     lower_image,
@@ -22,6 +23,7 @@ from .registry import HINTS, RULES
 
 FAMILIES = (
     lower_attention,
+    lower_blocks,
     lower_control,
     lower_einsum,
     lower_image,
