@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..ops.integers import ADD_SHIFT, NARROW
@@ -57,6 +58,16 @@ def rescaled(k: Builder, sums: Expr, multiplier: Expr, attrs: Node) -> Expr:
     return cast(shifted(vecmath.round_even(k, real), -zero_point, "int32"), to)
 
 
+def rescaled_parts(k: Builder, sums: Sequence[Expr], multipliers: Sequence[Expr], attrs: Node) -> Expr:
+    """``rescaled`` of four vectors whose products fit (see ``rescaled``), as the machine packs them: each 128 bits of
+    the result hold 128 bits of every one."""
+    row = k.row(f"pack.{attrs['to']}", 4 * lanes_of(sums[0]))
+    parts = [_nearest(k, k.bind(cast(s, "float32") * m)) for s, m in zip(sums, multipliers, strict=True)]
+    zero = constant(attrs["zero_point"], "int16", row.lanes // 2)
+    steps = k.instruction(row, **dict(zip("abcd", map(k.bind, parts), strict=True)), zero=zero)
+    return _within(k, steps, *step_bounds(attrs["low"], attrs["high"], attrs["to"]))
+
+
 def _rounds(k: Builder, real: Expr) -> bool:
     """Whether the machine rounds such a vector to int32 by itself."""
     return lanes_of(real) >= 4 and k.row("round") is not None
@@ -68,7 +79,7 @@ def _nearest(k: Builder, real: Expr) -> Expr:
 
 
 def narrowed(k: Builder, wide: Expr, zero: int, low: int, high: int, to: str) -> Expr:
-    """``clip(wide + zero, low, high)`` of int32 lanes as ``to``, by the machine's saturating packs where it has them."""
+    """``clip(wide + zero, low, high)`` of int32 lanes as ``to``, by the machine's saturating packs if it has them."""
     lanes = lanes_of(wide)
     row = _pack_row(k, to, lanes) if dtype_of(wide) == "int32" else None
     if row is None:
@@ -77,9 +88,14 @@ def narrowed(k: Builder, wide: Expr, zero: int, low: int, high: int, to: str) ->
     held = k.bind(wide)
     step = min(lanes, row.lanes)
     found = [_packed(k, row, _lanes(held, at, step), zero) for at in range(0, lanes, step)]
-    steps, info = joined(found), step_bounds(None, None, to)
-    steps = steps if low <= info[0] else maximum(k.bind(steps), like(low, steps))
-    return steps if high >= info[1] else minimum(k.bind(steps), like(high, steps))
+    return _within(k, joined(found), low, high)
+
+
+def _within(k: Builder, steps: Expr, low: int, high: int) -> Expr:
+    """Clips where the bounds are narrower than the type's."""
+    least, most = step_bounds(None, None, dtype_of(steps))
+    steps = steps if low <= least else maximum(k.bind(steps), like(low, steps))
+    return steps if high >= most else minimum(k.bind(steps), like(high, steps))
 
 
 def _pack_row(k: Builder, to: str, lanes: int) -> Any:

@@ -16,6 +16,7 @@ NAMES = (
     "conv_transpose",
     "depthwise",
     "dot_conv",
+    "dot_depthwise",
     "dot_matmul",
     "dot_tiles",
     "gather",

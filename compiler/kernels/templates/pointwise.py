@@ -38,8 +38,10 @@ def merge_axes(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[l
 
 
 _STEPS = frozenset(  # operators of a few instructions: several vectors of them fit the registers at once
-    ("input", "const", "identity", "copy", "cast", "relu", "clip", "maximum", "minimum", "add", "sub", "mul")
-    + ("quantize", "dequantize", "requantize", "add_integer", "mul_integer", "lookup")
+    (
+        *("input", "const", "identity", "copy", "cast", "relu", "clip", "maximum", "minimum", "add", "sub", "mul"),
+        *("quantize", "dequantize", "requantize", "add_integer", "mul_integer", "lookup"),
+    )
 )
 
 

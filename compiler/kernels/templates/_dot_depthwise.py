@@ -1,0 +1,344 @@
+"""Writes the kernels of ``dot_depthwise``: the copy into padded lines, and the tiles over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ....targets import instruction
+from ._contract import equal, least, part
+from ._tile import pieces
+
+ZEROS = 8  # behind the start values
+_COPY = 64  # bytes copied at once
+
+
+class Emitter:
+    """One kernel: tasks are batch, group of channels and block of lines."""
+
+    def __init__(self, k: Any, config: dict[str, Any]) -> None:
+        from ..evaluate import Evaluator
+
+        self.k, self.config = k, config
+        program, x = config["program"], config["x"]
+        self.line, self.point = config["line"], config["point"]
+        self.x = k.arg("x", x["dtype"], x["span"])
+        self.weights = k.arg("w", "int8", config["spans"][0])
+        self.start = k.arg("start", "int32", config["spans"][1])
+        self.scale = k.arg("scale", "float32", config["spans"][2]) if config["scaled"] else None
+        reads: list[Any] = [None] * len(program["inputs"])
+        for i in config["reads"]:
+            reads[i] = k.arg(f"x{i}", program["inputs"][i]["dtype"], program["inputs"][i]["span"])
+        self.outputs = [k.arg(f"y{i}", o["dtype"], o["span"]) for i, o in enumerate(program["outputs"])]
+        self.lines = k.arg("lines", config["held"], config["scratch"])
+        self.ev = Evaluator(k, program, reads, lambda number, coords: self.part)
+        self.part: Any = None
+
+    def run(self) -> None:
+        config, k = self.config, self.k
+        groups, blocks = config["groups"], config["blocks"]
+        with (k.parallel if config["shared"] else k.loop)(config["tasks"]) as task:
+            block = task % blocks if blocks > 1 else 0
+            rest = task // blocks if blocks > 1 else task
+            number = rest % len(groups) if len(groups) > 1 else 0
+            batch = rest // len(groups) if len(groups) > 1 else rest
+            same = [g for g in groups if g["lanes"] == g["valid"] == groups[0]["lanes"]]
+            if same:
+                with k.when(number < len(same) if len(same) < len(groups) else True):
+                    shift = number * groups[0]["lanes"]
+                    self._block(batch, block, {**groups[0], "first": shift, "packed": shift})
+            for i, group in enumerate(groups[len(same) :], len(same)):
+                with k.when(equal(number, i)):
+                    self._block(batch, block, group)
+
+    def _block(self, batch: Any, block: Any, group: dict[str, Any]) -> None:
+        k, line, rows, size = self.k, self.line, self.config["rows"], self.config["block"]
+        first = block * size
+        count = size if line["extent"] % size == 0 else least(size, line["extent"] - first)
+        self._copy(batch, first, count, group)
+        whole = count // rows
+        with k.loop(whole) as t:
+            self._row(batch, first + t * rows, t * rows, rows, group)
+        rest = line["extent"] % rows
+        if rest:
+            at = line["extent"] - rest
+            with k.when(equal(block, self.config["blocks"] - 1)):
+                self._row(batch, at, at - first, rest, group)
+
+    def step(self, group: dict[str, Any]) -> int:
+        """Bytes from a point to the next one in scratch."""
+        return int(self.config["channels"] if self.config["flat"] else group["lanes"])
+
+    # -- the lines that a block reads ------------------------------------------------------------------------------
+
+    def _copy(self, batch: Any, first: Any, count: Any, group: dict[str, Any]) -> None:
+        from tvm import tirx
+
+        k, line, config = self.k, self.line, self.config
+        needed = (count - 1) * line["stride"] + config["reach"]
+        above = first * line["stride"] - line["pad"]
+        last = (line["extent"] - 1) * line["stride"] + config["reach"] - line["pad"]
+        with k.loop(needed) as i:
+            at, to = above + i, i * config["row"]
+            source = batch * config["x"]["batch"] + at * line["step"] + group["first"]
+            border = line["pad"] > 0 or last > line["size"]
+            with k.when(tirx.all(at >= 0, at < line["size"]) if border else True):
+                self._line(source, to, group)
+            if border:
+                with k.when(tirx.any(at < 0, at >= line["size"])):
+                    self._fill(to, config["points"] * self.step(group))
+
+    def _line(self, source: Any, to: Any, group: dict[str, Any]) -> None:
+        config, point = self.config, self.point
+        step, pad = self.step(group), min(self.point["pad"], config["points"])
+        inside = min(point["size"], config["points"] - pad)
+        self._fill(to, pad * step)
+        at = to + pad * step
+        if config["flat"] or (group["valid"] == group["lanes"] and point["step"] == step):
+            self._contiguous(inside * step, lambda i, n: self._move(source + i, at + i, n))
+        else:
+            with self.k.loop(inside) as p:
+                for start, lanes in pieces(group["valid"]):
+                    self._move(source + p * point["step"] + start, at + p * step + start, lanes)
+        self._fill(at + inside * step, (config["points"] - pad - inside) * step)
+
+    def _fill(self, to: Any, count: int) -> None:
+        from ..tir import constant
+
+        zero = self.config["zero"]
+        self._contiguous(count, lambda i, n: self.k.store(self.lines, to + i, constant(zero, self.config["held"], n)))
+
+    def _contiguous(self, count: int, each: Callable[[Any, int], None]) -> None:
+        whole = count // _COPY
+        if whole:
+            with self.k.loop(whole) as i:
+                each(i * _COPY, _COPY)
+        for at, lanes in pieces(count - whole * _COPY):
+            each(whole * _COPY + at, lanes)
+
+    def _move(self, source: Any, to: Any, lanes: int) -> None:
+        from ..tir import as_dtype, like, reinterpreted
+
+        value = self.k.load(self.x, source, lanes)
+        if self.config["flip"]:
+            value = value ^ like(-128 if self.config["x"]["dtype"] == "int8" else 128, value)
+        self.k.store(self.lines, to, reinterpreted(value, as_dtype(self.config["held"], lanes)))
+
+    # -- tiles -----------------------------------------------------------------------------------------------------
+
+    def _row(self, batch: Any, y: Any, above: Any, rows: int, group: dict[str, Any]) -> None:
+        """The tiles along ``rows`` lines of outputs, the first of which is number ``above`` of the block."""
+        k, pair, extent = self.k, self.config["pair"], self.point["extent"]
+        base = above * (self.line["stride"] * self.config["row"])
+        move = self.point["stride"] * self.step(group)
+
+        if self.config["sets"] is not None:
+            Rolling(self, group, base, rows).run(batch, y)
+            return
+
+        def tile(number: Any, at: Any, source: Any, outputs: int) -> None:
+            Tile(self, group, base + source, rows, outputs).run(batch, y, at, number)
+
+        if self.config["flat"]:
+            total, lanes = extent * self.config["channels"], group["lanes"]
+            with k.loop(total // lanes) as t:
+                tile(t, t * lanes, t * lanes, 1)
+            if total % lanes:
+                tile(0, total - lanes, total - lanes, 1)
+            return
+        with k.loop(extent // pair) as t:
+            tile(t, t * pair, t * (pair * move), pair)
+        if extent % pair:
+            at = extent - extent % pair
+            tile(0, at, at * move, extent % pair)
+
+
+class Sums:
+    """What both ways of walking a line share: windows, products, and what becomes of finished sums."""
+
+    def __init__(self, of: Emitter, group: dict[str, Any], base: Any, rows: int) -> None:
+        self.of, self.k, self.group, self.base, self.rows = of, of.k, group, base, rows
+        self.lanes, self.quarter, self.step = group["lanes"], group["lanes"] // 4, of.step(group)
+        self.dot = instruction(of.config["dots"][str(self.lanes)])
+        self.points: dict[Any, Any] = {}
+        self.pairs: dict[Any, list[Any]] = {}
+        self.zero: Any = 0
+
+    def hide(self, number: Any) -> None:
+        """Makes ``zero`` a 0 that LLVM does not know, at each turn of a loop; else it loads all weights before the loop
+        and spills them."""
+        last = self.of.config["spans"][1] - ZEROS
+        self.zero = 0 if isinstance(number, int) else self.k.bind(self.k.load(self.of.start, last + number % ZEROS))
+
+    def starts(self) -> list[Any]:
+        at = self.group["packed"] + self.zero
+        return [self.k.load(self.of.start, at + q * self.quarter, self.quarter) for q in range(4)]
+
+    def weight(self, across: int, window: int, v: int, q: int) -> Any:
+        config = self.of.config
+        size = config["windows"] * config["pair"] * 4
+        at = ((across * config["windows"] + window) * config["pair"] + v) * 4 + q
+        first = self.group["packed"] * (config["across"] * size)
+        return self.k.bind(self.k.load(self.of.weights, self.zero + at * self.lanes + first, self.lanes), "w")
+
+    def add(self, register: Any, value: Any, weight: Any) -> None:
+        register.set(self.k.instruction(self.dot, acc=register.get(), a=value, b=weight))
+
+    def window(self, at: list[Any]) -> list[Any]:
+        """The vectors at four places (memoised by place) as four of which each holds their bytes for a quarter of the
+        channels. A place is (line, point), from ``base`` on."""
+        (low, high), (low2, high2) = self._pair(at[0], at[1]), self._pair(at[2], at[3])
+        return [*self._unpacked(low, low2, 2), *self._unpacked(high, high2, 2)]
+
+    def _pair(self, a: Any, b: Any) -> list[Any]:
+        for place in (a, b):
+            if place not in self.points:
+                offset = place[0] * self.of.config["row"] + place[1] * self.step
+                self.points[place] = self.k.bind(self.k.load(self.of.lines, self.base + offset, self.lanes), "p")
+        if (a, b) not in self.pairs:
+            self.pairs[a, b] = self._unpacked(self.points[a], self.points[b], 1)
+        return self.pairs[a, b]
+
+    def _unpacked(self, a: Any, b: Any, size: int) -> list[Any]:
+        """Elements of ``size`` bytes of a and b in turns, of the low and of the high half of each 128 bits."""
+        from ..tir import chosen
+
+        found = []
+        for half in (0, 8):
+            order = [
+                v * self.lanes + i * 16 + half + e * size + byte
+                for i in range(self.lanes // 16)
+                for e in range(8 // size)
+                for v in (0, 1)
+                for byte in range(size)
+            ]
+            found.append(self.k.bind(chosen([a, b], order), "u"))
+        return found
+
+    def finish(self, batch: Any, y: Any, x: Any, acc: list[list[list[Any]]]) -> None:
+        """Stores the outputs ``[row][point][quarter]`` from (y, x) on."""
+        k, of = self.k, self.of
+        rank = len(of.config["program"]["outputs"][0]["shape"])
+        scales = None
+        if of.scale is not None:
+            at = self.group["packed"] + self.zero
+            scales = [k.bind(k.load(of.scale, at + q * self.quarter, self.quarter)) for q in range(4)]
+        for o, row in enumerate(acc):
+            for v, quarters in enumerate(row):
+                whole = k.bind(self._result(quarters, scales))
+                coords: list[Any] = [(0, 0)] * rank
+                coords[0] = (batch, 0)
+                if of.line["axis"] is not None:
+                    coords[of.line["axis"]] = (y + o, 0)
+                if of.point["axis"] is not None and not of.config["flat"]:
+                    coords[of.point["axis"]] = (x + v, 0)
+                self._store(whole, coords, x if of.config["flat"] else self.group["first"])
+
+    def _store(self, whole: Any, coords: list[Any], channel: Any) -> None:
+        of = self.of
+        of.ev.begin()
+        for at, lanes in pieces(self.group["valid"]):
+            here = list(coords)
+            here[1] = (channel + at, 1 if lanes > 1 else 0)
+            of.part = part(whole, at, lanes)
+            of.ev.store_all(of.outputs, here, lanes)
+
+    def _result(self, acc: list[Any], scales: list[Any] | None) -> Any:
+        """The sums of all lanes, or what they are rescaled to, in the order of the channels."""
+        from ..integers import rescaled_parts
+        from ..tir import chosen
+
+        values = [a.get() for a in acc]
+        if scales is not None:
+            return rescaled_parts(self.k, values, scales, self.of.config["program"]["rescale"])
+        order = [q * self.quarter + i * 4 + j for i in range(self.lanes // 16) for q in range(4) for j in range(4)]
+        return chosen(values, order)
+
+
+class Tile(Sums):
+    """``rows`` lines times ``outputs`` neighbouring points; windows along the points."""
+
+    def __init__(self, of: Emitter, group: dict[str, Any], base: Any, rows: int, outputs: int) -> None:
+        super().__init__(of, group, base, rows)
+        self.outputs = outputs
+        self.windows: dict[tuple[int, int], list[Any]] = {}
+
+    def run(self, batch: Any, y: Any, x: Any, number: Any) -> None:
+        self.hide(number)
+        starts = [self.k.bind(v) for v in self.starts()]
+        acc = [
+            [[self.k.register("int32", self.quarter, "acc") for _ in starts] for _ in range(self.outputs)]
+            for _ in range(self.rows)
+        ]
+        for row in acc:
+            for output in row:
+                for register, start in zip(output, starts, strict=True):
+                    register.set(start)
+        for tap in range(self.of.line["taps"]):
+            for window in range(self.of.config["windows"]):
+                self._products(acc, tap, window)
+        self.finish(batch, y, x, acc)
+
+    def _products(self, acc: Any, tap: int, window: int) -> None:
+        """One window's taps of one line of the kernel, for all rows: weights are loaded once."""
+        line, taps = self.of.line, self.of.point["taps"]
+        for v in range(self.outputs):
+            if not any(0 <= 4 * window + i - v < taps for i in range(4)):
+                continue
+            for q in range(4):
+                weight = self.weight(tap, window, v, q)
+                for o, row in enumerate(acc):
+                    at = o * line["stride"] + tap * line["dilation"]
+                    self.add(row[v][q], self._at(at, window)[q], weight)
+
+    def _at(self, line: int, window: int) -> list[Any]:
+        if (line, window) not in self.windows:
+            reach = self.of.point["taps"] + self.outputs - 1  # points that count
+            points = [min(4 * window + i, reach - 1) * self.of.point["dilation"] for i in range(4)]
+            self.windows[line, window] = self.window([(line, p) for p in points])
+        return self.windows[line, window]
+
+
+class Rolling(Sums):
+    """``rows`` lines, point after point; windows across the lines. Each turn takes in as many points as the outputs
+    are apart: they are the last taps of the oldest unfinished output, and the first of a new one."""
+
+    def run(self, batch: Any, y: Any) -> None:
+        sets, extent = self.of.config["sets"], self.of.point["extent"]
+        self.acc = [
+            [[self.k.register("int32", self.quarter, "acc") for _ in range(4)] for _ in range(self.rows)]
+            for _ in range(sets + 1)
+        ]
+        for t in range(sets):
+            self._turn(batch, y, t, max(0, t - extent + 1), t)
+        if extent > sets:
+            with self.k.loop(extent - sets) as i:
+                self.hide(i)
+                self._turn(batch, y, i + sets, 0, sets)
+        self.zero = 0
+        for t in range(max(extent, sets), extent + sets):
+            self._turn(batch, y, t, t - extent + 1, sets)
+
+    def _turn(self, batch: Any, y: Any, t: Any, newest: int, oldest: int) -> None:
+        """Turn ``t``; set ``j`` belongs to output ``t - j``."""
+        point, line, sets = self.of.point, self.of.line, self.of.config["sets"]
+        self.points, self.pairs = {}, {}
+        if newest == 0:
+            for row in self.acc[0]:
+                for register, start in zip(row, self.starts(), strict=True):
+                    register.set(start)
+        for i in range(point["stride"]):
+            lines = [min(n, line["taps"] + self.rows - 2) * line["dilation"] for n in range(4)]
+            values = self.window([(n, t * point["stride"] + i) for n in lines])
+            for q, value in enumerate(values):
+                for j in range(oldest, newest - 1, -1):
+                    tap = i + j * point["stride"]
+                    if tap < point["taps"]:
+                        for v in range(self.rows):
+                            self.add(self.acc[j][v][q], value, self.weight(tap, 0, v, q))
+        if oldest == sets:
+            self.finish(batch, y, t - sets, [[row] for row in self.acc[sets]])
+        for j in range(sets, 0, -1):
+            for to, row in zip(self.acc[j], self.acc[j - 1], strict=True):
+                for register, other in zip(to, row, strict=True):
+                    register.set(other.get())
