@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from ..compiler.ir import Graph
 from ..compiler.pipeline import EntryGraph, Options, plan_program
 from ..compiler.quantize.control import TARGETS, Budget, Outcome, Promotion, Score, control
-from ..compiler.quantize.settings import Settings
 from ..compiler.types import TensorType
 from ..errors import NervureError
 from ..runtime.artifact import Port
@@ -24,6 +23,8 @@ from .calibration import Samples, calibration, labelled
 from .model import Model
 from .quantize_modes import Quantized, quantized
 from .quantize_report import Report, make_report
+from .quantize_settings import AnySettings, settings_for
+from .quantize_settings import promoted as with_promoted
 from .verify import random_inputs
 
 Progress = Callable[[str, int, int], None]
@@ -57,7 +58,7 @@ def quantize(
     out: str | Path | None = None,
     *,
     mode: str = "static",
-    settings: Settings | None = None,
+    settings: AnySettings | None = None,
     samples: int | None = None,
     preprocess: str | None = None,
     dims: Mapping[str, int] | None = None,
@@ -76,8 +77,10 @@ def quantize(
 
     ``model``: an ONNX file, a network of the DSL or a ``Graph``. ``calibration``: an ``.npz`` file (an array for each
     input, samples along the first axis), a folder of pictures (``preprocess`` says how they become inputs), arrays, or
-    a generator of samples; ``mode="weights"`` and ``"dynamic"`` do without. ``settings`` or its fields by name
-    (``activations="uint8"``, ``float_patterns=("head*",)``) say how; see ``nv.quantization.Settings``.
+    a generator of samples. ``mode``: ``static``, or, without samples, ``dynamic`` (activations of matrix products and
+    recurrences are quantized as they come) and ``weights`` (int8, int4, float16 or bfloat16 weights, float arithmetic).
+    ``settings`` or its fields by name (``activations="uint8"``, ``float_patterns=("head*",)``, ``weights="int4"``) say
+    how: they are the options of ``nervure quantize``.
 
     ``max_drop`` (``"0.5%"``, ``0.005``) bounds what the score of ``evaluate(model)``, or of ``labelled`` data (``.npz``
     with the inputs and ``y``), may lose beside the float artifact's; ``max_sqnr_loss`` (``"1%"``, ``"20dB"``) the noise
@@ -90,7 +93,9 @@ def quantize(
     budget cannot be met.
     """
     started = time.perf_counter()
-    job = _Job(model, mode, _settings(settings, options), target, progress or (lambda stage, done, total: None))
+    job = _Job(
+        model, mode, settings_for(mode, settings, options), target, progress or (lambda stage, done, total: None)
+    )
     budget = _budget(max_drop, max_sqnr_loss, evaluate, labelled)
     if promote not in TARGETS:
         raise NervureError(f"promote {promote!r} is unknown", hint=f"use one of: {', '.join(TARGETS)}")
@@ -112,16 +117,6 @@ def _writable(out: Path) -> None:
         raise NervureError("a quantized model is an ONNX file", where=str(out), hint=f"{out.stem}.onnx")
     if not out.parent.is_dir():
         raise NervureError("there is no such folder", where=str(out.parent))
-
-
-def _settings(given: Settings | None, options: Mapping[str, Any]) -> Settings:
-    known = [f.name for f in fields(Settings)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise NervureError(f"quantization has no setting {unknown[0]!r}", hint=f"settings: {', '.join(known)}")
-    clean = {n: (v,) if n.endswith("_patterns") and isinstance(v, str) else v for n, v in options.items()}
-    clean = {n: tuple(v) if n.endswith("_patterns") else v for n, v in clean.items()}
-    return replace(given or Settings(), **clean)
 
 
 def _budget(drop: Any, loss: Any, evaluate: Any, labelled: Any) -> Budget | None:
@@ -162,7 +157,7 @@ class Measured:
 class _Job:
     """One quantization: what is given, and what has been measured so far."""
 
-    def __init__(self, source: Any, mode: str, settings: Settings, target: str, progress: Progress) -> None:
+    def __init__(self, source: Any, mode: str, settings: AnySettings, target: str, progress: Progress) -> None:
         self.source, self.mode, self.settings, self.target, self.tell = source, mode, settings, target, progress
         self.machine = get(target)
         self.evaluation: a.Evaluation | None = None
@@ -208,13 +203,9 @@ class _Job:
 
     def quantized(self, promoted: Promotion) -> Quantized:
         """The model with these layers promoted."""
-        wider = {kind: tuple(sorted(n for n, k in promoted.items() if k == kind)) for kind in ("float", "int16")}
-        settings = replace(
-            self.settings,
-            float_patterns=(*self.settings.float_patterns, *wider["float"]),
-            int16_patterns=(*self.settings.int16_patterns, *wider["int16"]),
-        )
-        return quantized(self.mode, self.graph, self.samples if self.given else None, settings, self.tell)
+        before = self.found[()].quantized if () in self.found else None
+        samples = self.samples if self.given else None
+        return quantized(self.mode, self.graph, samples, with_promoted(self.settings, promoted), self.tell, before)
 
     def measure(self, promoted: Promotion) -> Score:
         """Quantizes, compiles and scores the artifact."""
@@ -246,7 +237,7 @@ class _Job:
             lambda promoted: known.get(_key(promoted)) or self.measure(promoted),
             budget,
             self.reference,
-            to=promote,
+            to=promote if self.mode == "static" else "float",
             cost=self.cost,
             progress=self.tell,
         )

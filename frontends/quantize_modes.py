@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from ..compiler.ir import Graph, Value
+from ..compiler.quantize.control import decibels
 from ..compiler.quantize.settings import Settings
 from ..errors import NervureError
 from .calibration import Samples
+from .quantize_settings import HALVES, AnySettings, WeightSettings
 
 Progress = Callable[[str, int, int], None]
 BARS = 64  # of a histogram in a report
-MODES = ("static", "dynamic", "weights")
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,72 @@ def quantized(
     mode: str,
     graph: Graph,
     samples: Samples | None,
-    settings: Settings,
+    settings: AnySettings,
     progress: Progress,
     before: Quantized | None = None,
 ) -> Quantized:
     """``graph`` quantized. ``before``: an earlier result for the same graph and samples, of which what still holds is
     taken over."""
-    if mode == "static":
-        assert samples is not None
-        return _static(graph, samples, settings, progress, before)
-    raise NervureError(f"mode {mode!r} is unknown", hint=f"use one of: {', '.join(MODES)}")
+    if isinstance(settings, WeightSettings):
+        return _weights_only(graph, samples, settings, progress)
+    if mode == "dynamic":
+        return _dynamic(graph, settings)
+    assert samples is not None
+    return _static(graph, samples, settings, progress, before)
+
+
+# -- weights alone, and dynamic ----------------------------------------------------------------------------------------
+
+
+def _weights_only(graph: Graph, samples: Samples | None, settings: WeightSettings, progress: Progress) -> Quantized:
+    from ..compiler.quantize.weights import halve_weights, quantize_weights, weights_of
+
+    kept = {"float_patterns": settings.float_patterns}
+    if settings.weights in HALVES:
+        made = halve_weights(graph, settings.weights, **kept)
+        every = {made.node(n).names[0].removesuffix(".half") for n in made if made.node(n).names[0].endswith(".half")}
+        rows = [_weight_row(name, settings.weights, None) for name in sorted(every)]
+        return Quantized(made, tuple(rows))
+    if settings.gptq and samples is None:
+        raise NervureError("GPTQ needs calibration data", hint="give calibration, or leave gptq out")
+    bits, how = int(settings.weights[3:]), "gptq" if settings.gptq else "nearest"
+    feeds = list(samples) if settings.gptq and samples is not None else None
+    made = quantize_weights(graph, bits, settings.group, how, feeds, progress=progress, **kept)
+    rows = [_weight_row(r.name, f"int{r.bits}", r) for r in made.meta["weights"]]
+    rows += [_weight_row(w.name, "float", None) for w in weights_of(made)]
+    return Quantized(made, tuple(rows))
+
+
+def _weight_row(name: str, form: str, row: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = {"name": name, "op": "weight", "format": form, "sqnr_db": None, "causes": {}}
+    if form == "float":
+        facts["why"] = "a pattern names it, or it has no form of this kind"
+    if row is not None:
+        facts["sqnr_db"] = _decibels(row.loss)
+        facts |= {"causes": {"rounding": 1.0} if row.loss > 0 else {}, "scales": row.scales, "method": row.method}
+    return facts
+
+
+def _dynamic(graph: Graph, settings: Settings) -> Quantized:
+    from ..compiler.quantize.dynamic import quantize_dynamic
+    from ..compiler.quantize.quantizer import prepare
+
+    plain = prepare(graph)
+    made = quantize_dynamic(plain, settings)
+    place = {name: i for i, key in enumerate(plain.order()) for name in plain.node(key).names}
+    names = {plain.node(m.node).names[0]: plain.node(m.node).op for m in (*made.products, *made.recurrences)}
+    rows = [{"name": n, "op": op, "format": "int8", "sqnr_db": None, "causes": {}} for n, op in names.items()]
+    rows += [_float_row(plain, name, why) for name, why in made.floats.items()]
+    rows.sort(key=lambda r: place.get(str(r["name"]), len(place)))
+    notes = (
+        () if names else ("nothing was quantized: the model has no matrix product, LSTM or GRU with constant weights",)
+    )
+    return Quantized(made.graph, tuple(rows), notes)
+
+
+def _float_row(graph: Graph, name: str, why: str) -> dict[str, Any]:
+    op = graph.node(_node(graph, name)).op
+    return {"name": name, "op": op, "format": "float", "why": why, "sqnr_db": None, "causes": {}}
 
 
 # -- static ------------------------------------------------------------------------------------------------------------
@@ -89,9 +146,7 @@ def _static_rows(made: Any) -> list[dict[str, Any]]:
             "origin": list(plain.node(layer.node).origin),
         }
         rows.append(row | (_activation(made, site) if site else {}))
-    for name, why in made.sites.floats.items():
-        op = plain.node(_node(plain, name)).op
-        rows.append({"name": name, "op": op, "format": "float", "why": why, "sqnr_db": None, "causes": {}})
+    rows += [_float_row(plain, name, why) for name, why in made.sites.floats.items()]
     rows.sort(key=lambda r: place.get(str(r["name"]), len(place)))
     return rows
 
@@ -127,22 +182,29 @@ def _sites_behind(graph: Graph, schemes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _weights(graph: Graph, layer: Any, scheme: Any) -> dict[str, Any]:
-    """How the weights fit their scales: SQNR of rounding them, extremes of the channels' ranges."""
+    """How the weights fit their scales: SQNR of rounding them (of all, and of the channel that is worst off), extremes
+    of the channels' ranges."""
     array = graph.constant(graph.args(layer.node)[1])
     assert array is not None
     wide = array.astype(np.float64)
-    error = float(np.square(scheme.rounded(array).astype(np.float64) - wide).sum())
-    power = float(np.square(wide).sum())
-    reach = np.abs(np.moveaxis(wide, layer.axis, 0).reshape(layer.channels, -1)).max(axis=1)
-    some = reach[reach > 0]
+    flat = [np.moveaxis(a, layer.axis, 0).reshape(layer.channels, -1) for a in (wide, scheme.rounded(array) - wide)]
+    power, error = (np.square(a).sum(axis=1) for a in flat)
+    reach = np.abs(flat[0]).max(axis=1)
+    some = reach > 0
+    noisy = (error / np.where(some, power, 1.0))[some].max(initial=0.0)
     return {
         "bits": 8 if scheme.high is None else int(scheme.high).bit_length() + 1,
         "channels": int(layer.channels),
         "scales": int(scheme.scale.size),
-        "sqnr_db": 10 * float(np.log10(power / error)) if error > 0 and power > 0 else None,
-        "channel_ratio": float(some.max() / some.min()) if some.size else 1.0,
-        "zero_channels": int((reach == 0).sum()),
+        "sqnr_db": _decibels(float(error.sum() / power.sum())) if some.any() else None,
+        "worst_channel_db": _decibels(float(noisy)) if some.any() else None,
+        "channel_ratio": float(reach[some].max() / reach[some].min()) if some.any() else 1.0,
+        "zero_channels": int((~some).sum()),
     }
+
+
+def _decibels(noise: float) -> float | None:
+    return _number(decibels(noise))
 
 
 def _activation(made: Any, site: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from nervure.compiler.ir import Value
 from nervure.compiler.types import TensorType
 from nervure.frontends import accuracy
 from nervure.frontends.calibration import labelled
-from quantize_nets import convnet, labels, pictures
+from quantize_nets import convnet, labelled_pictures, pictures
 
 ort.set_default_logger_severity(4)
 QUIET = {"latency": False}
@@ -24,13 +24,13 @@ QUIET = {"latency": False}
 @pytest.fixture(scope="module")
 def wound() -> tuple[nv.Graph, np.ndarray, np.ndarray]:
     net = convnet(wounded=True)
-    x = pictures(200, seed=2)
-    return net, x, labels(net, x)
+    return net, *labelled_pictures(net, 100, seed=2)
 
 
 def test_a_network_is_quantized_and_written(tmp_path: Path) -> None:
-    net, x = convnet(), pictures()
-    done = nv.quantize(net, x, tmp_path / "q.onnx", labelled=(x, labels(net, x)))
+    net = convnet()
+    x, y = labelled_pictures(net, 96, seed=3)
+    done = nv.quantize(net, x, tmp_path / "q.onnx", labelled=(x, y))
     report = done.report
     assert done.path == tmp_path / "q.onnx" and [r["name"] for r in report.layers][:3] == ["conv1", "conv2", "conv3"]
     assert all(r["format"] == "int8" for r in report.layers)

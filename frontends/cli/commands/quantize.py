@@ -14,6 +14,7 @@ import typer
 
 from ....compiler.quantize.settings import Settings
 from ....errors import NervureError
+from ...quantize_settings import WeightSettings
 from .. import options as o
 
 if TYPE_CHECKING:
@@ -166,17 +167,18 @@ def _option(field: Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _with_options(function: Any, *classes: Any) -> None:
+def _with_options(function: Any, settings: Sequence[Field[Any]]) -> None:
     """Gives a command the options of settings; it receives them as keywords, None where they are not given."""
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    known = {p.name for p in own}
-    more = [_option(f) for c in classes for f in fields(c) if f.name not in known]
+    more = [_option(f) for f in settings]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
     function.__signature__ = signature.replace(parameters=[*parameters, *more])
 
 
-_with_options(quantize_command, Settings)
+# of what both have, the one for weights knows more kinds of weights, the other says more about patterns
+_FIELDS = {f.name: f for f in (*fields(Settings), *(f for f in fields(WeightSettings) if f.name != "float_patterns"))}
+_with_options(quantize_command, list(_FIELDS.values()))
 
 
 # -- what is written and shown -----------------------------------------------------------------------------------------
