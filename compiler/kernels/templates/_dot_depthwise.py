@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ....targets import instruction
-from ._contract import equal, least, part
+from ._contract import equal, least, most, part
 from ._tile import pieces
 
 ZEROS = 8  # behind the start values
@@ -30,7 +30,7 @@ class Emitter:
         for i in config["reads"]:
             reads[i] = k.arg(f"x{i}", program["inputs"][i]["dtype"], program["inputs"][i]["span"])
         self.outputs = [k.arg(f"y{i}", o["dtype"], o["span"]) for i, o in enumerate(program["outputs"])]
-        self.lines = k.arg("lines", config["held"], config["scratch"])
+        self.lines = k.arg("lines", config["held"], config["scratch"]) if config["scratch"] else None
         self.ev = Evaluator(k, program, reads, lambda number, coords: self.part)
         self.part: Any = None
 
@@ -55,7 +55,8 @@ class Emitter:
         k, line, rows, size = self.k, self.line, self.config["rows"], self.config["block"]
         first = block * size
         count = size if line["extent"] % size == 0 else least(size, line["extent"] - first)
-        self._copy(batch, first, count, group)
+        if self.config["sets"] is None:
+            self._copy(batch, first, count, group)
         whole = count // rows
         with k.loop(whole) as t:
             self._row(batch, first + t * rows, t * rows, rows, group)
@@ -133,7 +134,7 @@ class Emitter:
         move = self.point["stride"] * self.step(group)
 
         if self.config["sets"] is not None:
-            Rolling(self, group, base, rows).run(batch, y)
+            self._rolling(batch, y, rows, group)
             return
 
         def tile(number: Any, at: Any, source: Any, outputs: int) -> None:
@@ -151,6 +152,22 @@ class Emitter:
         if extent % pair:
             at = extent - extent % pair
             tile(0, at, at * move, extent % pair)
+
+    def _rolling(self, batch: Any, y: Any, rows: int, group: dict[str, Any]) -> None:
+        """A walk along ``rows`` lines of outputs; where all that they read lies inside, without masks."""
+        from tvm import tirx
+
+        line, source = self.line, batch * self.config["x"]["batch"] + group["first"]
+        top = y * line["stride"] - line["pad"]
+        reach = (line["taps"] - 1 + rows - 1) * line["dilation"]
+        if line["pad"] == 0 and (line["extent"] - 1) * line["stride"] + self.config["reach"] <= line["size"]:
+            Rolling(self, group, source, rows, top, False).run(batch, y)
+            return
+        inside = tirx.all(top >= 0, top + reach < line["size"])
+        with self.k.when(inside):
+            Rolling(self, group, source, rows, top, False).run(batch, y)
+        with self.k.when(tirx.Not(inside)):
+            Rolling(self, group, source, rows, top, True).run(batch, y)
 
 
 class Sums:
@@ -190,11 +207,15 @@ class Sums:
         (low, high), (low2, high2) = self._pair(at[0], at[1]), self._pair(at[2], at[3])
         return [*self._unpacked(low, low2, 2), *self._unpacked(high, high2, 2)]
 
+    def load(self, line: Any, point: Any) -> Any:
+        """The bytes of all lanes at a place."""
+        offset = line * self.of.config["row"] + point * self.step
+        return self.k.load(self.of.lines, self.base + offset, self.lanes)
+
     def _pair(self, a: Any, b: Any) -> list[Any]:
         for place in (a, b):
             if place not in self.points:
-                offset = place[0] * self.of.config["row"] + place[1] * self.step
-                self.points[place] = self.k.bind(self.k.load(self.of.lines, self.base + offset, self.lanes), "p")
+                self.points[place] = self.k.bind(self.load(*place), "p")
         if (a, b) not in self.pairs:
             self.pairs[a, b] = self._unpacked(self.points[a], self.points[b], 1)
         return self.pairs[a, b]
@@ -300,42 +321,91 @@ class Tile(Sums):
 
 
 class Rolling(Sums):
-    """``rows`` lines, point after point; windows across the lines. Each turn takes in as many points as the outputs
-    are apart: they are the last taps of the oldest unfinished output, and the first of a new one."""
+    """``rows`` lines, point after point; windows across the lines, read from the input itself. Each turn takes in as
+    many points as the outputs are apart: the last taps of the oldest unfinished output, and the first of a new one.
+    ``top`` is the first line that is read; with ``masked`` some may lie outside, and count as the zero point."""
+
+    def __init__(self, of: Emitter, group: dict[str, Any], base: Any, rows: int, top: Any, masked: bool) -> None:
+        super().__init__(of, group, base, rows)
+        self.top, self.masks = top, {}
+        self.number = of.line["taps"] + rows - 1
+        if masked:
+            self.masks = {n * of.line["dilation"]: self._mask(n * of.line["dilation"]) for n in range(self.number)}
+
+    def _mask(self, line: int) -> tuple[Any, Any, Any]:
+        """Which bits of a line count, what is put in their place, and a line that can be read."""
+        from tvm import tirx
+
+        from ..tir import constant, splat
+
+        k, config, at = self.k, self.of.config, self.top + line
+        inside = tirx.all(at >= 0, at < self.of.line["size"])
+        parts = ((255 if config["held"] == "uint8" else -1, 0), (0, config["zero"]))
+        keep, put = (
+            k.bind(splat(tirx.Select(inside, *(constant(v, config["held"]) for v in part)), self.lanes))
+            for part in parts
+        )
+        return keep, put, k.bind(most(0, least(at, self.of.line["size"] - 1)))
+
+    def load(self, line: Any, point: Any) -> Any:
+        from tvm import tirx
+
+        from ..tir import as_dtype, constant, joined, like, reinterpreted
+
+        of, held = self.of, self.of.config["held"]
+        column = point - of.point["pad"]
+        if isinstance(column, int) and not 0 <= column < of.point["size"]:
+            return constant(of.config["zero"], held, self.lanes)
+        keep, put, at = self.masks.get(line, (None, None, self.top + line))
+        place = self.base + at * of.line["step"] + column * of.point["step"]
+        found = [self.k.load(of.x, place + first, n) for first, n in pieces(self.group["valid"])]
+        missing = self.lanes - self.group["valid"]
+        value = joined(found + [constant(0, of.config["x"]["dtype"], n) for _, n in pieces(missing)])
+        if of.config["flip"]:
+            value = value ^ like(-128 if held == "uint8" else 128, value)
+        value = reinterpreted(value, as_dtype(held, self.lanes))
+        return value if keep is None else tirx.bitwise_or(tirx.bitwise_and(self.k.bind(value), keep), put)
 
     def run(self, batch: Any, y: Any) -> None:
-        sets, extent = self.of.config["sets"], self.of.point["extent"]
+        sets, point = self.of.config["sets"], self.of.point
+        extent, step = point["extent"], point["stride"]
         self.acc = [
             [[self.k.register("int32", self.quarter, "acc") for _ in range(4)] for _ in range(self.rows)]
             for _ in range(sets + 1)
         ]
-        for t in range(sets):
-            self._turn(batch, y, t, max(0, t - extent + 1), t)
-        if extent > sets:
-            with self.k.loop(extent - sets) as i:
+        # turns whose points lie inside, that start an output and that finish one are a loop
+        first = max(sets, -(-point["pad"] // step))
+        last = min(extent, (point["size"] + point["pad"]) // step)
+        for t in range(min(first, extent + sets)):
+            self._turn(batch, y, t)
+        if last > first:
+            with self.k.loop(last - first) as i:
                 self.hide(i)
-                self._turn(batch, y, i + sets, 0, sets)
+                self._turn(batch, y, i + first)
         self.zero = 0
-        for t in range(max(extent, sets), extent + sets):
-            self._turn(batch, y, t, t - extent + 1, sets)
+        for t in range(max(first, last), extent + sets):
+            self._turn(batch, y, t)
 
-    def _turn(self, batch: Any, y: Any, t: Any, newest: int, oldest: int) -> None:
+    def _turn(self, batch: Any, y: Any, t: Any) -> None:
         """Turn ``t``; set ``j`` belongs to output ``t - j``."""
         point, line, sets = self.of.point, self.of.line, self.of.config["sets"]
+        known = isinstance(t, int)
+        newest = max(0, t - point["extent"] + 1) if known else 0
+        oldest = min(t, sets) if known else sets
         self.points, self.pairs = {}, {}
         if newest == 0:
             for row in self.acc[0]:
                 for register, start in zip(row, self.starts(), strict=True):
                     register.set(start)
         for i in range(point["stride"]):
-            lines = [min(n, line["taps"] + self.rows - 2) * line["dilation"] for n in range(4)]
-            values = self.window([(n, t * point["stride"] + i) for n in lines])
-            for q, value in enumerate(values):
-                for j in range(oldest, newest - 1, -1):
-                    tap = i + j * point["stride"]
-                    if tap < point["taps"]:
-                        for v in range(self.rows):
-                            self.add(self.acc[j][v][q], value, self.weight(tap, 0, v, q))
+            used = [j for j in range(oldest, newest - 1, -1) if i + j * point["stride"] < point["taps"]]
+            if not used:
+                continue
+            lines = [min(n, self.number - 1) * line["dilation"] for n in range(4)]
+            for q, value in enumerate(self.window([(n, t * point["stride"] + i) for n in lines])):
+                for j in used:
+                    for v in range(self.rows):
+                        self.add(self.acc[j][v][q], value, self.weight(i + j * point["stride"], 0, v, q))
         if oldest == sets:
             self.finish(batch, y, t - sets, [[row] for row in self.acc[sets]])
         for j in range(sets, 0, -1):

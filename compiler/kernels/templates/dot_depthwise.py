@@ -91,7 +91,7 @@ def _plan(region: Region, g: Geometry, dots: dict[int, Instruction]) -> Plan:
         *(Arg("const", i) for i in range(len(consts))),
         *(Arg("in", i) for i in reads),
         *(Arg("out", j) for j in range(len(region.outputs))),
-        Arg("worker", 0),
+        *([Arg("worker", 0)] if config["scratch"] else []),
     )
     draft = Draft(KernelSpec("dot_depthwise", config), args, tasks if config["shared"] else None)
     return Plan(
@@ -190,20 +190,19 @@ def _blocks(config: dict[str, Any], groups: list[Group], machine: Machine) -> No
     step = config["channels"] if config["flat"] else groups[0].lanes
     others = config["batch"] * len(groups)
     large = config["batch"] * config["channels"] * p["extent"] * line["extent"] > 1 << 15
+    reach = (line["taps"] - 1) * line["dilation"] + 1
+    row = points = 0
     if config["sets"] is None:
         outs = -(-p["extent"] // config["pair"]) * config["pair"]
         points = (outs - 1) * p["stride"] + (_TAPS * config["windows"] - 1) * p["dilation"] + 1
-    else:
-        points = (p["extent"] + config["sets"]) * p["stride"]
-    row = -(-max(points, p["pad"] + 1) * step // 64) * 64
-    reach = (line["taps"] - 1) * line["dilation"] + 1
+        row = -(-max(points, p["pad"] + 1) * step // 64) * 64
     best = config["rows"]
     while best < line["extent"] and row * ((2 * best - 1) * line["stride"] + reach) <= machine.l1:
         if large and others * -(-line["extent"] // (2 * best)) < _TASKS:
             break
         best *= 2
     block = min(best, -(-line["extent"] // config["rows"]) * config["rows"])
-    scratch = row * ((block - 1) * line["stride"] + reach) + _SLACK
+    scratch = row * ((block - 1) * line["stride"] + reach) + _SLACK if row else 0
     blocks = -(-line["extent"] // block)
     config.update(row=row, points=points, block=block, blocks=blocks, scratch=scratch, reach=reach)
 
