@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import export_index, export_math, export_nn, export_tensor
+from . import export_index, export_math, export_nn, export_quant, export_tensor
 from .exporter import Call, Writer
 
 EXPORT: dict[str, Callable[[Writer, Call], object]] = {
@@ -12,4 +12,5 @@ EXPORT: dict[str, Callable[[Writer, Call], object]] = {
     **export_tensor.RULES,
     **export_index.RULES,
     **export_nn.RULES,
+    **export_quant.RULES,
 }
