@@ -18,6 +18,7 @@ import numpy as np
 
 from ..ir import STORED, Graph, Value
 from .forms import ABSORBED, LAYERS, Form, Layer, carried, form_of, layer_at, names_at
+from .recurrent import RECURRENT, Recurrent, recurrent_at, store_weights
 from .scheme import Scheme, affine
 from .settings import Settings, matching
 
@@ -38,6 +39,7 @@ class Sites:
     activations: tuple[Site, ...]
     layers: tuple[Layer, ...]
     floats: Mapping[str, str] = field(default_factory=dict)  # tensor name -> why what computes it stays in float
+    recurrences: tuple[Recurrent, ...] = ()
 
     def site(self, name: str) -> Site | None:
         """The site of that name."""
@@ -61,6 +63,7 @@ class _Demand:
         self.wide = matching(settings.int16_patterns, every, "int16 pattern")
         self.order = {key: i for i, key in enumerate(graph.order())}
         self.layers: dict[int, Layer] = {}
+        self.recurrences: dict[int, Recurrent] = {}
         self.found: dict[Value, set[int]] = {}  # site -> the operators that want it
         self.floats: dict[str, str] = {}
         self._sources: dict[Value, bool] = {}
@@ -75,21 +78,40 @@ class _Demand:
                 made = layer_at(graph, key)
                 if isinstance(made, str):
                     self.floats[graph.node(key).names[0]] = made
-                elif self.matches(key, self.kept):
+                elif self.matches(key, self.kept) or self.matches(made.result.node, self.kept):
                     self.floats[made.name] = "a float pattern names it"
                 elif self.matches(graph.args(key)[0].node, self.kept):  # type: ignore[union-attr]
                     self.floats[made.name] = "a float pattern names its input"
                 else:
                     self.layers[key] = made
+            elif graph.node(key).op in RECURRENT:
+                self.recurrence(key)
         for key in self.layers:
             self.demand(graph.args(key)[0], key)
+        for key, recurrent in self.recurrences.items():
+            self.demand(recurrent.x, key)
+            self.demand(recurrent.y, key)
         if self.settings.outputs:
             for value in graph.outputs:
                 if self.integral(value):
                     self.demand(value, value.node)
         self.reasons()
         found = sorted(self.found, key=lambda v: (self.order[v.node], v.index))
-        return Sites(tuple(self.site(v) for v in found), tuple(self.layers.values()), dict(sorted(self.floats.items())))
+        every = tuple(self.site(v) for v in found)
+        floats = dict(sorted(self.floats.items()))
+        return Sites(every, tuple(self.layers.values()), floats, tuple(self.recurrences.values()))
+
+    def recurrence(self, key: int) -> None:
+        """An LSTM or GRU in integers, or why it stays in float. Its x and y have 8 bits."""
+        made, node = recurrent_at(self.graph, key), self.graph.node(key)
+        if isinstance(made, str):
+            self.floats[node.names[0]] = made
+        elif self.matches(key, self.kept):
+            self.floats[node.names[0]] = "a float pattern names it"
+        elif self.settings.activations == "int16" or self.matches(key, self.wide):
+            self.floats[node.names[0]] = f"{node.op} has no form with 16 bits"
+        else:
+            self.recurrences[key] = made
 
     def integral(self, value: Value) -> bool:
         """Whether a tensor is computed by integers, or can be."""
@@ -103,7 +125,7 @@ class _Demand:
         node = graph.node(key)
         if node.op in STORED or self.matches(key, self.kept) or graph.type(value).dtype != "float32":
             return False
-        if key in self.layers:
+        if key in self.layers or key in self.recurrences:
             return True
         if node.op == "concat" or carried(graph, key) is not None:
             parts = graph.args(key) if node.op == "concat" else [carried(graph, key)]
@@ -164,17 +186,14 @@ class _Demand:
         for key in graph.order():
             node = graph.node(key)
             name = node.names[0]
-            if node.op in STORED or key in self.layers or name in self.floats:
+            if node.op in STORED or key in self.layers or key in self.recurrences or name in self.floats:
                 continue
             if self.matches(key, self.kept):
                 self.floats[name] = "a float pattern names it"
-            elif node.op in RECURRENT:
-                self.floats[name] = f"{node.op} is quantized as one operator, not here"
             elif form_of(graph, Value(key)) is None and carried(graph, key) is None and node.op not in _QUIET:
                 self.floats[name] = f"{node.op} has no integer form"
 
 
-RECURRENT = ("lstm", "gru", "rnn")  # the hook for recurrences in integers: they join the layers here
 _QUIET = ("concat", "cast", "gather", "gather_nd", *ABSORBED)
 
 
@@ -233,19 +252,31 @@ class _Insertion:
         self.at: dict[Value, Scheme] = {}  # where quantizers stand
         self.edges: list[tuple[int, int, Scheme]] = []  # parts that a concat brings to its scheme
         self.layers = [m for key in graph.order() for m in [self._layer(key)] if m is not None]
-        self.keys = {layer.node for layer in self.layers}
+        self.recurrences = [] if trained else self._recurrences()
+        self.keys = {m.node for m in self.layers} | {m.node for m in self.recurrences}
         self.inside: frozenset[int] = frozenset()
 
     def _layer(self, key: int) -> Layer | None:
         made = layer_at(self.plain, key) if self.plain.node(key).op in LAYERS else None
         return made if isinstance(made, Layer) and made.weight in self.schemes else None
 
+    def _recurrences(self) -> list[Recurrent]:
+        """The LSTMs and GRUs whose y has a quantizer, and x where it comes from."""
+        found = [recurrent_at(self.plain, key) for op in RECURRENT for key in self.plain.find(op)]
+        names = self.plain.tensor_name
+        return [
+            m
+            for m in found
+            if isinstance(m, Recurrent) and {names(m.y), names(origin_of(self.plain, m.x))} <= set(self.schemes)
+        ]
+
     def run(self) -> Graph:
         self._stand()
         biases = [(layer, self.scheme_before(layer)) for layer in self.layers]
         forms = {v: self._formed(v) for v in self.at}
         self.inside = frozenset(key for form in forms.values() if form for key in form.nodes)
-        users = {v: [u for u in self.plain.users(v) if forms[v] or self.wants(*u)] for v in self.at}
+        whole = {v for v in self.at if forms[v]} | {m.y for m in self.recurrences}
+        users = {v: [u for u in self.plain.users(v) if v in whole or self.wants(*u)] for v in self.at}
         for layer, before in biases:
             self._weight(layer)
             if before is not None and layer.bias is not None and not self.trained:
@@ -255,7 +286,9 @@ class _Insertion:
             assert value is not None
             self.graph.set_arg(key, arg, self.pair(value, scheme))
         for value in sorted(self.at, key=lambda v: (v.node, v.index)):
-            self._behind(value, users[value], forms[value] is not None)
+            self._behind(value, users[value], value in whole)
+        for recurrent in self.recurrences:
+            store_weights(self.graph, recurrent)
         self.graph.prune()
         return self.graph
 

@@ -17,12 +17,14 @@ from ..ops.recurrent_integers import GATES
 from ..passes.recurrent_integers import usual
 from .scheme import Scheme, affine, symmetric
 
+RECURRENT = ("lstm", "gru", "rnn")
 HOLDS = 1.0  # no hidden value is larger, but for what a GRU starts from
 
 
 @dataclass(frozen=True)
 class Recurrent:
-    """A recurrent layer that has an integer form: its name, and the tensors that need quantizers."""
+    """A recurrent layer that has an integer form: its name, and the tensors that need quantizers. ``y`` is the last h
+    where nothing reads y itself: either says how hidden states are stored."""
 
     node: int
     name: str
@@ -43,7 +45,7 @@ def recurrent_at(graph: Graph, key: int) -> Recurrent | str:
         return "its weights are not constants"
     if graph.type(x).dtype != "float32":
         return f"it computes in {graph.type(x).dtype}"
-    return Recurrent(key, node.names[0], x, Value(key))
+    return Recurrent(key, node.names[0], x, Value(key) if graph.uses(Value(key)) else Value(key, 1))
 
 
 def state_scheme(low: float, high: float, dtype: str = "int8") -> Scheme:
@@ -116,14 +118,11 @@ def _pair(graph: Graph, value: Value, scheme: Scheme) -> Value:
 
 
 def hold_state(graph: Graph, layer: Recurrent, scheme: Scheme) -> None:
-    """Whatever reads y (or, where nothing does, the last h) reads it quantized and dequantized, in place: so the steps
-    of the hidden state are known."""
-    value = layer.y if graph.uses(layer.y) else Value(layer.node, 1)
-    users = graph.users(value)
+    """Whatever reads y reads it quantized and dequantized, in place."""
+    users, outputs = graph.users(layer.y), list(graph.outputs)
     if any(graph.node(user).op == "quantize" for user, _ in users):
         return
-    outputs = list(graph.outputs)
-    back = _pair(graph, value, scheme)
+    back = _pair(graph, layer.y, scheme)
     for user, arg in users:
         graph.set_arg(user, arg, back)
-    graph.outputs = [back if v == value else v for v in outputs]
+    graph.outputs = [back if v == layer.y else v for v in outputs]
