@@ -165,6 +165,16 @@ class Builder:
             self.tasks = int(extent)
         self.emit(For(var, 0, extent, _KINDS[kind], body))
 
+    @contextmanager
+    def strides(self, extent: int, step: Expr, name: str = "i") -> Iterator[Expr]:
+        """Counts from 0 by ``step``, which is not known before the kernel runs, so that LLVM does not unroll."""
+        step, at = self.bind(step, "step"), self.register("int32", 1, name)
+        at.set(constant(0, "int32"))
+        self._blocks.append([])
+        yield at.get()
+        at.set(at.get() + step)
+        self.emit(tirx.While(at.get() < extent, self._close()))
+
     def parallel(self, tasks: int, name: str = "task") -> Any:
         """The loop whose range the runtime hands out to its workers: outermost, the kernel's only statement."""
         return self.loop(tasks, "parallel", name)

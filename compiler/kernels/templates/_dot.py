@@ -211,8 +211,8 @@ class Reduction:
             return
         full = run["bytes"] // self.fold
         unroll = self._unroll(full)
-        with self.k.loop(full // unroll if full else 0) as i:
-            for u in range(unroll if full else 0):
+        with self._loop(full // unroll) as i:
+            for u in range(unroll):
                 self._step(a + (i * unroll + u) * self.fold, b + (i * unroll + u) * self.width, self.fold)
         for u in range(full // unroll * unroll, full):
             self._step(a + u * self.fold, b + u * self.width, self.fold)
@@ -220,6 +220,13 @@ class Reduction:
         if rest:
             back = self.fold - rest if run["overlap"] else 0
             self._step(a + (full * self.fold - back), b + full * self.width, rest, late=run["overlap"])
+
+    def _loop(self, count: int) -> Any:
+        """A loop that LLVM does not unroll where that makes a long line of steps, which its scheduler would mix until
+        accumulators are spilled: how far each round goes is read from behind the starts, where a 1 stands."""
+        if count <= 1 or len(self.rows) * len(self.b) * count <= 12:
+            return self.k.loop(count)
+        return self.k.strides(count, self.k.load(self.of.start, self.of.config["starts"] - 1))
 
     def _unroll(self, count: int) -> int:
         """Steps written out: enough that the loop costs nothing, few enough that LLVM does not hoist loads."""

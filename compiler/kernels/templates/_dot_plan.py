@@ -47,10 +47,6 @@ class Kit:
     def names(self) -> dict[str, str]:
         return {str(lanes): row.name for lanes, row in self.rows}
 
-    def wide(self, sums: int) -> int:
-        """Registers that a step needs beside accumulators and the vectors of B."""
-        return (2 if len(self.rows[0][1].body) == 1 else 3) + bool(sums)
-
 
 @cache
 def kit(machine: Machine, dtype: str) -> Kit | None:
@@ -158,10 +154,10 @@ def _step_cycles(machine: Machine, kit: Kit, rows: int, widths: Sequence[int], o
 
 def _tiles(machine: Machine, kit: Kit, walk: Walk, vectors: int, offset: bool) -> Iterator[tuple[int, int, int]]:
     """Lines, points and vectors of tiles that fit the registers."""
-    body = len(kit.rows[0][1].body)
+    long = len(kit.rows[0][1].body) > 4  # halves of both factors in registers of their own
     for nv in range(1, min(vectors, 12) + 1):
-        free = machine.registers - nv * (2 if body > 4 else 1) - kit.wide(offset)
-        most = max(1, free // (nv + offset))
+        free = machine.registers - nv * (1 + long) - (2 if nv <= 2 else 3) - long - offset
+        most = max(1, min(16, free // (nv + offset)))
         for wide in range(1, min(walk.points, most) + 1):
             for high in range(1, min(walk.lines, most // wide) + 1) if wide == walk.points else (1,):
                 yield high, wide, nv
@@ -344,11 +340,11 @@ def finished(
         starts = starts + held.astype(np.int64).reshape(-1, starts.shape[1])
     config["runtime_bias"] = bias if held is None else None
     config["reads"] = sorted({*config["reads"], *([bias] if held is None and bias is not None else [])})
-    consts = [packed(weights, columns), spread(starts, columns)]
+    consts = [packed(weights, columns), np.append(spread(starts, columns), np.int32(1))]
     config["weights"], config["starts"] = consts[0].size, consts[1].size
     if weights.offset is not None:
         config["offset"] = True
-        consts.append(spread(weights.offset, columns))
+        consts.append(np.append(spread(weights.offset, columns), np.int32(0)))
     x = region.operand(0)
     assert x is not None
     args = [Arg("in", x), *(Arg("const", i) for i in range(len(consts)))]
