@@ -173,12 +173,13 @@ def test_training_computes_what_is_deployed(name: str, options: dict[str, int], 
 
 def dense() -> Any:
     """Small and quickly compiled."""
-    net = nv.Sequential([nv.Input((6,)), L.Dense(8, activation="relu"), L.BatchNorm(), L.Dense(4)], name="dense")
+    net = nv.Sequential([nv.Input((6,)), L.Dense(8), L.BatchNorm(), L.ReLU(), L.Dense(4)], name="dense")
     shaken(net, 0.3)
     return nv.quantize_aware(net, samples(32, (6,))[0], weight_bits=4)
 
 
-@pytest.mark.parametrize("frozen", [(), ("*.weight.scale",), ("input.scale", "dense.relu.scale"), ("dense.*",)])
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [(), ("*.weight.scale",), ("input.scale", "relu.relu.scale"), ("dense.*",)])
 def test_what_is_frozen_changes_no_bit(frozen: tuple[str, ...], tmp_path: Path) -> None:
     """Constants beside learned numbers: no pass may bring them together in another order."""
     net = dense()
@@ -193,10 +194,9 @@ def test_what_is_frozen_changes_no_bit(frozen: tuple[str, ...], tmp_path: Path) 
 
 def test_weights_are_those_of_the_folded_network() -> None:
     net = dense()
-    assert list(net.state_dict()) == [
-        *("dense.weight", "dense.bias", "dense_1.weight", "dense_1.bias"),
-        *("dense.weight.scale", "dense_1.weight.scale", "input.scale", "dense.relu.scale"),
-    ]
+    weights = {"dense.weight", "dense.bias", "dense_1.weight", "dense_1.bias"}
+    scales = {"dense.weight.scale", "dense_1.weight.scale", "input.scale", "relu.relu.scale"}
+    assert set(net.state_dict()) == weights | scales
     assert all(not net.state_dict()[n].any() for n in net.state_dict() if n.endswith(".scale"))
 
 
@@ -217,6 +217,7 @@ def test_training_lowers_the_loss_and_the_export_has_it(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, net.predict(x, BATCH))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     x, y = samples(64, (6,))
     whole, parts = dense(), dense()
@@ -257,12 +258,14 @@ def test_scales_that_are_not_learned_stay() -> None:
     x, y = samples(32, (6,))
     float_net = nv.Sequential([nv.Input((6,)), L.Dense(8, activation="relu"), L.Dense(4)])
     net = nv.quantize_aware(float_net, x, learn_scales=False)
+    before = net.state_dict()
     net.compile("adam", SCE)
     net.fit(x, y, BATCH, 1, verbose=0)
     assert all(not a.any() for n, a in net.state_dict().items() if n.endswith(".scale"))
-    assert net.state_dict()["dense.bias"].any()
+    assert (net.state_dict()["dense.weight"] != before["dense.weight"]).any()
 
 
+@pytest.mark.slow
 def test_gradients_of_scales_are_scaled_as_in_lsq() -> None:
     """Esser et al. 2020, section 2.2: 1 / sqrt(N Q); our parameter is the change in parts of the calibrated scale, so
     that its gradient is divided by that scale twice."""
@@ -308,5 +311,5 @@ def test_settings_that_do_not_fit_are_refused(options: dict[str, Any], said: str
 
 def test_calibration_that_is_not_finite_is_refused() -> None:
     float_net = nv.Sequential([nv.Input((6,)), L.Dense(4)])
-    with pytest.raises(nv.NervureError, match="NaN|finite"):
+    with pytest.raises(nv.NervureError, match=r"NaN|finite"):
         nv.quantize_aware(float_net, np.full((4, 6), np.nan, np.float32))
