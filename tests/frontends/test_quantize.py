@@ -55,6 +55,7 @@ def test_the_same_bytes_twice(tmp_path: Path) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_control_repairs_a_wounded_network(wound) -> None:
     net, x, y = wound
     broken = nv.quantize(net, x[:64], labelled=(x, y), per_channel=False, **QUIET)
