@@ -23,6 +23,7 @@ FILES = {
     "fashion_cnn": ["fashion_cnn.h", "fashion_cnn.so", "fashion_cnn.svg"],
     "spoken_digits": [f"spoken_{net}.{end}" for net in ("ds_cnn", "gru") for end in ("h", "so", "svg")],
     "anomaly_autoencoder": ["autoencoder.h", "autoencoder.png", "autoencoder.so", "autoencoder.svg"],
+    "quantize_aware": ["quantized.h", "quantized.onnx", "quantized.so"],
     "gan": ["gan.h", "gan.png", "gan.so", "gan.svg", "gan_growing.png"],
 }
 
@@ -156,6 +157,16 @@ def test_fashion_cnn(tmp_path: Path) -> None:
     assert accuracy >= 90.0
     (last,) = percents(said, r"epoch 5/5 .* val_accuracy: ([\d.]+)")
     assert abs(100 * last - accuracy) < 0.1  # the program is what was trained
+
+
+@pytest.mark.slow
+@real_fashion
+def test_quantize_aware(tmp_path: Path) -> None:
+    """Weights of 4 bits and activations of 8: at most a point below float, and what was trained is what runs."""
+    said = run("quantize_aware", tmp_path, 3, data=DATA)
+    in_float, _, trained = percents(said, r"([\d.]+)%(?=, | of the test pictures)")
+    assert in_float > 89 and trained >= in_float - 1
+    assert "1000 outputs as in training, bit for bit: True" in said
 
 
 @pytest.mark.slow
