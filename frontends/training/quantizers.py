@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,16 @@ THROUGH = ("relu", "clip", "identity")  # between a product and its quantization
 # What has an integer form with scales of any kind (``compiler.passes.integers``); of the rest a table is made, or a
 # softmax's, and a table is made once: its scales stay as they are.
 FORMS = ("avg_pool", "reduce_mean", "concat", "conv", "matmul", "dequantize", "max_pool")
+# The inputs of operators that are weights, quantized or left in float.
+WEIGHTS: Mapping[str, tuple[int, ...]] = {
+    "quantize": (0,),
+    "conv": (1, 2),
+    "conv_transpose": (1, 2),
+    "matmul": (0, 1),
+    "gather": (0,),
+    **dict.fromkeys(("lstm", "gru", "rnn"), (1, 2, 3)),
+    **dict.fromkeys(("layer_norm", "group_norm", "rms_norm"), (1, 2)),
+}
 MOVES = ("reshape", "transpose", "slice", "expand", "gather", "tile", "copy", "pad")
 
 
@@ -51,7 +61,7 @@ class Quantizers:
                 yield scale, quantizer
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """The weights by name: what is quantized, and the biases of products."""
+        """The weights by name, in the order of their use; scales of normalisations and biases are some."""
         graph = self.graph
         for key in graph.order():
             for index, value in enumerate(graph.args(key)):
@@ -65,10 +75,8 @@ class Quantizers:
         assert value is not None
         if not is_float(graph.type(value).dtype):
             return False
-        if node.op == "quantize":
-            return index == 0
-        if node.op == "conv":
-            return index == 2
+        if index in WEIGHTS.get(node.op, ()):
+            return True
         return node.op == "add" and self._behind_product(graph.args(key)[1 - index], value)
 
     def _behind_product(self, other: Value | None, bias: Value) -> bool:
