@@ -72,7 +72,12 @@ def _plain(value: Any) -> Any:
 def rank(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of quantized layers, the most damaging first; where nothing is known of one, it comes last."""
     held = [dict(row) for row in layers if row["format"] != "float"]
-    return sorted(held, key=lambda r: (-r.get("damage", 0.0), r["sqnr_db"] if r["sqnr_db"] is not None else math.inf))
+
+    def key(row: Mapping[str, Any]) -> tuple[float, float]:
+        damage = round(max(0.0, row.get("damage", 0.0)), 2)  # finer differences are within the measure's own noise
+        return -damage, math.inf if row["sqnr_db"] is None else row["sqnr_db"]
+
+    return sorted(held, key=key)
 
 
 def make_report(
@@ -87,7 +92,7 @@ def make_report(
             row["damage"] = outcome.damage[row["name"]]
         if outcome is not None and row["name"] in outcome.promoted and row["name"] in first:
             row["was"] = {k: first[row["name"]].get(k) for k in ("format", "sqnr_db", "causes")}
-            row["why"] = row.get("why") or "accuracy control promoted it"
+            row["why"] = "accuracy control promoted it"
     names = [p.name for p in found.model.get_outputs()]
     each = noise(found.outputs, job.wanted)
     rows = [{"name": n, "sqnr_db": decibels(v), "noise": v} for n, v in zip(names, each, strict=True)]

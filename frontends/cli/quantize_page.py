@@ -45,6 +45,7 @@ def render(report: Any, command: str | None) -> str:
         worst=[r for r in ranked if r["sqnr_db"] is not None or r["damage"] is not None][:WORST],
         pairs=_pairs(facts),
         trials=_trials(facts["control"]),
+        damage={r["name"]: r["damage"] for r in layers},
         tiles=_tiles(facts),
         causes=CAUSES,
         has_causes=any(r["parts"] for r in layers),
@@ -63,6 +64,11 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def score(value: float, metric: str) -> str:
+    """An accuracy in percent, any other score as a number."""
+    return f"{100 * value:.2f}%" if metric == "accuracy" else f"{value:.4g}"
+
+
 def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(figure, what it is, how good: good, fair, bad or nothing)."""
     made: list[tuple[str, str, str]] = []
@@ -70,7 +76,8 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if accuracy:
         drop = accuracy["drop"]
         grade = "good" if drop <= 0.003 else "fair" if drop <= 0.01 else "bad"
-        made.append((f"{accuracy['quantized']:.4g}", f"{accuracy['metric']}, float {accuracy['float']:.4g}", ""))
+        plain, ours = (score(accuracy[k], accuracy["metric"]) for k in ("float", "quantized"))
+        made.append((ours, f"{accuracy['metric']}, float {plain}", ""))
         made.append((f"{100 * drop:+.2f} points", "drop", grade))
     worst = min(facts["outputs"], key=lambda o: math.inf if o["sqnr_db"] is None else o["sqnr_db"], default=None)
     if worst is not None:
@@ -102,7 +109,8 @@ def _layer(row: Mapping[str, Any]) -> dict[str, Any]:
         parts.append({"cause": name, "x": x, "w": width, "share": shares[name] / total})
         x += width
     return {
-        **{k: row.get(k) for k in ("name", "op", "format", "why", "clip", "range", "weights", "damage", "was")},
+        **{k: row.get(k) for k in ("name", "op", "format", "why", "clip", "range", "weights", "was")},
+        "damage": None if row.get("damage") is None else max(0.0, row["damage"]),
         "sqnr_db": db,
         "parts": parts,
         "grade": "" if db is None else "good" if db >= 20 else "fair" if db >= 10 else "bad",
@@ -152,7 +160,7 @@ def _pairs(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     accuracy = facts["accuracy"]
     if accuracy and accuracy["float"] > 0 and accuracy["quantized"] >= 0:
         values = accuracy["float"], accuracy["quantized"]
-        rows.append((accuracy["metric"], *values, f"{values[0]:.4g}", f"{values[1]:.4g}"))
+        rows.append((accuracy["metric"], *values, *(score(v, accuracy["metric"]) for v in values)))
     return [
         {
             "name": name,

@@ -282,14 +282,20 @@ def _table(report: Any) -> Any:
             r["format"],
             cell("" if r["sqnr_db"] is None else f"{r['sqnr_db']:.1f}", style),
             cause(r),
-            f"{r['damage']:.1%}" if "damage" in r else "",
+            _damage(r),
         )
     for r in floats[:SHOWN]:
-        row(made, shorten(r["name"], 48), r["op"], cell("float", "dim"), "", cell(r.get("why") or "", "dim"), "")
+        row(
+            made, shorten(r["name"], 48), r["op"], cell("float", "dim"), "", cell(r.get("why") or "", "dim"), _damage(r)
+        )
     hidden = max(0, len(ranked) - SHOWN) + max(0, len(floats) - SHOWN)
     if hidden:
         row(made, cell(f"and {hidden} more (--json and --report have all)", "dim"), "", "", "", "", "")
     return made
+
+
+def _damage(row: dict[str, Any]) -> str:
+    return f"{max(0.0, row['damage']):.1%}" if "damage" in row else ""
 
 
 def cause(row: dict[str, Any]) -> str:
