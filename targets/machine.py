@@ -90,8 +90,8 @@ class Machine:
     ``llvm`` is TVM's target dictionary (four-part triple). ``zig_target`` and ``zig_cpu`` build C for the machine,
     ``zig_baseline`` builds the runtime and the entry stubs, which must run on any CPU of the family. ``lanes`` are
     float32 lanes of a vector register and ``registers`` their number; ``fma_ports`` vector FMAs and ``load_ports``
-    vector loads are issued a cycle. ``l2_bandwidth`` and so on are bytes a cycle that one core can stream from there;
-    ``memory_bandwidth_all`` is the limit of all cores together. ``l3`` is 0 where there is none. ``emulator`` is the
+    vector loads are issued a cycle, ``multiplies`` vector products of int32. ``l2_bandwidth`` and so on are bytes a
+    cycle that one core can stream from there; ``memory_bandwidth_all`` is the limit of all cores together. ``l3`` is 0 where there is none. ``emulator`` is the
     command that runs a program of this machine elsewhere, ``emulator_packages`` the Debian packages that bring it.
     """
 
@@ -113,6 +113,7 @@ class Machine:
     line: int = 64
     cores: int = 4
     fma_latency: int = 4
+    multiplies: float = 4.0
     in_order: bool = False
     l2_bandwidth: float = 24.0
     l3_bandwidth: float = 16.0

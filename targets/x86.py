@@ -200,6 +200,7 @@ BASE = Machine(
     registers=16,
     fma_ports=1,
     load_ports=2,
+    multiplies=0.5,
     l1=32 << 10,
     l2=256 << 10,
     l3=8 << 20,

@@ -8,9 +8,12 @@ outermost loop, then channels, then the points of the line, so that memory is wa
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from ..spec import Plan, Region, Template
+import numpy as np
+
+from ..spec import KernelSpec, Plan, Region, Template
 from . import _contract
 from ._tile import Columns, Tile, accumulator, epilogue_inputs, epilogue_work, fits, step_cycles, vectors
 from .conv import Geometry, assemble
@@ -27,8 +30,29 @@ def plan(region: Region) -> list[Plan]:
     if g.group == 1 or g.depth != 1 or g.columns != 1 or g.x.strides[1] != 1:
         return []
     g.columns, g.group, g.depthwise = g.group, 1, True
-    tile, dtype = best_tile(region, g), accumulator(region.anchor_type.dtype)
-    return [assemble(region, g, tile, dtype, epilogue_inputs(region), "depthwise")]
+    dtype = products(region, g)
+    found = assemble(region, g, best_tile(region, g), dtype, epilogue_inputs(region), "depthwise")
+    return [narrow_weights(found) if g.w.const is not None and g.w.type.dtype == "int8" else found]
+
+
+def products(region: Region, g: Geometry) -> str:
+    """The type that sums are kept in: float32 for integers where it is exact and the machine multiplies it faster."""
+    dtype, machine, at = accumulator(region.anchor_type.dtype), region.machine, region.operand(2)
+    if dtype != "int32" or g.x.type.itemsize > 1 or g.w.type.itemsize > 1 or machine.multiplies >= machine.fma_ports:
+        return dtype
+    bias = 0 if at is None else region.inputs[at].const
+    if bias is None:
+        return dtype
+    most = 255 * 128 * math.prod(g.kernel) + int(np.abs(np.asarray(bias, np.int64)).max(initial=0))
+    return "float32" if most < 1 << 24 else dtype
+
+
+def narrow_weights(plan: Plan) -> Plan:
+    """The plan with its packed weights kept in 8 bits: they are widened where they are loaded."""
+    (draft,) = plan.phases
+    config = {**draft.spec.config, "b": {**draft.spec.config["b"], "dtype": "int8"}}
+    spec = KernelSpec(draft.spec.template, config)
+    return replace(plan, phases=(replace(draft, spec=spec),), consts=(plan.consts[0].astype(np.int8), *plan.consts[1:]))
 
 
 def best_tile(region: Region, g: Geometry) -> Tile:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ....targets import instruction
 from ....targets.machine import Instruction, Machine
 from ...ir import Value
 from ...ops.integers import NARROW
@@ -296,14 +297,15 @@ def _order(group: Group, config: dict[str, Any]) -> np.ndarray:
 
 def _cycles(region: Region, config: dict[str, Any], groups: Sequence[Group]) -> float:
     machine, rows, pair = region.machine, config["rows"], config["pair"]
-    line, windows = config["line"], config["windows"]
+    line, point, windows = config["line"], config["point"], config["windows"]
     finish = 22 + 4 * epilogue_work(region)
+    each = _TAPS / min(instruction(name).per_cycle for name in config["dots"].values())
     if config["sets"] is None:
         reads = (rows - 1) * line["stride"] + line["taps"]
-        tile = reads * windows * (2 * pair + 6) / pair + rows * (line["taps"] * windows * _TAPS + finish)
+        tile = reads * windows * (2 * pair + 6) / pair + rows * (line["taps"] * windows * each + finish)
     else:
-        point = config["point"]
-        tile = point["stride"] * 12 * (1 + config["sets"] / point["extent"]) + rows * (point["taps"] * _TAPS + finish)
+        turns = point["stride"] * (1 + config["sets"] / point["extent"])
+        tile = turns * 12 + rows * (point["taps"] * each + finish)
     outs = config["batch"] * line["extent"] * config["point"]["extent"]
     total = 0.0
     for group in groups:
