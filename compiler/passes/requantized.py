@@ -138,7 +138,7 @@ def _requantize(m: Match, value: Value, target: Target) -> Value | None:
     found = dequantized(graph, value)
     if found is None:
         return None
-    same = (found.dtype, found.zero, (None, None)) == (target.to, target.zero, target.steps)
+    same = (found.dtype, found.zero) == (target.to, target.zero)
     one = graph.type(found.scale).size == 1
     if same and one and (found.scale == target.scale or equal(graph, found.scale, target.scale)):
         return _bounded(m, found.q, target)

@@ -215,6 +215,16 @@ for _kind in ("sum", "mean", "max", "min", "prod"):
     RULES[f"reduce_{_kind}"] = reduction(f"Reduce{_kind.capitalize()}")
 
 
+@writes("reduce_mean")
+def mean(w: Writer, n: Call) -> None:
+    """Over all of a picture's places it is GlobalAveragePool, which ONNX Runtime has an integer kernel for."""
+    x, places = n.type(), sorted(n.attrs["axes"]) == list(range(2, n.type().rank))
+    if places and n.attrs["keepdims"] and x.rank in (3, 4, 5) and x.dtype == "float32":
+        w.emit("GlobalAveragePool", n.inputs, n.outs)
+    else:
+        reduction("ReduceMean")(w, n)
+
+
 @writes("argmax", "argmin")
 def arg_extremum(w: Writer, n: Call) -> None:
     w.emit(

@@ -49,7 +49,10 @@ def _ceil_mode(n: Call) -> int:
 
 def _avg_pool(w: Writer, n: Call) -> None:
     flags = {"ceil_mode": _ceil_mode(n), "count_include_pad": int(n.attrs["count_include_pad"])}
-    w.emit("AveragePool", n.inputs, n.outs, **flags, **_window(n, "kernel_shape"))
+    window = _window(n, "kernel_shape")
+    if not any(d != 1 for d in window["dilations"]):
+        del window["dilations"]  # ONNX Runtime's QLinearAveragePool has none
+    w.emit("AveragePool", n.inputs, n.outs, **flags, **window)
 
 
 def _ones(w: Writer, n: Call, shape: tuple[int, ...]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...compiler.ir import Graph, Value
 from ...compiler.ops.selection import step_bounds
 from ...compiler.types import TensorType
 from ...errors import NervureError
@@ -55,8 +56,7 @@ def _zero_point(w: Writer, n: Call) -> str | None:
     graph's has another shape and is not stored."""
     dims, dtype = n.type(1).dims, n.attrs["to"] if n.op == "quantize" else n.type().dtype
     if not n.has(2):
-        zeros = np.zeros(dims, dtype)
-        return w.pack(w.fresh(f"{w.hint}/zero"), zeros) if n.inputs[0] in w.packed else w.const(zeros, dtype)
+        return w.const(np.zeros(dims), dtype)
     if n.type(2).dims == dims:
         return n.inputs[2]
     array = w.array(n.inputs[2])
@@ -71,7 +71,7 @@ def _shaped(w: Writer, name: str, t: TensorType, shape: Sequence[int]) -> str:
     if list(t.dims) == list(shape):
         return name
     array = w.array(name)
-    if array is None or name in w.packed:
+    if array is None:
         return w.emit("Reshape", [name, w.const(list(shape))])
     return w.const(array.reshape(shape), str(array.dtype))
 
@@ -122,6 +122,30 @@ def _spelled_out(w: Writer, n: Call, zero: str) -> None:
 
 
 # -- weights in blocks -------------------------------------------------------------------------------------------------
+
+
+def keep(graph: Graph, key: int, name: str, w: Writer) -> None:
+    """Writes a stored tensor. Weights in blocks are INT4 where 4 bits hold them and their zero points, and their scales
+    float16 where that holds them. (Other weights stay in 8 bits: ONNX Runtime's integer kernels take these alone.)"""
+    array, uses = graph.node(key).array, graph.users(Value(key))
+    blocked = [user for user, _ in uses if graph.node(user).attrs.get("block") is not None]
+    if graph.node(key).op != "const" or not blocked or len(blocked) < len(uses) or Value(key) in graph.outputs:
+        w.store(name, array)
+    elif array.dtype in (np.int8, np.uint8) and all(_fits_four_bits(graph, user) for user in blocked):
+        w.pack(name, array)
+    elif array.dtype == np.float32 and (array.astype(np.float16).astype(np.float32) == array).all():
+        w.hint = name
+        w.cast(w.store(w.fresh(f"{name}_half"), array.astype(np.float16)), "float32", [name])
+    else:
+        w.store(name, array)
+
+
+def _fits_four_bits(graph: Graph, key: int) -> bool:
+    """Whether 4 bits hold what a ``dequantize`` reads, and its zero points: both are of one type."""
+    q, _, *zero = graph.args(key)
+    arrays = [graph.constant(a) for a in (q, *zero) if a is not None]
+    low, high = (-8, 7) if graph.type(q).dtype == "int8" else (0, 15)  # type: ignore[arg-type]
+    return all(a is not None and (a.size == 0 or (a.min() >= low and a.max() <= high)) for a in arrays)
 
 
 def _blocked(w: Writer, n: Call) -> None:

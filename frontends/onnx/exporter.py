@@ -99,6 +99,16 @@ class Writer:
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
         return name
 
+    def pack(self, name: str, array: np.ndarray) -> str:
+        """int8 or uint8 of which 4 bits hold each, two to a byte, the first one in the lower half."""
+        flat = np.append(array.reshape(-1), np.zeros(array.size % 2, array.dtype)).view(np.uint8) & 15
+        code = onnx.TensorProto.INT4 if array.dtype == np.int8 else onnx.TensorProto.UINT4
+        raw = (flat[::2] | (flat[1::2] << 4)).tobytes()
+        self.initializers.append(helper.make_tensor(name, code, array.shape, raw, raw=True))
+        self._arrays[name] = array
+        self.packed.add(name)
+        return name
+
     def array(self, name: str) -> np.ndarray | None:
         """A stored tensor's numbers; None of one that is computed."""
         return self._arrays.get(name)
@@ -108,8 +118,8 @@ class Writer:
 
 
 def to_model(network: Graph | Any) -> onnx.ModelProto:
-    """A graph, or a network of the DSL, as a ``ModelProto`` of opset 21, or 20 where it is quantized to 8 bits. Tensors keep
-    their names.
+    """A graph, or a network of the DSL, as a ``ModelProto``: opset 21, or 20 where it is quantized to 8 bits. Tensors
+    keep their names.
 
     ``const`` and ``param`` become initializers. A ``param`` or ``state`` that the graph binds becomes an input with a
     default (its initial value) and an output ``NAME.next``. Raises ``NervureError`` for operators without a rule.
@@ -227,7 +237,7 @@ def _alias_outputs(graph: Graph, names: dict[Value, str], writer: Writer) -> Non
 
 def _write(graph: Graph, names: dict[Value, str], writer: Writer) -> None:
     """All nodes of a graph whose inputs have names already."""
-    from .export_rules import EXPORT
+    from .export_rules import EXPORT, keep
 
     missing = sorted({graph.node(k).op for k in graph.nx} - set(EXPORT) - set(STORED) - {"fused"})
     if missing:
@@ -236,7 +246,7 @@ def _write(graph: Graph, names: dict[Value, str], writer: Writer) -> None:
         node = graph.node(key)
         if node.op in STORED:
             if node.op != "input":
-                writer.store(names[Value(key)], node.array)
+                keep(graph, key, names[Value(key)], writer)
             continue
         args = graph.args(key)
         outs = [names[v] for v in graph.values(key)]
