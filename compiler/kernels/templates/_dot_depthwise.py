@@ -91,6 +91,9 @@ class Emitter:
 
     def _line(self, source: Any, to: Any, group: dict[str, Any]) -> None:
         config, point = self.config, self.point
+        if config["flat"] and point["stride"] > 1:
+            self._spread_line(source, to)
+            return
         step, pad = self.step(group), min(self.point["pad"], config["points"])
         inside = min(point["size"], config["points"] - pad)
         self._fill(to, pad * step)
@@ -102,6 +105,18 @@ class Emitter:
                 for start, lanes in pieces(group["valid"]):
                     self._move(source + p * point["step"] + start, at + p * step + start, lanes)
         self._fill(at + inside * step, (config["points"] - pad - inside) * step)
+
+    def _spread_line(self, source: Any, to: Any) -> None:
+        """A line whose points go to as many planes as the outputs are apart."""
+        point, channels, points = self.point, self.config["channels"], self.config["points"]
+        stride, pad = point["stride"], point["pad"]
+        self._fill(to, points * channels)
+        for phase in range(stride):
+            first = (phase - pad) % stride  # of the input's points
+            count = len(range(first, min(point["size"], points - pad), stride))
+            at = to + (phase * (points // stride) + (first + pad) // stride) * channels
+            with self.k.loop(count) as i:
+                self._move(source + (first + i * stride) * channels, at + i * channels, channels)
 
     def _fill(self, to: Any, count: int) -> None:
         from ..tir import constant
@@ -209,7 +224,10 @@ class Sums:
 
     def load(self, line: Any, point: Any) -> Any:
         """The bytes of all lanes at a place."""
-        offset = line * self.of.config["row"] + point * self.step
+        config, stride = self.of.config, self.of.point["stride"]
+        if config["flat"]:
+            point = point % stride * (config["points"] // stride) + point // stride
+        offset = line * config["row"] + point * self.step
         return self.k.load(self.of.lines, self.base + offset, self.lanes)
 
     def _pair(self, a: Any, b: Any) -> list[Any]:

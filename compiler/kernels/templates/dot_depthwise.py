@@ -31,6 +31,7 @@ from .conv import Geometry
 _TAPS = 4  # products of an instruction
 _MOST_WRITTEN = 320  # instructions of a tile that are written out
 _FEW = 16  # channels below which points and channels make one vector
+_LEAST = 8  # channels that are worth copying point by point
 _ROWS = 2  # rows of a tile
 _TASKS = 8  # of a kernel that is worth sharing
 _SLACK = 64  # bytes behind the scratch that a vector may touch
@@ -162,7 +163,9 @@ def _tiles(config: dict[str, Any]) -> dict[str, Any]:
 def _flat_lanes(region: Region, config: dict[str, Any], point: int, widths: list[int]) -> int:
     """The lanes of a vector over points and channels, 0 where they cannot be walked as one."""
     p, channels, number = config["point"], config["channels"], region.anchor_type.rank - 3 + point
-    if channels > _FEW or p["stride"] != 1 or p["step"] != channels or coordinates_matter(region):
+    if channels > _FEW or p["step"] != channels or coordinates_matter(region):
+        return 0
+    if p["stride"] > 1 and channels < _LEAST:
         return 0
     own = {region.operand(i) for i in range(3)}
     others = [i for i in range(len(region.inputs)) if i not in own and i != _multiplier(region)[1]]
@@ -196,6 +199,8 @@ def _blocks(config: dict[str, Any], groups: list[Group], machine: Machine) -> No
     if config["sets"] is None:
         outs = -(-p["extent"] // config["pair"]) * config["pair"]
         points = (outs - 1) * p["stride"] + (_TAPS * config["windows"] - 1) * p["dilation"] + 1
+        if config["flat"]:  # points that are a multiple of the stride apart lie side by side
+            points = (outs - 1 + (_TAPS * config["windows"] - 1) * p["dilation"] // p["stride"] + 1) * p["stride"]
         row = -(-max(points, p["pad"] + 1) * step // 64) * 64
     best = config["rows"]
     while best < line["extent"] and row * ((2 * best - 1) * line["stride"] + reach) <= machine.l1:
