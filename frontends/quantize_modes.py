@@ -145,7 +145,8 @@ def _static_rows(made: Any) -> list[dict[str, Any]]:
             "causes": {k: float(v) for k, v in facts.get("causes", {}).items()},
             "origin": list(plain.node(layer.node).origin),
         }
-        rows.append(row | (_activation(made, site) if site else {}))
+        shown = site or _input_name(plain, layer)
+        rows.append(row | (_activation(made, shown) if shown in made.schemes else {}))
     rows += [_float_row(plain, name, why) for name, why in made.sites.floats.items()]
     rows.sort(key=lambda r: place.get(str(r["name"]), len(place)))
     return rows
@@ -163,6 +164,15 @@ def _input_site(made: Any, layer: Any) -> Any:
     from ..compiler.quantize.quantizer import input_scheme
 
     return input_scheme(made.plain, layer, made.schemes)
+
+
+def _input_name(graph: Graph, layer: Any) -> str:
+    """What a layer reads: shown where what it computes has no quantizer."""
+    from ..compiler.quantize.place import origin_of
+
+    value = graph.args(layer.node)[0]
+    assert value is not None
+    return graph.tensor_name(origin_of(graph, value))
 
 
 def _sites_behind(graph: Graph, schemes: Mapping[str, Any]) -> dict[str, str]:
@@ -208,7 +218,7 @@ def _decibels(noise: float) -> float | None:
 
 
 def _activation(made: Any, site: str) -> dict[str, Any]:
-    """Range, clip and histogram of the tensor in which a layer ends."""
+    """Range, clip and histogram of a tensor."""
     scheme, extent, counted = made.schemes[site], made.extents.get(site), made.histograms.get(site)
     low, high = (float(v) for v in scheme.reals)
     found: dict[str, Any] = {"tensor": site, "clip": [low, high]}

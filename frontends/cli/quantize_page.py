@@ -109,7 +109,7 @@ def _layer(row: Mapping[str, Any]) -> dict[str, Any]:
         parts.append({"cause": name, "x": x, "w": width, "share": shares[name] / total})
         x += width
     return {
-        **{k: row.get(k) for k in ("name", "op", "format", "why", "clip", "range", "weights", "was")},
+        **{k: row.get(k) for k in ("name", "op", "format", "why", "tensor", "clip", "range", "weights", "was")},
         "damage": None if row.get("damage") is None else max(0.0, row["damage"]),
         "sqnr_db": db,
         "parts": parts,
