@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .machine import Call, Feature, Instruction, Machine, dot2, one_call_dot4, pack_row, round_row
+from .machine import Call, Feature, Instruction, Machine, dot2, one_call_dot4, pack_row, round_row, table_row
 
 # HWCAP bits of the Linux ABI (arch/arm64/include/uapi/asm/hwcap.h, arch/arm/include/uapi/asm/hwcap.h).
 ASIMD = Feature("asimd", "hwcap", 1)
@@ -57,10 +57,12 @@ def _pack(to: str, words: str, steps: str) -> Instruction:
     return pack_row(steps.removeprefix("llvm."), to, 4, tuple(body))
 
 
+_TABLE = ("t0", "t1", "t2", "t3", "i")
 PACK64 = (
     _pack("int8", "llvm.aarch64.neon.sqxtn.v4i16", "llvm.aarch64.neon.sqxtn.v8i8"),
     _pack("uint8", "llvm.aarch64.neon.sqxtn.v4i16", "llvm.aarch64.neon.sqxtun.v8i8"),
     round_row(4),
+    table_row("tbl4", "llvm.aarch64.neon.tbl4.v16i8", 4, 16, _TABLE, wraps=False),
 )
 PACK32 = (
     _pack("int8", "llvm.arm.neon.vqmovns.v4i16", "llvm.arm.neon.vqmovns.v8i8"),

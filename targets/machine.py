@@ -50,7 +50,8 @@ class Instruction:
     """A vector instruction, or a short fixed sequence of them, that templates may use.
 
     ``kind`` is what it computes (``"dot4"``: each int32 lane of the accumulator takes four products of neighbours;
-    ``"pack.int8"``, ``"pack.uint8"``: see ``packed``; ``"round"``: float32 to the nearest int32, halves to even).
+    ``"pack.int8"``, ``"pack.uint8"``: see ``packed``; ``"round"``: float32 to the nearest int32, halves to even;
+    ``"table"``: see ``table_row``).
     ``operands`` names and types the inputs in order, accumulator first; ``lanes`` is the number of accumulator lanes;
     ``signed`` tells for each multiplied operand whether it is signed. ``saturates`` is True where intermediate sums
     can clip (then ``limit`` bounds the first factor so that they do not). ``reference`` is the numpy body.
@@ -91,8 +92,9 @@ class Machine:
     ``zig_baseline`` builds the runtime and the entry stubs, which must run on any CPU of the family. ``lanes`` are
     float32 lanes of a vector register and ``registers`` their number; ``fma_ports`` vector FMAs and ``load_ports``
     vector loads are issued a cycle, ``multiplies`` vector products of int32. ``l2_bandwidth`` and so on are bytes a
-    cycle that one core can stream from there; ``memory_bandwidth_all`` is the limit of all cores together. ``l3`` is 0 where there is none. ``emulator`` is the
-    command that runs a program of this machine elsewhere, ``emulator_packages`` the Debian packages that bring it.
+    cycle that one core can stream from there; ``memory_bandwidth_all`` is the limit of all cores together. ``l3``
+    is 0 where there is none. ``emulator`` is the command that runs a program of this machine elsewhere,
+    ``emulator_packages`` the Debian packages that bring it.
     """
 
     name: str
@@ -231,3 +233,18 @@ def round_row(lanes: int) -> Instruction:
 def rounded(values: np.ndarray) -> np.ndarray:
     """float32 to the nearest int32, halves to even."""
     return np.rint(values).astype(np.int32)
+
+
+def table_row(name: str, intrinsic: str, parts: int, lanes: int, args: tuple[str, ...], *, wraps: bool) -> Instruction:
+    """The row that reads bytes of a table: ``parts`` vectors ``t0``, ``t1``, ... side by side, by the bytes of ``i``.
+    An index past the table wraps around, or gives 0."""
+    kind = f"uint8x{lanes}"
+    operands = (*((f"t{n}", kind) for n in range(parts)), ("i", kind))
+    call = Call("r", intrinsic, kind, args, (f"int8x{lanes}",) * len(args))
+
+    def reference(*given: np.ndarray) -> np.ndarray:
+        table, index = np.concatenate(given[:-1]), given[-1]
+        found = table[index % len(table)]
+        return np.asarray(found if wraps else np.where(index < len(table), found, 0)).astype(np.uint8)
+
+    return Instruction(name, "table", lanes, operands, kind, (call,), (False, False), reference)

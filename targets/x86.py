@@ -20,6 +20,7 @@ from .machine import (
     one_call_dot4,
     pack_row,
     round_row,
+    table_row,
 )
 
 # Names as in /proc/cpuinfo; places from the Intel SDM, volume 2A, CPUID.
@@ -69,7 +70,8 @@ ICELAKE = (
 VNNI512 = one_call_dot4("vpdpbusd.512", "llvm.x86.avx512.vpdpbusd.512", 16, (False, True))
 VNNI256 = one_call_dot4("vpdpbusd.256", "llvm.x86.avx512.vpdpbusd.256", 8, (False, True))
 VNNI128 = one_call_dot4("vpdpbusd.128", "llvm.x86.avx512.vpdpbusd.128", 4, (False, True))
-VNNI = (VNNI512, VNNI256, VNNI128)
+TABLE512 = table_row("vpermi2b.512", "llvm.x86.avx512.vpermi2var.qi.512", 2, 64, ("t0", "i", "t1"), wraps=True)
+VNNI = (VNNI512, VNNI256, VNNI128, TABLE512)  # what came with Ice Lake and Zen 4
 MADD256 = Instruction(
     name="pmaddubsw.256",
     kind="dot4",
