@@ -29,6 +29,7 @@ from .verify import random_inputs
 
 Progress = Callable[[str, int, int], None]
 COMPARED = 64  # samples on which the artifacts' outputs are compared
+ROUGH = 24  # samples that are enough to tell which layer does most damage
 RANDOM = 8  # where there are none
 
 
@@ -220,6 +221,16 @@ class _Job:
         self.found[_key(promoted)] = Measured(made, model, outputs, score)
         return score
 
+    def rough(self, promoted: Promotion) -> float:
+        """The outputs' noise with these layers promoted, from few samples."""
+        few = self.samples.spread(ROUGH)
+        made = quantized(
+            self.mode, self.graph, few if self.given else None, with_promoted(self.settings, promoted), _mute
+        )
+        model = compile(made.graph, self.target, name=self.title, cache=False)
+        artifact, count = a.Artifact(model), min(ROUGH, len(self.compared))
+        return max(a.noise(artifact.outputs(self.compared.take(range(count))), self.wanted[:count]), default=0.0)
+
     def cost(self, promoted: Promotion) -> float:
         """Estimated nanoseconds of a run."""
         graph = self.found[_key(promoted)].quantized.graph
@@ -239,11 +250,16 @@ class _Job:
             self.reference,
             to=promote if self.mode == "static" else "float",
             cost=self.cost,
+            rough=self.rough,
             progress=self.tell,
         )
         if not outcome.met:
             raise _out_of_reach(outcome, budget, self.reference, promote)
         return outcome
+
+
+def _mute(stage: str, done: int, total: int) -> None:
+    """Progress inside of a step that has its own."""
 
 
 def _key(promoted: Promotion) -> tuple[tuple[str, str], ...]:

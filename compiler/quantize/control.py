@@ -104,14 +104,17 @@ def control(
     *,
     to: str = "auto",
     cost: Callable[[Promotion], float] | None = None,
+    rough: Callable[[Promotion], float] | None = None,
     exact: int = EXACT,
     progress: Progress | None = None,
 ) -> Outcome:
     """Promotes layers until the budget holds.
 
     ``layers``: those that can be promoted, the worst first by a cheap measure. ``measure`` quantizes with a promotion,
-    compiles, and scores the artifact. ``reference``: the float artifact's value. ``to``: ``float``, ``int16``, or
-    ``auto``, which gives those layers 16 bits for which that is enough and, by ``cost``, no slower than float.
+    compiles, and scores the artifact; ``rough`` gives the noise alone, on fewer samples, which is enough for ranking
+    (``measure`` is asked where it is not given). ``reference``: the float artifact's value. ``to``: ``float``,
+    ``int16``, or ``auto``, which gives those layers 16 bits for which that is enough and, by ``cost``, no slower than
+    float.
     """
     search = _Search(
         measure, budget, reference, cost or (lambda promoted: 0.0), progress or (lambda stage, done, total: None)
@@ -120,7 +123,8 @@ def control(
     if start.holds or not layers:
         return Outcome(start.holds, {}, start.score, {}, tuple(search.trials))
     kind = "int16" if to == "int16" else "float"
-    order, damage = _ranked(search, layers, start.score, kind, exact)
+    noise = rough or (lambda promoted: search.trial(promoted).score.noise)
+    order, damage = _ranked(noise, layers, kind, exact, search.progress)
     best = _fewest(search, order, kind)
     if best is None:
         last = search.trial(dict.fromkeys(order, kind))
@@ -133,15 +137,15 @@ def control(
 
 
 def _ranked(
-    search: _Search, layers: Sequence[str], start: Score, kind: str, exact: int
+    noise: Callable[[Promotion], float], layers: Sequence[str], kind: str, exact: int, progress: Progress
 ) -> tuple[list[str], dict[str, float]]:
     """The layers, the most damaging first, and the damage of those that were measured."""
     damage: dict[str, float] = {}
     tried = list(layers[:exact])
+    whole = noise({})
     for number, name in enumerate(tried):
-        search.progress("ranking", number, len(tried))
-        found = search.trial({name: kind}).score.noise
-        damage[name] = (start.noise - found) / start.noise if start.noise > 0 else 0.0
+        progress("ranking", number, len(tried))
+        damage[name] = (whole - noise({name: kind})) / whole if 0 < whole < math.inf else 0.0
     place = {name: i for i, name in enumerate(layers)}
     tried.sort(key=lambda name: (-damage[name], place[name]))
     return [*tried, *layers[exact:]], damage

@@ -73,5 +73,17 @@ def test_what_is_promoted_holds_and_one_less_does_not(noise: list[float], allowe
         assert table({n: "float" for n in found.promoted if n != weakest}).noise > allowed
 
 
+def test_a_rough_measure_is_enough_for_the_order() -> None:
+    table, asked = Table({"a": 0.001, "b": 0.5, "c": 0.2}), []
+
+    def rough(promoted: Promotion) -> float:
+        asked.append(dict(promoted))
+        return table(promoted).noise * 1.1
+
+    found = table.run(Budget(noise=0.01), to="float", rough=rough)
+    assert found.promoted == {"b": "float", "c": "float"} and found.damage["b"] == pytest.approx(0.5 / 0.701)
+    assert asked == [{}, {"a": "float"}, {"b": "float"}, {"c": "float"}] and len(found.trials) == 3
+
+
 def test_decibels() -> None:
     assert decibels(0.01) == pytest.approx(20) and decibels(0) == math.inf

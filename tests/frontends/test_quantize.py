@@ -58,10 +58,12 @@ def test_the_same_bytes_twice(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_control_repairs_a_wounded_network(wound) -> None:
     net, x, y = wound
-    broken = nv.quantize(net, x[:64], labelled=(x, y), per_channel=False, **QUIET)
+    broken = nv.quantize(net, x[:64], labelled=(x, y), per_channel=False, equalize=False, **QUIET)
     assert broken.report.accuracy["drop"] > 0.2, "the wound is none"
 
-    done = nv.quantize(net, x[:64], labelled=(x, y), per_channel=False, max_drop="2%", promote="float", **QUIET)
+    done = nv.quantize(
+        net, x[:64], labelled=(x, y), per_channel=False, equalize=False, max_drop="2%", promote="float", **QUIET
+    )
     control = done.report.control
     assert control["met"] and control["promoted"] == {"conv2": "float"} and done.report.accuracy["drop"] <= 0.02
     ranked = {r["name"]: r["damage"] for r in done.report.layers if "damage" in r}
@@ -76,7 +78,7 @@ def test_control_repairs_a_wounded_network(wound) -> None:
 @pytest.mark.slow
 def test_control_by_noise_alone_and_by_a_function(wound) -> None:
     net, x, y = wound
-    done = nv.quantize(net, x[:48], per_channel=False, max_sqnr_loss="15dB", **QUIET)
+    done = nv.quantize(net, x[:48], per_channel=False, equalize=False, max_sqnr_loss="15dB", **QUIET)
     assert done.report.control["met"] and "conv2" in done.report.control["promoted"]
     assert done.report.outputs[0]["sqnr_db"] >= 15
     asked = []
@@ -85,7 +87,7 @@ def test_control_by_noise_alone_and_by_a_function(wound) -> None:
         asked.append(model)
         return float(np.mean([model(row[None]).argmax() == k for row, k in zip(x[:50], y, strict=False)]))
 
-    by_function = nv.quantize(net, x[:48], per_channel=False, evaluate=evaluate, max_drop=0.05, **QUIET)
+    by_function = nv.quantize(net, x[:48], per_channel=False, equalize=False, evaluate=evaluate, max_drop=0.05, **QUIET)
     assert by_function.report.control["met"] and len(asked) >= 3 and by_function.report.accuracy["metric"] == "evaluate"
 
 
@@ -93,7 +95,9 @@ def test_control_by_noise_alone_and_by_a_function(wound) -> None:
 def test_16_bit_activations_do_not_mend_weights(wound) -> None:
     net, x, y = wound
     with pytest.raises(NervureError, match=r"cannot be met(?s:.*)it would take 1 layers in float: --float conv2"):
-        nv.quantize(net, x[:32], labelled=(x, y), per_channel=False, max_drop="2%", promote="int16", **QUIET)
+        nv.quantize(
+            net, x[:32], labelled=(x, y), per_channel=False, equalize=False, max_drop="2%", promote="int16", **QUIET
+        )
 
 
 def test_nothing_is_promoted_where_nothing_is_wrong() -> None:

@@ -68,7 +68,7 @@ def test_a_model_is_quantized(nervure, place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_table_and_the_command_that_repairs(nervure, place: Path, tmp_path: Path) -> None:
-    common = ["-c", place / "cal.npz", "--no-per-channel", "--no-latency"]
+    common = ["-c", place / "cal.npz", "--no-per-channel", "--no-equalize", "--no-latency"]
     page = tmp_path / "w.html"
     test = ["--labelled", place / "wounded_test.npz", "--max-drop", "2%", "--promote", "float", "--report", page]
     done = nervure("quantize", place / "wounded.onnx", "-o", tmp_path / "w.onnx", *common, *test)
@@ -147,7 +147,17 @@ def test_what_is_refused(
 
 @pytest.mark.slow
 def test_a_budget_out_of_reach(nervure, place: Path, tmp_path: Path) -> None:
-    options = ["-c", place / "cal.npz", "--no-per-channel", "--no-latency", "--promote", "int16", "--samples", "8"]
+    options = [
+        "-c",
+        place / "cal.npz",
+        "--no-per-channel",
+        "--no-equalize",
+        "--no-latency",
+        "--promote",
+        "int16",
+        "--samples",
+        "8",
+    ]
     out = tmp_path / "q.onnx"
     done = nervure("quantize", place / "wounded.onnx", "-o", out, *options, "--max-sqnr-loss", "15dB", "--json")
     assert done.code == 1 and not out.exists()
