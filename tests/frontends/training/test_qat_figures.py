@@ -14,7 +14,7 @@ import pytest
 
 EXAMPLES = Path(nv.__file__).parent / "examples"
 DATA = Path(os.environ.get("NERVURE_DATA") or EXAMPLES.resolve().parents[1] / "shared" / "data")
-EPOCHS, MORE, BATCH = 12, 6, 32
+EPOCHS, MORE, BATCH = 16, 6, 32
 
 
 @pytest.fixture
