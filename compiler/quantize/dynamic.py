@@ -6,15 +6,18 @@ point that is known at compile time, so that nothing stands behind the product b
 column's. (ONNX Runtime multiplies uint8 by int8 several times as fast as int8 by int8.) A row of zeros gives zeros; a
 row with NaN or infinity gives NaN or infinity and leaves the others alone.
 
-LSTM and GRU take x in steps of its own range, over all positions; their hidden states lie within [-1, 1] anyway.
+LSTM and GRU take x in steps of its own range, over all positions; their hidden states lie within [-1, 1] anyway. Tables
+that are looked up in (embeddings) are stored as int8 with a scale for each row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from ...errors import NervureError
 from ..ir import Graph, Value
 from ..ops.recurrent_integers import GATES
 from .forms import Layer, layer_at, names_at
@@ -25,16 +28,19 @@ from .settings import Settings, matching
 MOST = 127  # the largest step, from
 MIDDLE = 128  # the zero point
 LEAST_RANGE = 1e-30  # of a row of zeros
+LEAST_TABLE = 4096  # elements of a table that is worth it
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """What dynamic quantization does with a graph: its layers, and why others stay in float (name -> why)."""
+    """What dynamic quantization does with a graph: its layers, the tables (names), and why other layers stay in float
+    (name -> why)."""
 
     graph: Graph
     products: tuple[Layer, ...]
     recurrences: tuple[Recurrent, ...]
     floats: dict[str, str]
+    tables: tuple[str, ...] = ()
 
 
 def quantize_dynamic(graph: Graph, settings: Settings | None = None, *, per_row: bool = True) -> Dynamic:
@@ -45,19 +51,37 @@ def quantize_dynamic(graph: Graph, settings: Settings | None = None, *, per_row:
     """
     settings = settings or Settings()
     work = graph.copy()
+    named = names_at(graph)
+    kept = matching(settings.float_patterns, [n for names in named.values() for n in names], "float pattern")
     made = _Dynamic(work, settings, per_row)
-    products, recurrences, floats = _layers(graph, settings)
+    products, recurrences, floats = _layers(graph, named, kept)
     for layer in products:
         made.product(layer)
     for recurrent in recurrences:
         made.recurrence(recurrent)
+    tables = [key for key in graph.find("gather") if _is_table(graph, key) and not {*named[key]} & kept]
+    for key in tables:
+        made.table(key)
     work.prune()
-    return Dynamic(work, tuple(products), tuple(recurrences), floats)
+    names = tuple(dict.fromkeys(graph.tensor_name(graph.args(key)[0]) for key in tables))  # type: ignore[arg-type]
+    return Dynamic(work, tuple(products), tuple(recurrences), floats, names)
 
 
-def _layers(graph: Graph, settings: Settings) -> tuple[list[Layer], list[Recurrent], dict[str, str]]:
-    named = names_at(graph)
-    kept = matching(settings.float_patterns, [n for names in named.values() for n in names], "float pattern")
+def _is_table(graph: Graph, key: int) -> bool:
+    """Whether a gather takes rows of a stored matrix."""
+    table, axis = graph.constant(graph.args(key)[0]), graph.node(key).attrs["axis"]
+    return (
+        table is not None
+        and table.dtype == np.float32
+        and table.ndim == 2
+        and axis % 2 == 0
+        and (table.size >= LEAST_TABLE)
+    )
+
+
+def _layers(
+    graph: Graph, named: Mapping[int, tuple[str, ...]], kept: set[str]
+) -> tuple[list[Layer], list[Recurrent], dict[str, str]]:
     products: list[Layer] = []
     recurrences: list[Recurrent] = []
     floats: dict[str, str] = {}
@@ -82,12 +106,19 @@ def _layers(graph: Graph, settings: Settings) -> tuple[list[Layer], list[Recurre
     return products, recurrences, floats
 
 
+def _finite(array: np.ndarray, name: str, origin: tuple[str, ...]) -> None:
+    if not np.isfinite(array).all():
+        hint = "no scale follows from that: look at how the model was trained or exported"
+        raise NervureError(f"the weights {name!r} hold NaN or infinity", where=origin, hint=hint)
+
+
 class _Dynamic:
     """Rewrites a graph that it owns. An activation that several layers read is quantized once."""
 
     def __init__(self, graph: Graph, settings: Settings, per_row: bool) -> None:
         self.graph, self.settings, self.per_row = graph, settings, per_row
         self.made: dict[tuple[Value, bool], tuple[Value, Value]] = {}
+        self.tables: dict[Value, Value] = {}
 
     def product(self, layer: Layer) -> None:
         graph, origin = self.graph, self.graph.node(layer.node).origin
@@ -95,6 +126,7 @@ class _Dynamic:
         array = graph.constant(w)
         assert x is not None and array is not None
         steps, scale = self.steps(x, self.per_row)
+        _finite(array, layer.weight, origin)
         reach = np.abs(array).max(axis=0 if self.settings.per_channel else None, keepdims=True)
         scheme = symmetric(reach, self.settings.weight_bits)
         weights = graph.const(scheme.steps(array), f"{layer.weight}_quantized", origin)
@@ -115,6 +147,21 @@ class _Dynamic:
         graph.set_arg(layer.node, 0, graph.add("dequantize", steps, scale, self.zero(origin), origin=origin))
         store_weights(graph, layer, bits=self.settings.weight_bits, per_row=self.settings.per_channel)
         hold_state(graph, layer, Scheme("uint8", np.asarray(1 / MOST, np.float32), MIDDLE))
+
+    def table(self, key: int) -> None:
+        graph, origin = self.graph, self.graph.node(key).origin
+        value = graph.args(key)[0]
+        array = graph.constant(value)
+        assert value is not None and array is not None
+        if value not in self.tables:
+            name = graph.tensor_name(value)
+            _finite(array, name, origin)
+            scheme = symmetric(np.abs(array).max(axis=1, keepdims=True), 8)
+            q = graph.const(scheme.steps(array), f"{name}_quantized", origin)
+            scale = graph.const(scheme.scale, f"{name}_scale", origin)
+            zero = graph.const(np.zeros(scheme.scale.shape, np.int8), f"{name}_zero_point", origin)
+            self.tables[value] = graph.add("dequantize", q, scale, zero, origin=origin)
+        graph.set_arg(key, 0, self.tables[value])
 
     def steps(self, x: Value, per_row: bool) -> tuple[Value, Value]:
         """An activation's steps, and the scale of each row ``[..., 1]`` or of all of it ``[]``."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...errors import NervureError
 from ..ir import Graph, Value
 from ..ops.recurrent_integers import GATES
 from ..passes.recurrent_integers import usual
@@ -92,13 +93,21 @@ def store_weights(graph: Graph, layer: Recurrent, *, bits: int = 8, per_row: boo
 
     An ONNX file knows scales along one axis: of two directions, rows lie one behind the other and are reshaped.
     """
+    for value in graph.args(layer.node)[1:4]:
+        array = graph.constant(value)
+        if value is not None and array is not None and not np.isfinite(array).all():
+            raise NervureError(
+                f"the weights {graph.tensor_name(value)!r} hold NaN or infinity",
+                where=graph.node(value).origin,
+                hint="no scale follows from that: look at how the model was trained or exported",
+            )
     for arg in (1, 2):
         value = graph.args(layer.node)[arg]
         array = graph.constant(value)
         assert value is not None and array is not None
+        name, origin = graph.tensor_name(value), graph.node(value).origin
         flat = array.reshape(-1, array.shape[2])
         scheme = symmetric(np.abs(flat).max(axis=1 if per_row else None, keepdims=True), bits)
-        name, origin = graph.tensor_name(value), graph.node(value).origin
         q = graph.const(scheme.steps(flat), f"{name}_quantized", origin)
         scale = graph.const(scheme.scale if per_row else scheme.scale.reshape(()), f"{name}_scale", origin)
         zero = graph.const(np.zeros(graph.type(scale).dims, np.int8), f"{name}_zero_point", origin)

@@ -104,6 +104,36 @@ def test_what_stays_in_float() -> None:
     assert quantize_dynamic(pair).floats == {"scores": "its weights are not constant"}
 
 
+def test_tables() -> None:
+    """A table that is looked up in is stored as int8."""
+    rng = np.random.default_rng(0)
+    graph = Graph("table")
+    table = graph.const(rng.standard_normal((100, 48)).astype(np.float32), "table")
+    rows = graph.add("gather", table, graph.input("i", TensorType("int64", (6,))), axis=0)
+    graph.output(graph.add("tanh", rows), "y")
+    made = quantize_dynamic(graph)
+    assert made.tables == ("table",)
+    lowered = canonicalize(made.graph, check=True)
+    assert lowered.find("gather_narrow") and max(lowered.node(k).array.nbytes for k in lowered.find("const")) == 4800
+    i = np.array([0, 99, 5, 5, 17, 50])
+    apart = np.abs(interpret(lowered, [i])[0] - interpret(graph, [i])[0])
+    assert 0 < apart.max() < 0.02
+
+
+@pytest.mark.parametrize("name", ["p.weight", "table", "r", "b"])
+def test_weights_that_are_not_finite(name: str) -> None:
+    graph = network("lstm")[0] if len(name) == 1 else products(2, 4)[0]
+    if name == "table":
+        table = graph.const(np.ones((100, 50), np.float32), name)
+        graph.output(graph.add("gather", table, graph.input("i", TensorType("int64", (2,))), axis=0))
+    (key,) = [k for k in graph.find("const") if graph.node(k).names[0] == name]
+    broken = graph.node(key).array.copy()
+    broken.flat[1] = np.nan
+    graph.set_node(key, attrs={"value": broken})
+    with pytest.raises(NervureError, match="NaN or infinity"):
+        quantize_dynamic(graph)
+
+
 @pytest.mark.slow
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
