@@ -91,16 +91,23 @@ class Quantizers:
         graph = self.graph
         fixed: set[Value] = set()
         for key in graph.find("quantize"):
-            source, scale = graph.args(key)[:2]
-            assert source is not None and scale is not None
-            while graph.node(source).op in THROUGH:
-                (source,) = graph.args(source.node)  # type: ignore[assignment]
+            value, scale = graph.args(key)[:2]
+            assert value is not None and scale is not None
+            source = self._bounded(value)
             if graph.node(source).op in (*FORMS, *MOVES, "input", "const") or self._pair(source):
                 continue
             starts = self._starts(source)
             if starts is not None:
                 fixed |= {scale, *starts}
         return fixed
+
+    def _bounded(self, value: Value) -> Value:
+        """What relu and clip are applied to."""
+        while self.graph.node(value).op in THROUGH:
+            inner = self.graph.args(value.node)[0]
+            assert inner is not None
+            value = inner
+        return value
 
     def _pair(self, value: Value) -> bool:
         """Whether two quantized tensors are added or multiplied, or a product gets its bias."""
