@@ -122,11 +122,13 @@ class Extent:
     high: float = -np.inf
     mean_low: float = 0.0
     mean_high: float = 0.0
+    samples: int = 0
 
     def add(self, array: np.ndarray, momentum: float) -> None:
-        """One more sample. ``momentum``: its weight in the averages (the first has weight 1)."""
+        """One more sample. ``momentum``: its weight in the averages; 0 gives each sample the same."""
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-        weight = momentum if self.low <= self.high else 1.0
+        self.samples += 1
+        weight = 1 / self.samples if not momentum or self.samples == 1 else momentum
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.mean_low += weight * (low - self.mean_low)
         self.mean_high += weight * (high - self.mean_high)
@@ -134,11 +136,16 @@ class Extent:
 
 @dataclass
 class Histogram:
-    """Counts of values in equal bins over [low, high]."""
+    """Counts of values in equal bins over [low, high].
+
+    ``shares`` are the counts with each sample's divided by its sum of squares: errors weighted by them are relative to
+    the sample, so that a few samples with large values do not decide alone.
+    """
 
     low: float
     high: float
     counts: np.ndarray
+    shares: np.ndarray
 
     @property
     def centers(self) -> np.ndarray:
@@ -152,8 +159,13 @@ class Histogram:
         if width <= 0:
             self.counts[0] += array.size
             return
-        place = ((array.ravel() - np.float32(self.low)) * np.float32(bins / width)).astype(np.int32)
-        self.counts += np.bincount(np.clip(place, 0, bins - 1, out=place), minlength=bins)
+        flat = array.ravel().astype(np.float32, copy=False)
+        place = ((flat - np.float32(self.low)) * np.float32(bins / width)).astype(np.int32)
+        counts = np.bincount(np.clip(place, 0, bins - 1, out=place), minlength=bins)
+        self.counts += counts
+        power = float(counts @ self.centers**2)
+        if power > 0:
+            self.shares += counts / power
 
 
 def extents(
@@ -169,7 +181,10 @@ def histograms(
     watcher: Watcher, seen: Mapping[str, Extent], feeds: Feeds, bins: int, progress: Progress = silent
 ) -> dict[str, Histogram]:
     """The histogram of each tensor over the extent that was seen before (0 included)."""
-    found = {n: Histogram(min(e.low, 0.0), max(e.high, 0.0), np.zeros(bins, np.int64)) for n, e in seen.items()}
+    found = {
+        n: Histogram(min(e.low, 0.0), max(e.high, 0.0), np.zeros(bins, np.int64), np.zeros(bins))
+        for n, e in seen.items()
+    }
     watcher.run(feeds, lambda _, name, array: found[name].add(array), progress, "histograms")
     return found
 

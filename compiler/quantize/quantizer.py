@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +11,18 @@ import numpy as np
 from ...errors import NervureError
 from ..ir import STORED, Graph
 from ..passes import canonicalize
+from .correct import correct_biases
+from .equalize import equalize
 from .forms import Layer
+from .measure import layer_facts
 from .observe import Extent, Histogram, Progress, Watcher, extents, histograms, silent
 from .place import Sites, insert, origin_of, sites
 from .ranges import activation_range, weight_scheme
+from .rounding import round_adaptively
 from .samples import Samples, feeds
 from .scheme import LEAST_SCALE, Scheme, affine
 from .settings import Settings
+from .smooth import smooth
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,9 @@ class Quantized:
     """A quantized network.
 
     ``graph`` has quantizers and is what to compile or export; ``plain`` is the float graph it was made of (canonical,
-    with equalized or corrected weights); ``schemes`` say how each tensor is stored.
+    with equalized or corrected weights), ``base`` the same before weights were rounded and biases corrected;
+    ``schemes`` say how each tensor is stored, ``facts`` what that costs each layer (see ``measure.layer_facts``);
+    ``calls`` are the samples.
     """
 
     graph: Graph
@@ -36,27 +43,67 @@ class Quantized:
     extents: Mapping[str, Extent]
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    base: Graph | None = None
+    calls: Sequence[Mapping[str, np.ndarray]] = ()
 
 
 def quantize(
-    graph: Graph, samples: Samples, settings: Settings | None = None, progress: Progress | None = None
+    graph: Graph,
+    samples: Samples,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    *,
+    observed: Quantized | None = None,
+    measure: bool = True,
 ) -> Quantized:
     """Quantizes a static float graph.
 
-    ``samples``: see ``samples.feeds``. Raises ``NervureError`` for samples or settings that do not fit, for NaN or
-    infinity in a tensor, and for a graph that has quantizers already.
+    ``samples``: see ``samples.feeds``. ``observed``: what an earlier call made of the same graph and samples; what it
+    saw serves again where only patterns, element types or ranges differ. Without ``measure`` there are no ``facts``.
+    Raises ``NervureError`` for samples or settings that do not fit, for NaN or infinity in a tensor, and for a graph
+    that has quantizers already.
     """
     settings, tell = settings or Settings(), progress or silent
+    base, calls, seen, counted = _observations(graph, samples, settings, tell, observed)
+    placed = sites(base, settings)
+    schemes = activation_schemes(placed, seen, counted, settings)
+    schemes.update(weight_schemes(base, placed, schemes, settings))
+    plain = base
+    if settings.rounding == "adaptive":
+        plain = round_adaptively(plain, placed, schemes, calls, tell)
+    if settings.bias_correction and placed.layers:
+        plain = correct_biases(plain, placed, schemes, calls, tell, base)
+    if plain is not base:
+        placed = sites(plain, settings)
+    made = insert(plain, schemes, placed.floats)
+    facts = layer_facts(base, made, placed, schemes, calls, tell) if measure and placed.layers else {}
+    return Quantized(made, plain, placed, settings, schemes, seen, counted, facts, base, calls)
+
+
+def _observations(
+    graph: Graph, samples: Samples, settings: Settings, tell: Progress, observed: Quantized | None
+) -> tuple[Graph, Sequence[Mapping[str, np.ndarray]], dict[str, Extent], dict[str, Histogram]]:
+    """The float graph (canonical, smoothed, equalized), the calls, and what its sites held."""
+    if observed is not None and observed.base is not None and _alike(observed.settings, settings):
+        names = [s.name for s in sites(observed.base, settings).activations]
+        if all(name in observed.extents and name in observed.histograms for name in names):
+            return observed.base, observed.calls, dict(observed.extents), dict(observed.histograms)
     plain = prepare(graph)
     calls = feeds(plain, samples)
-    placed = sites(plain, settings)
-    names = [s.name for s in placed.activations]
+    if settings.smooth is not None:
+        plain = smooth(plain, sites(plain, settings), calls, settings.smooth, tell)
+    if settings.equalize:
+        plain = equalize(plain, sites(plain, settings), calls, tell, settings.weight_bits)
+    names = [s.name for s in sites(plain, settings).activations]
     with Watcher(plain, names) as watcher:
         seen = extents(watcher, names, calls, settings.momentum, tell)
         counted = histograms(watcher, seen, calls, settings.bins, tell)
-    schemes = activation_schemes(placed, seen, counted, settings)
-    schemes.update(weight_schemes(plain, placed, schemes, settings))
-    return Quantized(insert(plain, schemes, placed.floats), plain, placed, settings, schemes, seen, counted)
+    return plain, calls, seen, counted
+
+
+def _alike(a: Settings, b: Settings) -> bool:
+    """Whether what was observed with one serves the other."""
+    return all(getattr(a, n) == getattr(b, n) for n in ("equalize", "smooth", "bins", "momentum", "weight_bits"))
 
 
 def prepare(graph: Graph) -> Graph:

@@ -74,15 +74,14 @@ def search(histogram: Histogram, dtype: str, loss: Callable[[Histogram, Scheme],
 
 
 def squared_error(histogram: Histogram, scheme: Scheme) -> float:
-    """The mean square of the difference that quantizing makes."""
-    clipped, rounded = error_parts(histogram, scheme)
-    return clipped + rounded
+    """The mean over the samples of noise over signal, both mean squares."""
+    return sum(error_parts(histogram, scheme, histogram.shares))
 
 
-def error_parts(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
+def error_parts(histogram: Histogram, scheme: Scheme, counts: np.ndarray | None = None) -> tuple[float, float]:
     """Mean squares of what clipping and what rounding change."""
-    x, counts = histogram.centers, histogram.counts
-    total = max(1, int(counts.sum()))
+    x, counts = histogram.centers, histogram.counts if counts is None else counts
+    total = max(float(counts.sum()), 1e-30)
     inside = np.clip(x, *(float(r) for r in scheme.reals))
     steps = float(scheme.scale)
     rounded = np.rint(inside / steps) * steps - inside
