@@ -25,7 +25,8 @@ from .groups import MOST_MEMBERS, MOST_OPERANDS, elementwise, operand_count, wra
 VIEWS = ("reshape", "transpose", "slice", "expand")
 LEFT_ALONE = (*VIEWS, "concat", "fused")
 PROLOGUE = (*FOLDS, "softmax", "log_softmax", "layer_norm", "rms_norm")
-SOLITARY = ("scatter_elements", "scatter_nd")  # they write their result in no order: nothing can follow in the kernel
+# What writes its result in no order, or has a kernel that nothing can follow in.
+SOLITARY = ("scatter_elements", "scatter_nd", "softmax_integer")
 _SINK = -1
 
 

@@ -16,6 +16,7 @@ from ..ops.integers import ADD_SHIFT, MOST_RATIO, NARROW, STEPS, exp_table
 from .pattern import Match
 from .steps import Steps, dequantized, equal, kept, known_value, number, scalar, steps_of, zero_of
 
+MOST_WIDE_RATIO = 1024.0  # of scales, where sums have 64 bits: times 2^20 it fits int32
 MOST_NODES = 24  # operations of a function that becomes a table
 MOVERS = ("reshape", "transpose", "expand", "tile", "max_pool")  # what a quantize moves in front of
 
@@ -149,35 +150,45 @@ def _requantize(m: Match, value: Value, target: Target) -> Value | None:
 
 
 def _add(m: Match, value: Value, target: Target) -> Value | None:
+    """With 16 bits on one side, or steps much finer than those of 8-bit operands, sums have 64 bits."""
     pair = _pair(m, value)
     if pair is None:
         return None
-    sign = -1.0 if m.graph.node(value).op == "sub" else 1.0
+    ratios = [_ratio(m, found.scale, target) for found in pair]
+    known = [known_value(m.graph, r) for r in ratios]
+    largest = max((float(k) for k in known if k is not None), default=0.0)
+    wide = largest > MOST_RATIO or any(found.dtype.endswith("16") for found in pair)
+    limit = MOST_WIDE_RATIO if wide else MOST_RATIO
+    if largest > limit:
+        return None
+    a, b = (_widened(m, found) if wide else found for found in pair)
     weights = []
-    for found, factor in zip(pair, (1.0, sign), strict=True):
-        ratio = _ratio(m, found.scale, target)
-        known = known_value(m.graph, ratio)
-        if known is not None and float(known) > MOST_RATIO:
-            return None
-        held = m.add("clip", ratio, low=-MOST_RATIO, high=MOST_RATIO)
-        steps = m.add("round", m.add("mul", held, number(m, factor * (1 << ADD_SHIFT), found.q)))
+    for ratio, factor in zip(ratios, (1.0, -1.0 if m.graph.node(value).op == "sub" else 1.0), strict=True):
+        held = m.add("clip", ratio, low=-limit, high=limit)
+        steps = m.add("round", m.add("mul", held, number(m, factor * (1 << ADD_SHIFT), a.q)))
         weights.append(m.add("cast", steps, to="int32"))
-    zeros = {"a_zero_point": pair[0].zero, "b_zero_point": pair[1].zero}
-    return m.add("add_integer", pair[0].q, pair[1].q, *weights, **zeros, **_attrs(m, target))
+    zeros = {"a_zero_point": a.zero, "b_zero_point": b.zero}
+    return m.add("add_integer", a.q, b.q, *weights, **zeros, **_attrs(m, target))
 
 
 def _pair(m: Match, value: Value) -> tuple[Steps, Steps] | None:
     a, b = (steps_of(m.graph, v) for v in m.graph.args(value.node))
-    if a is None or b is None or m.graph.type(a.q).itemsize != m.graph.type(b.q).itemsize:
-        return None
-    return a, b
+    return None if a is None or b is None else (a, b)
+
+
+def _widened(m: Match, found: Steps) -> Steps:
+    """The same numbers in 16 bits."""
+    if found.dtype.endswith("16"):
+        return found
+    return replace(found, q=m.add("cast", found.q, to="int16"), dtype="int16")
 
 
 def _mul(m: Match, value: Value, target: Target) -> Value | None:
     pair = _pair(m, value)
     if pair is None:
         return None
-    a, b = pair
+    wide = any(found.dtype.endswith("16") for found in pair)
+    a, b = (_widened(m, found) if wide else found for found in pair)
     product = m.add("mul_integer", a.q, b.q, a_zero_point=a.zero, b_zero_point=b.zero)
     scale = m.add("mul", scalar(m, a.scale), scalar(m, b.scale))
     return m.add("requantize", product, _ratio(m, scale, target), **_attrs(m, target))

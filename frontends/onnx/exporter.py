@@ -23,6 +23,8 @@ OPSET = 21
 IR_VERSION = 10
 OWN_DOMAIN = "nervure"  # of the functions that say what ONNX has no operator for
 EXTERNAL_BYTES = (1 << 31) - (1 << 26)  # protobuf holds less than 2 GiB
+EIGHT_BITS = {"int8", "uint8", "int32"}  # what opset 20 quantizes to and from
+SIXTEEN_BITS = {"int16", "uint16"}
 CODES = {name: code for code, name in DTYPES.items()}
 
 
@@ -134,7 +136,7 @@ def to_model(network: Graph | Any) -> onnx.ModelProto:
     _alias_outputs(graph, names, writer)
     writer.drop_unused({o.name for o in outputs} | {i.name for i in inputs})
     title = graph.name or "model"
-    opsets = [helper.make_opsetid("", _opset(writer))]
+    opsets = _opsets(writer)
     if writer.functions:
         opsets.append(helper.make_opsetid(OWN_DOMAIN, 1))
     proto = helper.make_graph(writer.nodes, title, inputs, outputs, writer.initializers, value_info=writer.infos)
@@ -147,16 +149,29 @@ def to_model(network: Graph | Any) -> onnx.ModelProto:
     )
 
 
-def _opset(writer: Writer) -> int:
-    """The newest; 20 for quantization to 8 bits, because in 21 ONNX Runtime 1.31 loses the type of an int8 zero point
-    where it moves quantizers over a view, and then refuses the model."""
+def _opsets(writer: Writer) -> list[onnx.OperatorSetIdProto]:
+    """The newest opset; 20 for quantization to 8 bits, because in 21 ONNX Runtime 1.31 loses the type of an int8 zero
+    point where it moves quantizers over a view, and then refuses the model. 16 bits beside int8 are in its own domain:
+    the standard has them since 21."""
     quantizers = [n for n in writer.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    newer = any(n.op_type == "GroupNormalization" for n in writer.nodes)
+    stored = {n.name: _stored_type(writer, n) for n in quantizers}
+    types = set(stored.values())
+    newer = any(n.op_type == "GroupNormalization" for n in writer.nodes) or not types <= {*EIGHT_BITS, *SIXTEEN_BITS}
+    signed = any(n.op_type == "QuantizeLinear" and stored[n.name] == "int8" for n in quantizers)
+    if not quantizers or newer or (types & SIXTEEN_BITS and not signed):
+        return [helper.make_opsetid("", OPSET)]
     for node in quantizers:
-        zero = writer.array(node.input[2]) if len(node.input) > 2 else None
-        plain = zero is not None and zero.dtype in (np.int8, np.uint8, np.int32) and node.input[2] not in writer.packed
-        newer = newer or not plain or any(a.name in ("block_size", "output_dtype") for a in node.attribute)
-    return OPSET if newer or not quantizers else 20
+        if stored[node.name] in SIXTEEN_BITS:
+            node.domain = "com.microsoft"
+    return [helper.make_opsetid("", 20), *([helper.make_opsetid("com.microsoft", 1)] if types & SIXTEEN_BITS else [])]
+
+
+def _stored_type(writer: Writer, node: onnx.NodeProto) -> str:
+    """The type of a quantizer's integers where opset 20 has it or ONNX Runtime adds it, else a word."""
+    zero = writer.array(node.input[2]) if len(node.input) > 2 else None
+    if zero is None or node.input[2] in writer.packed or any(a.name == "block_size" for a in node.attribute):
+        return "new"
+    return str(zero.dtype)
 
 
 def save(network: Graph | Any, path: str | os.PathLike[str]) -> None:

@@ -71,7 +71,7 @@ class _Border:
         if points == 0:
             return
         zero, channels = self.data["zero"], self.data["channels"]
-        if channels == self.pixel:
+        if channels == self.pixel or zero == 0:  # (LLVM code of a reinterpreted 0 cannot be made of a vector)
             self._spread(to, points * self.pixel, lambda lanes: constant(zero, self.dtype, lanes))
             return
         bits = sum((zero & 255) << 8 * c for c in range(channels))

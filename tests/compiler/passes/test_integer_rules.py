@@ -205,9 +205,25 @@ def test_bias_in_steps_is_taken_as_it_is() -> None:
 
 def test_a_ratio_beyond_the_multipliers_range_stays_float() -> None:
     q = Q()
-    counts, got, said = q.finish(q.quantized(q.add("add", q.input(4, 4, scale=50.0), q.input(4, 4)), 0.1))
+    counts, got, said = q.finish(q.quantized(q.add("add", q.input(4, 4, scale=200.0), q.input(4, 4)), 0.1))
     assert not counts["add_integer"]
     np.testing.assert_array_equal(got, said)
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul"])
+@pytest.mark.parametrize(
+    ("first", "second", "to"), [("int8", "int8", "int16"), ("uint8", "int16", "int16"), ("int16", "int8", "int8")]
+)
+def test_two_widths_meet_in_integers(op: str, first: str, second: str, to: str) -> None:
+    q = Q()
+    steps = {"int16": 0.0003, "int8": 0.05, "uint8": 0.05}
+    a, b = (q.input(5, 7, dtype=d, scale=steps[d]) for d in (first, second))
+    scale = 0.001 if to == "int16" else 0.2 if op != "mul" else 0.5
+    counts, got, said = q.finish(q.quantized(q.add(op, a, b), scale, 5, to))
+    assert counts["add_integer"] + counts["mul_integer"] == 1
+    assert not counts["dequantize"]
+    assert np.abs(got.astype(int) - said.astype(int)).max() <= 1
+    assert len(np.unique(got)) > 10
 
 
 def test_a_graph_without_quantizers_is_left_alone() -> None:
