@@ -214,7 +214,7 @@ def _block(
     sizes = {units} if walk.copy and not lines else {*(1 << i for i in range(units.bit_length())), units}
     for block in sorted(sizes):
         blocks = -(-units // block)
-        copied = walk.again[0] + block * size * walk.again[1]
+        copied = walk.again[0] + (block * size if lines else 1) * walk.again[1]
         cost = blocks * copied * walk.copy + copied / 256
         held = copied or block * unit_bytes
         if weights > 0.6 * machine.l2:

@@ -7,6 +7,7 @@ block of lines is copied to the worker's scratch first, padded. A 1x1 convolutio
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ._dot_plan import (
     Kit,
     Tile,
     Walk,
+    Weights,
     Work,
     choose,
     configuration,
@@ -33,10 +35,11 @@ from ._tile import epilogue_inputs, fits
 from .conv import Geometry
 
 Axes = list[dict[str, Any]]
+LEAST_SCRATCH = 1024  # bytes that are nothing to save
 
 
 def plan(region: Region) -> list[Plan]:
-    """One plan, for constant weights and sums of 32 bits."""
+    """For constant weights and sums of 32 bits; with less scratch too, where there is much."""
     if not fits(region) or region.operand(0) is None or region.operand(1) is None:
         return []
     g = Geometry(region)
@@ -44,21 +47,31 @@ def plan(region: Region) -> list[Plan]:
     if found is None or g.w.const is None or (g.group > 1 and g.depth == 1) or 0 in g.kernel or not g.depth:
         return []
     reads = epilogue_inputs(region)
-    if g.flat(region, reads):
-        g.flatten()
     copied = Copied(g) if _must_copy(g, found) else None
+    if copied is None and g.flat(region, reads):
+        g.flatten()
     walk = _walk(g, found, copied)
     weights = folded(_matrix(g, copied), found.fold, walk.overlap)
     if weights is None:
         return []
     work = Work(g.columns, g.batch * g.group * g.out[0], epilogue_cost(region), weights.offset is not None)
     tile = choose(region.machine, found, walk, work)
-    config = configuration(region, found, walk, tile, _outer(g, walk, tile, found, copied))
-    config["reads"] = reads
-    config.update(_axes(region, g, found, copied, tile))
+    plans = [_assemble(region, g, found, copied, walk, weights, tile)]
+    while g.out[1] > 1 and tile.block > 1 and plans[-1].worker_bytes > LEAST_SCRATCH:
+        tile = replace(tile, block=-(-tile.block // 2), cycles=tile.cycles * 1.05)
+        plans.append(_assemble(region, g, found, copied, walk, weights, tile))
+    return plans
+
+
+def _assemble(
+    region: Region, g: Geometry, kit: Kit, copied: Copied | None, walk: Walk, weights: Weights, tile: Tile
+) -> Plan:
+    config = configuration(region, kit, walk, tile, _outer(g, walk, tile, kit, copied))
+    config["reads"] = epilogue_inputs(region)
+    config.update(_axes(region, g, kit, copied, tile))
     if copied and g.kernel[0] > 1:
         config["taps"][0][1] = config["border"]["line"]["count"] * copied.counts[2] * copied.pixel
-    return [finished(region, found, tile, config, weights, "dot_conv", region.attrs["zero_point"])]
+    return finished(region, kit, tile, config, weights, "dot_conv", region.attrs["zero_point"])
 
 
 def _must_copy(g: Geometry, kit: Kit) -> bool:
