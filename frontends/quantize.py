@@ -21,7 +21,7 @@ from . import accuracy as a
 from .build import compile
 from .calibration import Samples, calibration, labelled
 from .model import Model
-from .quantize_modes import Quantized, quantized
+from .quantize_modes import Quantized, quantized, with_facts
 from .quantize_report import Report, make_report
 from .quantize_settings import AnySettings, settings_for
 from .quantize_settings import promoted as with_promoted
@@ -107,6 +107,7 @@ def quantize(
     job.start()
     outcome = job.within(budget, promote)
     found = job.found[_key(outcome.promoted)] if outcome else job.first
+    found = replace(found, quantized=with_facts(found.quantized, job.tell))
     report = make_report(job, found, budget, outcome, latency, started)
     made = Quantization(found.quantized.graph, report, found.model)
     return replace(made, path=made.save(out)) if out is not None else made
@@ -202,15 +203,15 @@ class _Job:
         self.measure({})
         self.first = self.found[()]
 
-    def quantized(self, promoted: Promotion) -> Quantized:
+    def quantized(self, promoted: Promotion, tell: Progress) -> Quantized:
         """The model with these layers promoted."""
         before = self.found[()].quantized if () in self.found else None
         samples = self.samples if self.given else None
-        return quantized(self.mode, self.graph, samples, with_promoted(self.settings, promoted), self.tell, before)
+        return quantized(self.mode, self.graph, samples, with_promoted(self.settings, promoted), tell, before)
 
     def measure(self, promoted: Promotion) -> Score:
         """Quantizes, compiles and scores the artifact."""
-        made = self.quantized(promoted)
+        made = self.quantized(promoted, self.tell)
         self.tell("compiling", 0, 1)
         model = compile(made.graph, self.target, name=self.title, cache=not promoted)
         artifact = a.Artifact(model)
@@ -223,10 +224,7 @@ class _Job:
 
     def rough(self, promoted: Promotion) -> float:
         """The outputs' noise with these layers promoted, from few samples."""
-        few = self.samples.spread(ROUGH)
-        made = quantized(
-            self.mode, self.graph, few if self.given else None, with_promoted(self.settings, promoted), _mute
-        )
+        made = self.quantized(promoted, _mute)
         model = compile(made.graph, self.target, name=self.title, cache=False)
         artifact, count = a.Artifact(model), min(ROUGH, len(self.compared))
         return max(a.noise(artifact.outputs(self.compared.take(range(count))), self.wanted[:count]), default=0.0)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,7 @@ def quantized(
     before: Quantized | None = None,
 ) -> Quantized:
     """``graph`` quantized. ``before``: an earlier result for the same graph and samples, of which what still holds is
-    taken over."""
+    taken over; then ``rows`` lack what each layer costs (see ``with_facts``)."""
     if isinstance(settings, WeightSettings):
         return _weights_only(graph, samples, settings, progress)
     if mode == "dynamic":
@@ -116,12 +115,21 @@ def _static(
 ) -> Quantized:
     from ..compiler.quantize.quantizer import quantize
 
-    known = inspect.signature(quantize).parameters
-    more: dict[str, Any] = {}
-    if before is not None and "observed" in known:
-        more["observed"] = before.state
-    made = quantize(graph, samples, settings, progress, **more)
+    observed = None if before is None else before.state
+    made = quantize(graph, samples, settings, progress, observed=observed, measure=before is None)
     return Quantized(made.graph, tuple(_static_rows(made)), state=made)
+
+
+def with_facts(made: Quantized, progress: Progress) -> Quantized:
+    """The same with what quantization costs each layer, where that was left out."""
+    if made.state is None or made.state.facts or not made.state.sites.layers:
+        return made
+    from ..compiler.quantize.measure import layer_facts
+
+    held = made.state
+    facts = layer_facts(held.base, held.graph, held.sites, held.schemes, held.calls, progress)
+    state = replace(held, facts=facts)
+    return replace(made, rows=tuple(_static_rows(state)), state=state)
 
 
 def _static_rows(made: Any) -> list[dict[str, Any]]:
@@ -143,10 +151,15 @@ def _static_rows(made: Any) -> list[dict[str, Any]]:
             "weights": _weights(plain, layer, scheme),
             "sqnr_db": _number(facts.get("sqnr_db")),
             "causes": {k: float(v) for k, v in facts.get("causes", {}).items()},
+            "parts": {k: float(v) for k, v in facts.get("parts", {}).items()},
             "origin": list(plain.node(layer.node).origin),
         }
         shown = site or _input_name(plain, layer)
         rows.append(row | (_activation(made, shown) if shown in made.schemes else {}))
+    for layer in made.sites.recurrences:
+        op, site = plain.node(layer.node).op, plain.tensor_name(layer.y)
+        row = {"name": layer.name, "op": op, "format": made.schemes[site].dtype, "sqnr_db": None, "causes": {}}
+        rows.append(row | _activation(made, site))
     rows += [_float_row(plain, name, why) for name, why in made.sites.floats.items()]
     rows.sort(key=lambda r: place.get(str(r["name"]), len(place)))
     return rows

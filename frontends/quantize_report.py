@@ -24,7 +24,8 @@ class Report:
     """What a quantization cost. All sizes in bytes, times in ms, SQNR (signal to quantization noise) in dB.
 
     ``layers``: a row a layer, in the network's order: ``name``, ``op``, ``format`` (``int8``, ``int16``, ``float``),
-    ``why`` (for float), ``sqnr_db``, ``causes`` (parts of its noise from ``range``, ``rounding`` and ``bias``),
+    ``why`` (for float), ``sqnr_db`` (of what the quantized network holds there), ``causes`` (shares of the noise that
+    it makes by itself, by ``range``, ``rounding`` and ``bias``), ``parts`` (the same in parts of its signal's power),
     ``clip``, ``range``, ``histogram``, ``damage`` (part of the outputs' noise that goes when it alone is restored,
     where that was measured). ``outputs``: ``name`` and ``sqnr_db`` of the artifact's outputs beside the float
     artifact's; ``agreement``: how often the largest class is the same. ``accuracy``: ``metric``, ``samples``,

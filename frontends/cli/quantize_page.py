@@ -114,9 +114,20 @@ def _layer(row: Mapping[str, Any]) -> dict[str, Any]:
         "sqnr_db": db,
         "parts": parts,
         "grade": "" if db is None else "good" if db >= 20 else "fair" if db >= 10 else "bad",
-        "cause": max(row["causes"], key=lambda k: row["causes"][k]) if row["causes"] else "",
+        "cause": cause(row),
         "histogram": _histogram(row),
     }
+
+
+def cause(row: Mapping[str, Any]) -> str:
+    """What most of a layer's own noise comes from; rounding is that of weights or of activations."""
+    if not row["causes"]:
+        return ""
+    name = max(CAUSES, key=lambda k: row["causes"].get(k, 0.0))
+    parts = row.get("parts") or {}
+    if name != "rounding" or "weights" not in parts:
+        return name
+    return f"rounding of {max(('weights', 'activations'), key=lambda k: parts[k])}"
 
 
 def _histogram(row: Mapping[str, Any]) -> dict[str, Any] | None:

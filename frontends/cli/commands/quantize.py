@@ -281,7 +281,7 @@ def _table(report: Any) -> Any:
             r["op"],
             r["format"],
             cell("" if r["sqnr_db"] is None else f"{r['sqnr_db']:.1f}", style),
-            cause(r),
+            _cause(r),
             _damage(r),
         )
     for r in floats[:SHOWN]:
@@ -298,13 +298,12 @@ def _damage(row: dict[str, Any]) -> str:
     return f"{max(0.0, row['damage']):.1%}" if "damage" in row else ""
 
 
-def cause(row: dict[str, Any]) -> str:
-    """What most of a layer's noise comes from: ``rounding 83%``."""
-    parts = row.get("causes") or {}
-    if not parts:
-        return ""
-    name = max(parts, key=lambda k: parts[k])
-    return f"{name} {parts[name]:.0%}" if parts[name] > 0 else ""
+def _cause(row: dict[str, Any]) -> str:
+    """What most of a layer's own noise comes from: ``rounding of weights 83%``."""
+    from ..quantize_page import cause
+
+    name = cause(row)
+    return f"{name} {row['causes'][name.split()[0]]:.0%}" if name else ""
 
 
 def _lines(facts: dict[str, Any], size: Any) -> list[str]:
