@@ -160,7 +160,6 @@ def caller(
 
 def onnx_runtime(op: str, arrays: list[np.ndarray], attrs: dict[str, Any], repeat: int, rounds: int) -> Any:
     """A function that runs one round, and one that gives the node's nanoseconds of each round from the profile."""
-    import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
 
     names = ["x", "w", "b"][: len(arrays)]
@@ -174,6 +173,14 @@ def onnx_runtime(op: str, arrays: list[np.ndarray], attrs: dict[str, Any], repea
         [numpy_helper.from_array(a, n) for n, a in zip(names[1:], arrays[1:], strict=True)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    kinds = ("Conv", "FusedConv", "MatMul", "NhwcFusedConv")
+    return profiled(model, {"x": arrays[0]}, kinds, repeat, rounds)
+
+
+def profiled(model: Any, feeds: dict[str, np.ndarray], kinds: tuple[str, ...], repeat: int, rounds: int) -> Any:
+    """As ``onnx_runtime`` returns, for any one-node model: the time of its nodes of the given ``kinds``."""
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_profiling = True
@@ -182,17 +189,16 @@ def onnx_runtime(op: str, arrays: list[np.ndarray], attrs: dict[str, Any], repea
 
     def run() -> None:
         for _ in range(repeat):
-            session.run(None, {"x": arrays[0]})
+            session.run(None, feeds)
 
     def finish() -> list[float]:
         path = Path(session.end_profiling())
         events = json.loads(path.read_text())
         path.unlink()
-        mine = ("Conv", "FusedConv", "MatMul", "NhwcFusedConv")
         times = [
             e["dur"] * 1e3
             for e in events
-            if e.get("cat") == "Node" and e["name"].endswith("_kernel_time") and e["args"].get("op_name") in mine
+            if e.get("cat") == "Node" and e["name"].endswith("_kernel_time") and e["args"].get("op_name") in kinds
         ]
         times = times[-rounds * repeat :]
         return [statistics.median(times[i * repeat : (i + 1) * repeat]) for i in range(rounds)]

@@ -19,6 +19,7 @@ from ._tile import Columns, Tile, accumulator, epilogue_inputs, epilogue_work, f
 from .conv import Geometry, assemble
 
 _EASY_ROWS = 8  # longer tiles gain nothing and are scheduled worse
+KEPT = ("int8", "int16")  # types of weights that are widened where they are loaded
 _SHARED_TAPS = 7  # longest kernel row whose weights are held in registers
 
 
@@ -32,27 +33,27 @@ def plan(region: Region) -> list[Plan]:
     g.columns, g.group, g.depthwise = g.group, 1, True
     dtype = products(region, g)
     found = assemble(region, g, best_tile(region, g), dtype, epilogue_inputs(region), "depthwise")
-    return [narrow_weights(found) if g.w.const is not None and g.w.type.dtype == "int8" else found]
+    return [narrow_weights(found, g.w.type.dtype) if g.w.const is not None and g.w.type.dtype in KEPT else found]
 
 
 def products(region: Region, g: Geometry) -> str:
     """The type that sums are kept in: float32 for integers where it is exact and the machine multiplies it faster."""
     dtype, machine, at = accumulator(region.anchor_type.dtype), region.machine, region.operand(2)
-    if dtype != "int32" or g.x.type.itemsize > 1 or g.w.type.itemsize > 1 or machine.multiplies >= machine.fma_ports:
+    if dtype != "int32" or g.x.type.itemsize > 1 or g.w.const is None or machine.multiplies >= machine.fma_ports:
         return dtype
-    bias = 0 if at is None else region.inputs[at].const
+    bias = np.zeros(1) if at is None else region.inputs[at].const
     if bias is None:
         return dtype
-    most = 255 * 128 * math.prod(g.kernel) + int(np.abs(np.asarray(bias, np.int64)).max(initial=0))
-    return "float32" if most < 1 << 24 else dtype
+    largest = [int(np.abs(np.asarray(a, np.int64)).max(initial=0)) for a in (g.w.const, bias)]
+    return "float32" if 255 * largest[0] * math.prod(g.kernel) + largest[1] < 1 << 24 else dtype
 
 
-def narrow_weights(plan: Plan) -> Plan:
-    """The plan with its packed weights kept in 8 bits: they are widened where they are loaded."""
+def narrow_weights(plan: Plan, dtype: str) -> Plan:
+    """The plan with its packed weights kept as integers: they are widened where they are loaded."""
     (draft,) = plan.phases
-    config = {**draft.spec.config, "b": {**draft.spec.config["b"], "dtype": "int8"}}
+    config = {**draft.spec.config, "b": {**draft.spec.config["b"], "dtype": dtype}}
     spec = KernelSpec(draft.spec.template, config)
-    return replace(plan, phases=(replace(draft, spec=spec),), consts=(plan.consts[0].astype(np.int8), *plan.consts[1:]))
+    return replace(plan, phases=(replace(draft, spec=spec),), consts=(plan.consts[0].astype(dtype), *plan.consts[1:]))
 
 
 def best_tile(region: Region, g: Geometry) -> Tile:
