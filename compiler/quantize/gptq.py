@@ -22,7 +22,6 @@ from ..ops.windows import output_extents, pad_spatial
 from .observe import Feeds, Watcher
 
 DAMPING = 0.01  # of the mean second moment, added to each: H is singular where samples are few
-SHIFT_DAMPING = 0.05  # the same, where weights move toward what float inputs gave
 BLOCK = 128  # rows after which errors are spread over the remaining ones
 ROWS = 512  # points of a convolution's output, or rows of a product, that count for each sample
 
@@ -50,11 +49,10 @@ def gptq(weights: np.ndarray, moments: np.ndarray, nearest: Round) -> np.ndarray
 
 
 def _factor(moments: np.ndarray) -> np.ndarray:
-    """The upper Cholesky factor of the damped inverse."""
+    """The upper Cholesky factor of the inverse."""
     size = len(moments)
     dead = np.diag(moments) <= 0
     moments[dead, dead] = 1.0
-    moments[np.arange(size), np.arange(size)] += DAMPING * float(np.mean(np.diag(moments)))
     lower = np.linalg.cholesky(moments)
     inverse = np.linalg.solve(lower.T, np.linalg.solve(lower, np.eye(size)))
     return np.ascontiguousarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
@@ -126,19 +124,18 @@ def input_of(graph: Graph, key: int) -> str:
     return graph.tensor_name(value)
 
 
-def toward(weights: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.ndarray:
+def damped(second: np.ndarray, count: int) -> np.ndarray:
+    """Second moments of ``count`` points with a part of their mean added to each: little where points are many beside
+    the rows, much where so few points say nothing about most directions."""
+    size = len(second)
+    part = DAMPING + size / (2 * max(1, count))
+    return np.asarray(second + max(part * float(np.mean(np.diag(second))), 1e-12) * np.eye(size))
+
+
+def toward(weights: np.ndarray, second: np.ndarray, cross: np.ndarray, count: int) -> np.ndarray:
     """The weights ``[rows, columns]`` whose outputs on ``z`` are nearest to those of ``weights`` on ``x``: what layers
     before have lost is made good where it can be (damped least squares)."""
-    damped = second + SHIFT_DAMPING * float(np.mean(np.diag(second))) * np.eye(len(second))
-    if not np.diag(damped).all():
-        return weights
-    return np.asarray(weights + np.linalg.solve(damped, cross @ weights))
-
-
-def _kernel(graph: Graph, key: int) -> tuple[int, ...]:
-    w = graph.args(key)[1]
-    assert w is not None
-    return graph.type(w).dims[2:]
+    return np.asarray(weights + np.linalg.solve(damped(second, count), cross @ weights))
 
 
 def columns_of(graph: Graph, key: int, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -148,7 +145,9 @@ def columns_of(graph: Graph, key: int, x: np.ndarray, rng: np.random.Generator) 
         rows = x.reshape(-1, x.shape[-1])
         chosen = np.sort(rng.permutation(len(rows))[:ROWS])
         return np.asarray(rows[chosen][None], np.float32)
-    attrs, kernel = node.attrs, _kernel(graph, key)
+    w = graph.args(key)[1]
+    assert w is not None
+    attrs, kernel = node.attrs, graph.type(w).dims[2:]
     outputs = output_extents(x.shape[2:], kernel, attrs["strides"], attrs["pads"], attrs["dilations"])
     padded = pad_spatial(x, attrs["pads"], 0)
     count = x.shape[0] * int(np.prod(outputs))
@@ -165,4 +164,4 @@ def columns_of(graph: Graph, key: int, x: np.ndarray, rng: np.random.Generator) 
     return np.ascontiguousarray(split.transpose(1, 0, 2)).astype(np.float32)
 
 
-__all__ = ["Moments", "columns_of", "gptq", "input_of", "loss", "moments_of", "toward"]
+__all__ = ["Moments", "columns_of", "damped", "gptq", "input_of", "loss", "moments_of", "toward"]

@@ -10,7 +10,7 @@ import numpy as np
 from ..ir import Graph
 from ..ops.weights import widened
 from .forms import layer_at
-from .gptq import Moments, gptq, input_of, loss, moments_of, toward
+from .gptq import Moments, damped, gptq, input_of, loss, moments_of, toward
 from .groups import Grouped, Weight, best_scales, codes_of, rounder
 from .observe import Feeds, Progress, Watcher
 
@@ -56,7 +56,12 @@ class Learning:
             self.rounded.set_node(key, attrs=_value(widened(codes, scale, None, block)))
 
     def run(
-        self, learned: Sequence[Weight], arrays: Mapping[int, np.ndarray], bits: int, group: int, progress: Progress
+        self,
+        learned: Sequence[Weight],
+        arrays: Mapping[int, np.ndarray],
+        bits: Mapping[int, int],
+        group: int,
+        progress: Progress,
     ) -> dict[int, Row]:
         """Rounds layer after layer, in the network's order, some at a time."""
         place = {key: i for i, key in enumerate(self.work.order())}
@@ -71,7 +76,7 @@ class Learning:
                 with Watcher(self.rounded, sorted({input_of(self.plain, k) for k in keys})) as rounded:
                     seen = moments_of(plain, rounded, keys, self.calls, self.seed)
                 for w in part:
-                    rows[w.node] = self._round(w, arrays[w.node], bits, group, seen[w.layers[0]])
+                    rows[w.node] = self._round(w, arrays[w.node], bits[w.node], group, seen[w.layers[0]])
                 progress("rounding", min(first + size, len(layers)), len(layers))
         return rows
 
@@ -83,10 +88,10 @@ class Learning:
         spent = total = 0.0
         for i, matrix in enumerate(matrices):
             h = seconds[i]
-            wanted = toward(matrix, h, crosses[i])
+            wanted = toward(matrix, h, crosses[i], seen.count)
             one = np.diag(h) + 1e-9 * max(1e-9, float(np.diag(h).mean()))
             held = best_scales(wanted, form.group_of, form.scales, bits, one)
-            steps = _better(wanted, held, form.group_of, bits, h)
+            steps = _better(wanted, held, form.group_of, bits, damped(h, seen.count))
             real = steps * held[form.group_of].astype(np.float64)
             spent, total = spent + loss(real - wanted, h), total + loss(wanted, h)
             codes.append(steps)

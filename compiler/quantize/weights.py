@@ -11,7 +11,7 @@ nearest, or GPTQ's (``gptq``) where there are samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -38,18 +38,21 @@ def quantize_weights(
     samples: Samples | None = None,
     *,
     depthwise_bits: int = 8,
+    wider: float = 0.0,
     float_patterns: Iterable[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Graph:
     """A copy of a static float graph, in canonical form, whose weights are integers with scales for groups.
 
-    ``group``: neighbours that share a scale. ``method="gptq"`` needs ``samples`` (see ``samples.feeds``).
+    ``group``: neighbours that share a scale. ``method="gptq"`` needs ``samples`` (see ``samples.feeds``). ``wider``
+    (0 to 1): the share of all weights that may have 8 bits; the smallest tensors get them, where they cost least: a
+    layer's error relative to its output hardly depends on its size.
     ``float_patterns``: weights that stay as they are (patterns of their names). ``NervureError`` for an unknown method
     or number of bits, a pattern that matches nothing, and for weights that are not finite. What became of each weight
     stands in the graph's ``meta["weights"]`` as ``Row``s.
     """
-    _check(bits, depthwise_bits, group, method, samples)
+    _check(bits, depthwise_bits, group, method, samples, wider)
     work = prepare(graph)
     every = weights_of(work)
     kept = matching(float_patterns, (w.name for w in every), "float pattern")
@@ -57,22 +60,40 @@ def quantize_weights(
     arrays = {w.node: _finite(work, w) for w in chosen}
     rows: dict[int, Row] = {}
     made: dict[int, Made] = {}
+    many = _bits(chosen, arrays, bits, depthwise_bits, wider)
     learned = [w for w in chosen if method == "gptq" and w.layers and not w.table and not w.depthwise]
     for w in chosen:
         if w not in learned:
-            many = depthwise_bits if w.depthwise else bits
-            made[w.node], rows[w.node] = nearest(w, arrays[w.node], many, group)
+            made[w.node], rows[w.node] = nearest(w, arrays[w.node], many[w.node], group)
     if learned:
         assert samples is not None
         job = Learning(work, made, feeds(work, samples), seed)
-        rows.update(job.run(learned, arrays, bits, group, progress or silent))
+        rows.update(job.run(learned, arrays, many, group, progress or silent))
     for w in chosen:
         _insert(work, w, *made[w.node])
     work.meta["weights"] = tuple(rows[w.node] for w in chosen)
     return work
 
 
-def _check(bits: int, depthwise_bits: int, group: int, method: str, samples: Samples | None) -> None:
+def _bits(
+    chosen: Sequence[Weight], arrays: Mapping[int, np.ndarray], bits: int, depthwise_bits: int, wider: float
+) -> dict[int, int]:
+    """How many bits each weight has, by its node."""
+    found = {w.node: depthwise_bits if w.depthwise else bits for w in chosen}
+    room = wider * sum(arrays[w.node].size for w in chosen)
+    for w in sorted(chosen, key=lambda w: (arrays[w.node].size, w.node)):
+        if w.depthwise or bits == max(BITS):
+            continue
+        room -= arrays[w.node].size
+        if room < 0:
+            break
+        found[w.node] = max(BITS)
+    return found
+
+
+def _check(bits: int, depthwise_bits: int, group: int, method: str, samples: Samples | None, wider: float) -> None:
+    if not 0 <= wider <= 1:
+        raise NervureError(f"a share of {wider} of the weights", hint="wider is a number from 0 to 1")
     for number in (bits, depthwise_bits):
         if number not in BITS:
             raise NervureError(f"weights of {number} bits", hint="4 and 8 bits are supported")

@@ -12,7 +12,7 @@ from nervure import targets
 from nervure.compiler.autodiff import gradients, training_form
 from nervure.compiler.interpret import interpret
 from nervure.compiler.ir import Graph, Value
-from nervure.compiler.ops import OPS, Case, Op, integers, recurrent_integers
+from nervure.compiler.ops import OPS, Case, Op, integers, recurrent_integers, weights
 from nervure.compiler.ops.sampling import sample_inputs
 from nervure.compiler.pipeline import EntryGraph, Options, compile_entries
 from nervure.compiler.types import is_float, type_of
@@ -33,7 +33,8 @@ NOT_DIFFERENTIABLE = {
         ("lstm_scan_grad", "gru_scan_grad", "rnn_scan_grad"), "backward passes that nothing differentiates again"
     ),
     **dict.fromkeys(
-        (op.name for op in (*integers.OPS, *recurrent_integers.OPS)), "made by a pass that runs after differentiation"
+        (op.name for op in (*integers.OPS, *recurrent_integers.OPS, *weights.OPS)),
+        "made by a pass that runs after differentiation",
     ),
     "random_bits": "its key is whole numbers",
     "fused": "is made by a pass that runs after differentiation",
@@ -41,6 +42,7 @@ NOT_DIFFERENTIABLE = {
 ON_PURPOSE = ("quantize", "stop_gradient")  # not the derivative: tested by themselves below
 REFUSED = {  # some cases have no form that is differentiated, and say so
     "roi_align": "without a sampling ratio the number of samples is data",
+    "dequantize": "scales of blocks are those of weights that are not trained",
 }
 STEP = 1e-5
 TOLERANCE = 1e-6
