@@ -24,6 +24,7 @@ from .kernels.pool import compile_kernels
 from .library import build_library
 from .passes import canonicalize
 from .passes.fuse import fuse
+from .passes.signs import match_signs
 from .plan.entry import Pool, build_entry, settled_states
 from .plan.select import Choices
 from .program import Entry, Program, Region
@@ -96,7 +97,7 @@ def plan_program(
 
 def _build(graph: Graph, item: EntryGraph, machine: Machine, options: Options, pool: Pool) -> Entry:
     """One entry point of a canonical graph."""
-    fused = fuse(graph)
+    fused = fuse(match_signs(graph, machine))
     if options.check:
         fused.check()
     fast = [nbytes for _, nbytes in options.fast]

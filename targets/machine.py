@@ -143,6 +143,15 @@ class Machine:
         """LLVM's name of the CPU."""
         return str(self.llvm["mcpu"])
 
+    @property
+    def steps_dtype(self) -> str | None:
+        """``int8`` or ``uint8``: what the first exact instruction that folds products with int8 weights takes."""
+        for kind in ("dot4", "dot2"):
+            for row in self.instructions:
+                if row.kind == kind and row.signed[1] and not row.saturates:
+                    return "int8" if row.signed[0] else "uint8"
+        return None
+
     def instruction(self, kind: str, *, signed: tuple[bool, bool] | None = None) -> Instruction | None:
         """The first row of that kind (rows are listed best first), or None."""
         for row in self.instructions:
