@@ -7,7 +7,7 @@ import pytest
 from harness import channels_last, check_region, machines, region_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nervure.compiler.ops.integers import add_multiplier
+from nervure.compiler.ops.integers import add_multiplier, exp_table
 
 BOUNDS = {"int8": (-128, 127), "uint8": (0, 255)}
 THOROUGH = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -116,3 +116,22 @@ def test_any_residual(data):
         machine=data.draw(st.sampled_from(machines())),
     )
     check_region(region, arrays)
+
+
+@machine_of
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_softmax_along_rows_and_columns(dtype, machine):
+    attrs = {"zero_point": -128, "low": None, "high": None, "to": "int8"}
+    for shape, axis in (((5, 197), 1), ((3, 64), -1), ((70, 9), 0), ((2, 7), 1)):
+        inputs = [integers(shape, dtype), exp_table(0.06, shape[axis]), np.float32(256)]
+        region, arrays = region_of("softmax_integer", inputs, {**attrs, "axis": axis}, consts=(1, 2), machine=machine)
+        check_region(region, arrays)
+
+
+@machine_of
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_tables(dtype, machine):
+    for count in (7, 64, 333):
+        arrays = [integers((3, count), dtype), integers((256,), "int8", 1)]
+        region, given_arrays = region_of("lookup", arrays, {}, consts=(1,), machine=machine)
+        check_region(region, given_arrays)
