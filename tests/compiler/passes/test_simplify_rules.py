@@ -413,6 +413,10 @@ KEPT = {
     ),
     "a pad of another value": lambda b: b.pad(b.pad(b.x(4), pads=(1, 0), value=1.0), pads=(0, 2), value=2.0),
     "a reshape that cuts across a transpose": lambda b: b.reshape(b.transpose(b.x(2, 3), perm=(1, 0)), shape=(2, 3)),
+    "a division of a scale": lambda b: b.requantize(b.x(3, dtype="int32", name="z"), b.div(b.x(3), b.c(3)), to="int8"),
+    "factors of a scale": lambda b: b.requantize(
+        b.x(3, dtype="int32", name="z"), b.mul(b.mul(b.x(3), b.c(0.3)), b.c(0.7)), to="int8"
+    ),
     "constants that would grow": lambda b: b.add(b.add(b.x(2, 2), b.c([[1], [2]])), b.c([[3, 4]])),
     "a clip that is empty": lambda b: b.clip(b.clip(b.x(3), low=1, high=-1), low=-2, high=2),
 }
