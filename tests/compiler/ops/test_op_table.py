@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import pytest
-from nervure.compiler.ops import OPS, image, indexing, infer, integers, movement, recurrent_scans, weights
+from nervure.compiler.ops import (
+    OPS,
+    image,
+    indexing,
+    infer,
+    integers,
+    movement,
+    recurrent_integers,
+    recurrent_scans,
+    weights,
+)
 from nervure.compiler.ops.record import Call, Case, Kind, Op, fill_attrs
 from nervure.compiler.ops.sampling import sample_inputs
 from nervure.compiler.types import type_of
@@ -353,7 +363,8 @@ ORACLES: dict[str, Oracle] = {
     "rnn": _recurrent("RNN"),
 }
 # Tested in files of their own.
-ELSEWHERE = {op.name for family in (movement, indexing, image, recurrent_scans, integers, weights) for op in family.OPS}
+_FAMILIES = (movement, indexing, image, recurrent_integers, recurrent_scans, integers, weights)
+ELSEWHERE = {op.name for family in _FAMILIES for op in family.OPS}
 ELSEWHERE.add("random_bits")
 
 
