@@ -106,7 +106,7 @@ def _channel_mean(graph: Graph, value: Value, op: str) -> Value:
 
 
 def add_to_bias(graph: Graph, layer: Layer, shift: np.ndarray) -> None:
-    """Adds a number for each channel to a layer's bias, in a graph that the caller owns; a layer without one gets one."""
+    """Adds a number for each channel to a layer's bias (made where there is none), in a graph that the caller owns."""
     name = layer.bias or f"{layer.weight}_bias"
     if layer.bias_at is not None:
         at, arg = layer.bias_at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from .correct import correct_biases
 from .equalize import equalize
 from .forms import Layer
 from .measure import layer_facts
-from .observe import Extent, Histogram, Progress, Watcher, extents, histograms, silent
+from .observe import Extent, Histogram, Progress, Watcher, compiled, extents, histograms, silent
 from .place import Sites, insert, origin_of, sites
 from .ranges import activation_range, weight_scheme
 from .rounding import round_adaptively
@@ -23,6 +23,9 @@ from .samples import Samples, feeds
 from .scheme import LEAST_SCALE, Scheme, affine
 from .settings import Settings
 from .smooth import smooth
+
+CANDIDATES = ("mse", "average")  # of method "auto", the first one where they are equal
+COMPARED = 32  # samples that decide between them
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Quantized:
     ``graph`` has quantizers and is what to compile or export; ``plain`` is the float graph it was made of (canonical,
     with equalized or corrected weights), ``base`` the same before weights were rounded and biases corrected;
     ``schemes`` say how each tensor is stored, ``facts`` what that costs each layer (see ``measure.layer_facts``);
-    ``calls`` are the samples.
+    ``calls`` are the samples, ``method`` is how ranges were chosen (never "auto").
     """
 
     graph: Graph
@@ -45,6 +48,7 @@ class Quantized:
     facts: Mapping[str, Any] = field(default_factory=dict)
     base: Graph | None = None
     calls: Sequence[Mapping[str, np.ndarray]] = ()
+    method: str = ""
 
 
 def quantize(
@@ -66,8 +70,10 @@ def quantize(
     settings, tell = settings or Settings(), progress or silent
     base, calls, seen, counted = _observations(graph, samples, settings, tell, observed)
     placed = sites(base, settings)
-    schemes = activation_schemes(placed, seen, counted, settings)
-    schemes.update(weight_schemes(base, placed, schemes, settings))
+    method = settings.method
+    if method == "auto":
+        method = _best_method(base, placed, seen, counted, calls, settings, tell)
+    schemes = _schemes(base, placed, seen, counted, replace(settings, method=method))
     plain = base
     if settings.rounding == "adaptive":
         plain = round_adaptively(plain, placed, schemes, calls, tell)
@@ -77,7 +83,44 @@ def quantize(
         placed = sites(plain, settings)
     made = insert(plain, schemes, placed.floats)
     facts = layer_facts(base, made, placed, schemes, calls, tell) if measure and placed.layers else {}
-    return Quantized(made, plain, placed, settings, schemes, seen, counted, facts, base, calls)
+    return Quantized(made, plain, placed, settings, schemes, seen, counted, facts, base, calls, method)
+
+
+def _schemes(
+    graph: Graph, placed: Sites, seen: Mapping[str, Extent], counted: Mapping[str, Histogram], settings: Settings
+) -> dict[str, Scheme]:
+    found = activation_schemes(placed, seen, counted, settings)
+    return found | weight_schemes(graph, placed, found, settings)
+
+
+def _best_method(
+    graph: Graph,
+    placed: Sites,
+    seen: Mapping[str, Extent],
+    counted: Mapping[str, Histogram],
+    calls: Sequence[Mapping[str, np.ndarray]],
+    settings: Settings,
+    tell: Progress,
+) -> str:
+    """The method among ``CANDIDATES`` whose quantized network differs least from the float one on some samples.
+
+    What a tensor's own error says about the outputs differs from network to network: clipping rare large values is
+    harmless in some and ruins others. So it is measured, by the outputs' noise over signal, each sample alike.
+    """
+    some = calls[:COMPARED]
+    with compiled(graph) as run:
+        real = [[y.astype(np.float64) for y in run(call)] for call in some]
+    loss = {}
+    for method in CANDIDATES:
+        schemes = _schemes(graph, placed, seen, counted, replace(settings, method=method))
+        total = 0.0
+        with compiled(insert(graph, schemes, placed.floats)) as run:
+            for i, (call, wanted) in enumerate(zip(some, real, strict=True)):
+                for y, exact in zip(run(call), wanted, strict=True):
+                    total += float(np.square(y - exact).sum() / max(float(np.square(exact).sum()), 1e-30))
+                tell(f"trying {method}", i + 1, len(some))
+        loss[method] = total
+    return min(CANDIDATES, key=lambda m: loss[m])
 
 
 def _observations(

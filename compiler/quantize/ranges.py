@@ -2,7 +2,8 @@
 
 minmax takes what was seen; average a moving average of each sample's extent; percentile leaves a share of the values
 outside; mse minimises the mean square of what clipping and rounding change; entropy the Kullback-Leibler divergence of
-the quantized distribution from the real one (Migacz, "8-bit inference with TensorRT", 2017).
+the quantized distribution from the real one (Migacz, "8-bit inference with TensorRT", 2017). Which serves a network best
+is found by ``quantizer`` where the method is auto.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Nagel et al. 2020, "Up or down? Adaptive rounding for post-training quantization": rounding each weight to the nearest
 step is not what changes a layer's output least. For output channel w with inputs x the expected change is quadratic,
 ``(w' - w) H (w' - w)`` with ``H = E[x x^T]``, and the choice of up or down for each weight a binary problem. The paper
-relaxes it and descends by gradient; here one weight after the other takes the better of its two steps, all channels at a
-time, until few change. Each step lowers the error, so that it never ends above rounding to nearest.
+relaxes it and descends by gradient; here one weight after the other takes the better of its two steps, all channels at
+a time, until few change. Each step lowers the error, so that it never ends above rounding to nearest.
 """
 
 from __future__ import annotations

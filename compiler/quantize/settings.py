@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import NervureError
 
-METHODS = ("minmax", "average", "percentile", "entropy", "mse")
+METHODS = ("auto", "minmax", "average", "percentile", "entropy", "mse")
 
 
 def _option(default: Any, doc: str, choices: tuple[Any, ...] = (), least: float | None = None, most: float = 0) -> Any:
@@ -27,7 +27,7 @@ class Settings:
     weights: str = _option("int8", "element type that weights are stored in", ("int8",))
     weight_bits: int = _option(8, "bits of a weight, stored as int8", tuple(range(8, 1, -1)))
     per_channel: bool = _option(True, "one weight scale for each output channel instead of one for the layer")
-    method: str = _option("average", "how the range of an activation is chosen from the samples", METHODS)
+    method: str = _option("auto", "how the range of an activation is chosen from the samples", METHODS)
     percentile: float = _option(99.99, "percentile: percentage of values inside the range", (), 50, 100)
     momentum: float = _option(0.0, "average: weight of each further sample (0: all alike, a plain mean)", (), 0, 1)
     bins: int = _option(2048, "bins of the histograms that percentile, entropy and mse read", (), 256, 1 << 16)
