@@ -14,7 +14,6 @@ from .gptq import Moments, damped, gptq, input_of, loss, moments_of, toward
 from .groups import Grouped, Weight, best_scales, codes_of, rounder
 from .observe import Feeds, Progress, Watcher
 
-STAGES = 16  # times that the network is run behind what is rounded already
 Made = tuple[np.ndarray, np.ndarray, tuple[int, int] | None]  # codes, scales, block
 
 
@@ -63,21 +62,21 @@ class Learning:
         group: int,
         progress: Progress,
     ) -> dict[int, Row]:
-        """Rounds layer after layer, in the network's order, some at a time."""
+        """Rounds layer after layer, in the network's order; those that read the same tensor together. (Not more at a
+        time: what two layers in a row both make good would be made good twice.)"""
         place = {key: i for i, key in enumerate(self.work.order())}
         layers = sorted(learned, key=lambda w: place[w.layers[0]])
-        names = sorted({input_of(self.plain, w.layers[0]) for w in layers})
-        size = -(-len(layers) // STAGES)
-        rows = {}
-        with Watcher(self.plain, names) as plain:
-            for first in range(0, len(layers), size):
-                part = layers[first : first + size]
-                keys = [w.layers[0] for w in part]
-                with Watcher(self.rounded, sorted({input_of(self.plain, k) for k in keys})) as rounded:
-                    seen = moments_of(plain, rounded, keys, self.calls, self.seed)
+        parts: dict[str, list[Weight]] = {}
+        for w in layers:
+            parts.setdefault(input_of(self.plain, w.layers[0]), []).append(w)
+        rows: dict[int, Row] = {}
+        with Watcher(self.plain, list(parts)) as plain:
+            for name, part in parts.items():
+                with Watcher(self.rounded, [name]) as rounded:
+                    seen = moments_of(plain, rounded, [w.layers[0] for w in part], self.calls, self.seed)
                 for w in part:
                     rows[w.node] = self._round(w, arrays[w.node], bits[w.node], group, seen[w.layers[0]])
-                progress("rounding", min(first + size, len(layers)), len(layers))
+                progress("rounding", len(rows), len(layers))
         return rows
 
     def _round(self, w: Weight, array: np.ndarray, bits: int, group: int, seen: Moments) -> Row:
