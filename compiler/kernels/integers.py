@@ -48,14 +48,23 @@ def rescaled(k: Builder, sums: Expr, multiplier: Expr, attrs: Node) -> Expr:
     real = k.bind(cast(sums, "float32") * multiplier, "real")
     if attrs.get("fits") and _rounds(k, real):
         return narrowed(k, _nearest(k, real), zero_point, low, high, to)
-    real = k.bind(vecmath.bounded(real, low - zero_point, high - zero_point))
     if _rounds(k, real):
+        real = k.bind(vecmath.bounded(real, low - zero_point, high - zero_point))
         return narrowed(k, _nearest(k, real), zero_point, low, high, to)
-    if to in NARROW and lanes_of(real) > 1:  # the sum's lowest bits are those of the integer
-        bits = reinterpret(as_dtype("int32", lanes_of(real)), k.bind(real + like(_SHIFTER, real)))
-        steps = cast(k.bind(bits), to)
-        return steps + like(zero_point, steps)
+    if to in NARROW and lanes_of(real) > 1 and k.lanes > 1:
+        return _by_bits(k, real, zero_point, low, high, to)
+    real = k.bind(vecmath.bounded(real, low - zero_point, high - zero_point))
     return cast(shifted(vecmath.round_even(k, real), -zero_point, "int32"), to)
+
+
+def _by_bits(k: Builder, real: Expr, zero_point: int, low: int, high: int, to: str) -> Expr:
+    """Without an instruction that rounds: added to 1.5 2^23, a float's lowest bits are those of the integer."""
+    lanes = lanes_of(real)
+    for name, bound in (("maximum", low - zero_point), ("minimum", high - zero_point)):
+        real = k.call(f"llvm.{name}.v{lanes}f32", as_dtype("float32", lanes), real, like(bound, real))
+    bits = reinterpret(as_dtype("int32", lanes), k.bind(real + like(_SHIFTER, real)))
+    steps = cast(k.bind(bits), to)
+    return steps + like(zero_point, steps)
 
 
 def rescaled_parts(k: Builder, sums: Sequence[Expr], multipliers: Sequence[Expr], attrs: Node) -> Expr:

@@ -32,7 +32,8 @@ def plan(region: Region) -> list[Plan]:
         return []
     g.columns, g.group, g.depthwise = g.group, 1, True
     dtype = products(region, g)
-    found = assemble(region, g, best_tile(region, g), dtype, epilogue_inputs(region), "depthwise")
+    tile = best_tile(region, g, 2 if dtype == "int32" and g.x.type.itemsize == 1 else 1)
+    found = assemble(region, g, tile, dtype, epilogue_inputs(region), "depthwise")
     return [narrow_weights(found, g.w.type.dtype) if g.w.const is not None and g.w.type.dtype in KEPT else found]
 
 
@@ -56,13 +57,14 @@ def narrow_weights(plan: Plan, dtype: str) -> Plan:
     return replace(plan, phases=(replace(draft, spec=spec),), consts=(plan.consts[0].astype(dtype), *plan.consts[1:]))
 
 
-def best_tile(region: Region, g: Geometry) -> Tile:
-    """The cheapest run of points; columns are the channels."""
+def best_tile(region: Region, g: Geometry, double: int = 1) -> Tile:
+    """The cheapest run of points; columns are the channels. Where steps are multiplied as int16 to int32, a vector is
+    one of int16, whose sums take ``double`` registers."""
     machine = region.machine
     itemsize = 8 if accumulator(region.anchor_type.dtype).endswith("64") else 4
     lanes = max(1, machine.lanes * 4 // itemsize)
-    columns = Columns(g.columns, lanes, 1, *vectors(g.columns, lanes, exact=True))
-    line = {r: _line_cycles(region, g, columns, r, itemsize) for r in range(1, _most_rows(region, g) + 1)}
+    columns = Columns(g.columns, double * lanes, 1, *vectors(g.columns, double * lanes, exact=True))
+    line = {r: _line_cycles(region, g, columns, r, itemsize) for r in range(1, _most_rows(region, g, double) + 1)}
     rows = min(line, key=lambda r: (line[r] * (1 + 0.015 * max(0, r - _EASY_ROWS)), -r))
     lines = g.out[0] * g.out[1] * g.batch
     traffic = (region.inputs[region.operand(0)].type.nbytes + region.outputs[0].type.nbytes) / machine.l2_bandwidth  # type: ignore[index]
@@ -70,9 +72,9 @@ def best_tile(region: Region, g: Geometry) -> Tile:
     return Tile(rows, columns, 1, 0, cycles)
 
 
-def _most_rows(region: Region, g: Geometry) -> int:
+def _most_rows(region: Region, g: Geometry, double: int) -> int:
     held = g.kernel[2] if g.kernel[2] <= _SHARED_TAPS else 1
-    return max(1, min(g.out[2], region.machine.registers - held - 2, 28))
+    return max(1, min(g.out[2], (region.machine.registers - held - 2) // double, 28))
 
 
 def _line_cycles(region: Region, g: Geometry, columns: Columns, rows: int, itemsize: int) -> float:
@@ -82,7 +84,8 @@ def _line_cycles(region: Region, g: Geometry, columns: Columns, rows: int, items
     for width in columns.widths:
         for r, count in ((rows, g.out[2] // rows), (g.out[2] % rows, 1)):
             if r and count:
-                step = step_cycles(machine, r, (width,), itemsize)
+                each = max(1, machine.lanes * 4 // itemsize)
+                step = step_cycles(machine, r, (min(width, each),) * -(-width // each), itemsize)
                 inputs = min(r * g.kernel[2], (r - 1) * g.strides[2] + g.kernel[2]) * g.kernel[1] / machine.load_ports
                 total += count * (max(taps * step, inputs) + 8 + r * (1.5 + epilogue_work(region)))
     return total
@@ -126,15 +129,25 @@ class Depthwise(_contract.Reduction):
             self.acc[p][0].add_product(self._input(a + p * self.of.point["a"]), weight)
 
     def _weight(self, at: Any) -> Any:
-        from ..functions import cast
-
-        return self.k.bind(cast(self.k.load(self.of.b, at, self.b[0].lanes), self.of.dtype), "w")
+        value = self.k.load(self.of.b, at, self.b[0].lanes)
+        return self.k.bind(self._wide(value), "w")
 
     def _input(self, at: Any) -> Any:
         from ..integers import shifted
+        from ..tir import dtype_of
 
         zero = self.of.config["a"].get("zero", 0)
-        return self.k.bind(shifted(self.k.load(self.of.a, at, self.b[0].lanes), zero, self.of.dtype), "x")
+        value = self.k.load(self.of.a, at, self.b[0].lanes)
+        narrow = self.of.dtype == "int32" and dtype_of(value).endswith("int8")
+        return self.k.bind(self._wide(shifted(value, zero, "int16" if narrow else self.of.dtype)), "x")
+
+    def _wide(self, value: Any) -> Any:
+        """In the type of the sums; by way of int16, so that LLVM finds what multiplies int16 to int32."""
+        from ..functions import cast
+        from ..tir import dtype_of
+
+        by = "int16" if self.of.dtype == "int32" and dtype_of(value).endswith("int8") else self.of.dtype
+        return cast(cast(value, by), self.of.dtype)
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:

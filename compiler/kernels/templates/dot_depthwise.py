@@ -62,8 +62,8 @@ def plan(region: Region) -> list[Plan]:
     wide = any(o.strides[1] != 1 for o in (g.x, *region.outputs))
     if g.group == 1 or g.depth != 1 or g.columns != 1 or wide or g.x.type.dtype not in NARROW:
         return []
-    rows = {4 * row.lanes: row for row in region.machine.instructions if row.kind == "dot4" and not row.saturates}
-    rows = {n: r for n, r in rows.items() if r.signed[1]}
+    fitting = [r for r in region.machine.instructions if r.kind == "dot4" and not r.saturates and r.signed[1]]
+    rows = {4 * row.lanes: row for row in reversed(fitting)}  # the first of a width, which is the best
     return [_plan(region, g, rows)] if rows else []
 
 
