@@ -241,7 +241,7 @@ def round_row(lanes: int) -> Instruction:
 
 def rounded(values: np.ndarray) -> np.ndarray:
     """float32 to the nearest int32, halves to even."""
-    return np.rint(values).astype(np.int32)
+    return np.asarray(np.rint(values)).astype(np.int32)
 
 
 def table_row(name: str, intrinsic: str, parts: int, lanes: int, args: tuple[str, ...], *, wraps: bool) -> Instruction:
@@ -253,7 +253,8 @@ def table_row(name: str, intrinsic: str, parts: int, lanes: int, args: tuple[str
 
     def reference(*given: np.ndarray) -> np.ndarray:
         table, index = np.concatenate(given[:-1]), given[-1]
-        found = table[index % len(table)]
-        return np.asarray(found if wraps else np.where(index < len(table), found, 0)).astype(np.uint8)
+        found = np.asarray(table[index % len(table)])
+        kept: np.ndarray = found if wraps else np.where(index < len(table), found, 0).astype(np.uint8)
+        return kept
 
     return Instruction(name, "table", lanes, operands, kind, (call,), (False, False), reference)

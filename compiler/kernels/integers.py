@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..ops.integers import ADD_SHIFT, NARROW
@@ -158,4 +158,8 @@ def mul_integer(k: Builder, node: Node, a: Expr, b: Expr) -> Expr:
     return shifted(a, node["attrs"]["a_zero_point"], wide) * shifted(b, node["attrs"]["b_zero_point"], wide)
 
 
-FUNCTIONS = {"requantize": requantize, "add_integer": add_integer, "mul_integer": mul_integer}
+FUNCTIONS: dict[str, Callable[..., Expr]] = {
+    "requantize": requantize,
+    "add_integer": add_integer,
+    "mul_integer": mul_integer,
+}

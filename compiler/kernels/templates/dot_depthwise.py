@@ -24,7 +24,8 @@ from ...ir import Value
 from ...ops.integers import NARROW
 from ..expr import Program, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._dot_depthwise import ZEROS, Emitter
+from ._dot_depthwise import Emitter
+from ._dot_walks import ZEROS
 from ._tile import GHZ, WORTH_SHARING, coordinates_matter, epilogue_work, fits, inplace_pairs, joinable
 from .conv import Geometry
 
@@ -288,8 +289,9 @@ def _constants(
         starts.append(np.where(lanes >= 0, start[lanes], 0))
         if multiplier is not None:
             scales.append(np.where(lanes >= 0, multiplier[lanes], 0))
-    found = [np.concatenate(weights).astype(np.int8), np.concatenate([*starts, np.zeros(ZEROS)]).astype(np.int32)]
-    return found + ([np.concatenate(scales).astype(np.float32)] if scales else [])
+    found: list[np.ndarray] = [np.concatenate(weights).astype(np.int8)]
+    found.append(np.concatenate([*starts, np.zeros(ZEROS)]).astype(np.int32))
+    return [*found, np.concatenate(scales).astype(np.float32)] if scales else found
 
 
 def _order(group: Group, config: dict[str, Any]) -> np.ndarray:
@@ -319,7 +321,7 @@ def _cycles(region: Region, config: dict[str, Any], groups: Sequence[Group]) -> 
         half = machine.fma_ports == 1 and machine.vector_bytes == 64 and group.lanes < 64
         total += steps * tile / rows / (1.0 + machine.fma_ports * (2 if half else 1))
     copied = config["blocks"] * config["scratch"] * len(groups) * config["batch"] / 24
-    return total + copied
+    return float(total + copied)
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ def _by_bytes(cursor: Cursor, row: Any, index: list[Any], lanes: int) -> Any:
     if cursor.dtype(0) == "int8":
         place = k.bind(place ^ like(128, place))
     held = len(row.operands) - 1
-    parts = []
+    parts: list[Any] = []
     for first in range(0, 256, held * lanes):
         table = {f"t{n}": cursor.value(1, [(first + n * lanes, 1)], lanes) for n in range(held)}
         parts.append(k.bind(k.instruction(row, **table, i=place - like(first, place) if len(parts) else place)))

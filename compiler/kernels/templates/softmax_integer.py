@@ -19,7 +19,7 @@ def plan(region: Region) -> list[Plan]:
     outer = [
         [d, s, o] for a, (d, s, o) in enumerate(zip(dims, x.strides, y.strides, strict=True)) if a != axis and d > 1
     ]
-    config = {
+    config: dict[str, Any] = {
         "types": [o.type.dtype for o in (x, y)],
         "spans": [o.span for o in (x, y)],
         "outer": outer,
