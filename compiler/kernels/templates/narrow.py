@@ -1,9 +1,9 @@
 """Products and convolutions with weights that are stored narrow (``_narrow`` has how they lie).
 
 Three ways. Floats of 16 bits are widened as the micro-kernel loads them. Where every weight is used by one register
-tile only (a vector times a matrix), integers become floats in registers, each segment's sum being scaled once: how fast
-weights come from memory bounds such a product, so that narrow ones are faster. Else the panel of one group of columns is
-unpacked into the worker's scratch, small enough for its caches, and the float micro-kernel runs over it.
+tile only (a vector times a matrix), integers become floats in registers, each segment's sum being scaled once: how
+fast weights come from memory bounds such a product, so that narrow ones are faster. Else the panel of one group of
+columns is unpacked into the worker's scratch, small enough for its caches, and the float micro-kernel runs over it.
 """
 
 from __future__ import annotations
