@@ -200,7 +200,7 @@ def _gather_cases() -> Iterable[Case]:
         yield Case((_half(dtype, 9, 20), rows), note=dtype)
 
 
-def _cost(output: Callable[[Call], Sequence[TensorType]], depth: Callable[[TensorType], int]) -> Any:
+def _cost(output: Callable[[Call], Sequence[TensorType]], depth: Callable[[TensorType], float]) -> Any:
     return lambda call: Cost(2.0 * count(output(call)[0].shape) * depth(call.type(1)))
 
 

@@ -177,7 +177,7 @@ def rounder(scales: np.ndarray, group_of: np.ndarray, bits: int) -> Callable[[in
 def codes_of(matrix: np.ndarray, scales: np.ndarray, group_of: np.ndarray, bits: int) -> np.ndarray:
     most = (1 << (bits - 1)) - 1
     steps = np.rint(matrix.astype(np.float64) / scales[group_of])
-    return np.clip(steps, -most - 1, most).astype(np.int8)
+    return np.asarray(np.clip(steps, -most - 1, most).astype(np.int8))
 
 
 __all__ = ["FEW", "Grouped", "Weight", "best_scales", "codes_of", "rounder", "weights_of"]

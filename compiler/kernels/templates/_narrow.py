@@ -49,9 +49,9 @@ def steps(codes: np.ndarray, zero: np.ndarray | None) -> tuple[np.ndarray, np.nd
     low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
     signed = codes.dtype == np.int8
     if low >= (-8 if signed else 0) and high <= (7 if signed else 15):
-        shift, bits, dtype = (8 if signed else 0), 4, np.uint8
+        shift, bits, dtype = (8 if signed else 0), 4, "uint8"
     else:
-        shift, bits, dtype = (0 if signed else -128), 8, np.int8
+        shift, bits, dtype = (0 if signed else -128), 8, "int8"
     stored = (codes.astype(np.int16) + shift).astype(dtype)
     if zero is None or not zero.any():
         return stored, None, shift, bits
