@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 
 from .functions import COORDINATE, FUNCTIONS, MOVES
-from .tir import Builder, Expr, constant, lanes_of, splat
+from .tir import Builder, Expr, constant, lanes_of, reinterpreted, splat
 
 Coord = tuple[Any, int | None]
 
@@ -23,7 +23,8 @@ def scalar_coords(indices: Sequence[Expr]) -> list[Coord]:
 
 class Evaluator:
     """Reads one program. ``buffers`` are the region inputs' buffers (None for those the template reads itself);
-    ``anchor`` maps an anchor output's number (0 for the first) and coordinates to its value.
+    ``anchor`` maps an anchor output's number (0 for the first) and coordinates to its value. ``numbers`` is the array
+    that ``templates._numbers`` put some of the program's numbers into.
 
     Values with several users are computed once into a register: ``begin()`` forgets them, and must be called wherever
     the coordinates' loop variables change (at the top of each innermost body).
@@ -35,10 +36,12 @@ class Evaluator:
         program: dict[str, Any],
         buffers: Sequence[Any],
         anchor: Callable[[int, list[Coord]], Expr] | None = None,
+        numbers: Any = None,
     ) -> None:
         self.k, self.program, self.buffers, self.anchor = builder, program, list(buffers), anchor
+        self.numbers = numbers
         self.inputs = program["inputs"]
-        self.nodes = program["nodes"]
+        self.nodes = [self.resolved(n) for n in program["nodes"]]
         self._uses: dict[int, int] = {}
         for node in self.nodes:
             for a in node["args"]:
@@ -48,6 +51,14 @@ class Evaluator:
             self._uses[r] = self._uses.get(r, 0) + 1
         self._held: dict[Any, Expr] = {}
         self._kept: list[Any] = []
+
+    def resolved(self, node: dict[str, Any]) -> dict[str, Any]:
+        """A node whose attributes that lie in ``numbers`` are read from there."""
+        held = self.numbers
+        if held is None or not any(isinstance(v, dict) for v in node.get("attrs", {}).values()):
+            return node
+        found = {n: self.k.load(held, v["at"]) if isinstance(v, dict) else v for n, v in node["attrs"].items()}
+        return {**node, "attrs": found}
 
     def begin(self) -> None:
         self._held.clear()
@@ -139,6 +150,8 @@ class Evaluator:
             return self.anchor(self.program["anchor"].index(at), coords)
         if op == "const":
             return constant(node["value"], node["dtype"])
+        if op == "number":
+            return reinterpreted(self.k.load(self.numbers, node["attrs"]["at"]), node["dtype"])
         if op in MOVES:
             return MOVES[op](self, node, coords, lanes)
         if op in COORDINATE:

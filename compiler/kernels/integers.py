@@ -22,6 +22,7 @@ from .tir import (
     minimum,
     reinterpret,
     shift_right,
+    splat,
 )
 
 Node = dict[str, Any]
@@ -34,37 +35,57 @@ def cast(x: Expr, dtype: str) -> Expr:
     return cast(x, dtype)
 
 
-def shifted(x: Expr, zero_point: int, dtype: str) -> Expr:
+Number = Any  # a Python integer, or an int32 that the kernel reads
+
+
+def spread(value: Number, x: Expr) -> Expr:
+    """A number in every lane of ``x``'s type."""
+    return like(value, x) if isinstance(value, int) else splat(cast(value, dtype_of(x)), lanes_of(x))
+
+
+def shifted(x: Expr, zero_point: Number, dtype: str) -> Expr:
     """``x - zero_point`` in a type that holds it."""
     wide = cast(x, dtype)
-    return wide - like(zero_point, wide) if zero_point else wide
+    return wide if isinstance(zero_point, int) and not zero_point else wide - spread(zero_point, wide)
+
+
+def _bounds(attrs: Node) -> tuple[Number, Number]:
+    """The least and the greatest step."""
+    given = (attrs["low"], attrs["high"])
+    plain = step_bounds(*(v if isinstance(v, int) else None for v in given), attrs["to"])
+    low, high = (p if v is None or isinstance(v, int) else v for p, v in zip(plain, given, strict=True))
+    return low, high
 
 
 def rescaled(k: Builder, sums: Expr, multiplier: Expr, attrs: Node) -> Expr:
     """``ops.integers.rescale``. The product is clipped as a float, so that what is converted fits an int32, unless
     ``attrs["fits"]`` says that it does (see ``expr.serialize``)."""
     zero_point, to = attrs["zero_point"], attrs["to"]
-    low, high = step_bounds(attrs["low"], attrs["high"], to)
+    low, high = _bounds(attrs)
     real = k.bind(cast(sums, "float32") * multiplier, "real")
     if attrs.get("fits") and _rounds(k, real):
         return narrowed(k, _nearest(k, real), zero_point, low, high, to)
     if _rounds(k, real):
-        real = k.bind(vecmath.bounded(real, low - zero_point, high - zero_point))
-        return narrowed(k, _nearest(k, real), zero_point, low, high, to)
+        return narrowed(k, _nearest(k, _clipped(k, real, low, high, zero_point)), zero_point, low, high, to)
     if to in NARROW and lanes_of(real) > 1 and k.lanes > 1:
         return _by_bits(k, real, zero_point, low, high, to)
-    real = k.bind(vecmath.bounded(real, low - zero_point, high - zero_point))
-    return cast(shifted(vecmath.round_even(k, real), -zero_point, "int32"), to)
+    whole = cast(vecmath.round_even(k, _clipped(k, real, low, high, zero_point)), "int32")
+    return cast(whole + spread(zero_point, whole), to)
 
 
-def _by_bits(k: Builder, real: Expr, zero_point: int, low: int, high: int, to: str) -> Expr:
+def _clipped(k: Builder, real: Expr, low: Number, high: Number, zero_point: Number) -> Expr:
+    real = k.bind(maximum(spread(low - zero_point, real), real))
+    return k.bind(minimum(spread(high - zero_point, real), real))
+
+
+def _by_bits(k: Builder, real: Expr, zero_point: Number, low: Number, high: Number, to: str) -> Expr:
     """Without an instruction that rounds: added to 1.5 2^23, a float's lowest bits are those of the integer."""
     lanes = lanes_of(real)
     for name, bound in (("maximum", low - zero_point), ("minimum", high - zero_point)):
-        real = k.call(f"llvm.{name}.v{lanes}f32", as_dtype("float32", lanes), real, like(bound, real))
+        real = k.call(f"llvm.{name}.v{lanes}f32", as_dtype("float32", lanes), real, spread(bound, real))
     bits = reinterpret(as_dtype("int32", lanes), k.bind(real + like(_SHIFTER, real)))
     steps = cast(k.bind(bits), to)
-    return steps + like(zero_point, steps)
+    return steps + spread(zero_point, steps)
 
 
 def rescaled_parts(k: Builder, sums: Sequence[Expr], multipliers: Sequence[Expr], attrs: Node) -> Expr:
@@ -72,9 +93,13 @@ def rescaled_parts(k: Builder, sums: Sequence[Expr], multipliers: Sequence[Expr]
     the result hold 128 bits of every one."""
     row = k.row(f"pack.{attrs['to']}", 4 * lanes_of(sums[0]))
     parts = [_nearest(k, k.bind(cast(s, "float32") * m)) for s, m in zip(sums, multipliers, strict=True)]
-    zero = constant(attrs["zero_point"], "int16", row.lanes // 2)
+    zero = _words(attrs["zero_point"], row.lanes // 2)
     steps = k.instruction(row, **dict(zip("abcd", map(k.bind, parts), strict=True)), zero=zero)
-    return _within(k, steps, *step_bounds(attrs["low"], attrs["high"], attrs["to"]))
+    return _within(k, steps, *_bounds(attrs))
+
+
+def _words(zero: Number, lanes: int) -> Expr:
+    return constant(zero, "int16", lanes) if isinstance(zero, int) else splat(cast(zero, "int16"), lanes)
 
 
 def _rounds(k: Builder, real: Expr) -> bool:
@@ -87,24 +112,24 @@ def _nearest(k: Builder, real: Expr) -> Expr:
     return k.call(f"llvm.lrint.v{lanes}i32.v{lanes}f32", as_dtype("int32", lanes), real)
 
 
-def narrowed(k: Builder, wide: Expr, zero: int, low: int, high: int, to: str) -> Expr:
+def narrowed(k: Builder, wide: Expr, zero: Number, low: Number, high: Number, to: str) -> Expr:
     """``clip(wide + zero, low, high)`` of int32 lanes as ``to``, by the machine's saturating packs if it has them."""
     lanes = lanes_of(wide)
     row = _pack_row(k, to, lanes) if dtype_of(wide) == "int32" else None
     if row is None:
-        placed = k.bind(shifted(wide, -zero, dtype_of(wide)))
-        return cast(minimum(maximum(placed, like(low, placed)), like(high, placed)), to)
+        placed = k.bind(wide if isinstance(zero, int) and not zero else wide + spread(zero, wide))
+        return cast(minimum(maximum(placed, spread(low, placed)), spread(high, placed)), to)
     held = k.bind(wide)
     step = min(lanes, row.lanes)
     found = [_packed(k, row, _lanes(held, at, step), zero) for at in range(0, lanes, step)]
     return _within(k, joined(found), low, high)
 
 
-def _within(k: Builder, steps: Expr, low: int, high: int) -> Expr:
+def _within(k: Builder, steps: Expr, low: Number, high: Number) -> Expr:
     """Clips where the bounds are narrower than the type's."""
     least, most = step_bounds(None, None, dtype_of(steps))
-    steps = steps if low <= least else maximum(k.bind(steps), like(low, steps))
-    return steps if high >= most else minimum(k.bind(steps), like(high, steps))
+    steps = steps if isinstance(low, int) and low <= least else maximum(k.bind(steps), spread(low, steps))
+    return steps if isinstance(high, int) and high >= most else minimum(k.bind(steps), spread(high, steps))
 
 
 def _pack_row(k: Builder, to: str, lanes: int) -> Any:
@@ -116,13 +141,13 @@ def _pack_row(k: Builder, to: str, lanes: int) -> Any:
     )
 
 
-def _packed(k: Builder, row: Any, wide: Expr, zero: int) -> Expr:
+def _packed(k: Builder, row: Any, wide: Expr, zero: Number) -> Expr:
     """As many lanes as the row packs, or a half or a quarter of them."""
     size = row.lanes // 4
     lanes = lanes_of(wide)
     parts = [k.bind(_lanes(wide, at, size)) for at in range(0, lanes, size)]
     given = dict(zip("abcd", parts * (4 // len(parts)), strict=True))
-    steps = k.bind(k.instruction(row, **given, zero=constant(zero, "int16", 2 * size)))
+    steps = k.bind(k.instruction(row, **given, zero=_words(zero, 2 * size)))
     to, groups = dtype_of(steps), size // 4
     if groups == 1 and lanes == row.lanes:
         return steps
@@ -147,10 +172,10 @@ def add_integer(k: Builder, node: Node, a: Expr, b: Expr, a_multiplier: Expr, b_
     parts = [cast(x, wide) * cast(m, wide) for x, m in ((a, a_multiplier), (b, b_multiplier))]
     half = constant(1 << (ADD_SHIFT - 1), wide, lanes_of(parts[0]))
     for m, zero in ((a_multiplier, "a_zero_point"), (b_multiplier, "b_zero_point")):
-        if attrs[zero]:
-            half = half - cast(m, wide) * like(attrs[zero], half)
+        if not isinstance(attrs[zero], int) or attrs[zero]:
+            half = half - cast(m, wide) * spread(attrs[zero], half)
     sums = shift_right(parts[0] + parts[1] + half, like(ADD_SHIFT, half))
-    return narrowed(k, sums, attrs["zero_point"], *step_bounds(attrs["low"], attrs["high"], attrs["to"]), attrs["to"])
+    return narrowed(k, sums, attrs["zero_point"], *_bounds(attrs), attrs["to"])
 
 
 def mul_integer(k: Builder, node: Node, a: Expr, b: Expr) -> Expr:

@@ -20,7 +20,7 @@ FLIP = {2: -0x7F80, 4: -0x7F7F7F80}  # 0x80 in each byte: exchanges int8 and uin
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    """Arguments: A, packed B, the starts, columns' offsets if any, the epilogue's inputs, the outputs, and scratch."""
+    """Arguments: A, packed B, starts, numbers, columns' offsets if any, the epilogue's inputs, outputs, scratch."""
     Dot(k, config).run()
 
 
@@ -38,6 +38,7 @@ class Dot:
         self.a = k.arg("a", a["dtype"], a["span"])
         self.b = k.arg("b", "int8", config["weights"])
         self.start = k.arg("start", "int32", config["starts"])
+        self.numbers = k.arg("numbers", "int32", config["numbers"])
         self.offsets = k.arg("offsets", "int32", config["starts"]) if config["offset"] else None
         reads: list[Any] = [None] * len(program["inputs"])
         for i in config["reads"]:
@@ -48,7 +49,7 @@ class Dot:
         if self.border:
             self.source, self.flip = k.arg("scratch", a["as"], self.border["bytes"]), False
         self.rows = {int(lanes): instruction(name) for lanes, name in config["instructions"].items()}
-        self.ev = Evaluator(k, program, reads, lambda number, coords: self.part)
+        self.ev = Evaluator(k, program, reads, lambda number, coords: self.part, self.numbers)
         self.part: Any = None  # the accumulator's lanes that are being stored
         self.dims = [o["extent"] for o in self.outer] + [config["blocks"], config["chunks"]]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ._numbers import number
 from ._tile import pieces
 
 
@@ -66,13 +67,15 @@ class _Border:
 
     def _fill(self, to: Any, points: int) -> None:
         """Points outside."""
-        from ..tir import constant, reinterpret
+        from ..functions import cast
+        from ..tir import constant, reinterpret, splat
 
         if points == 0:
             return
         zero, channels = self.data["zero"], self.data["channels"]
         if channels == self.pixel or zero == 0:  # (LLVM code of a reinterpreted 0 cannot be made of a vector)
-            self._spread(to, points * self.pixel, lambda lanes: constant(zero, self.dtype, lanes))
+            byte = cast(number(self.k, self.of.numbers, zero), self.dtype)
+            self._spread(to, points * self.pixel, lambda lanes: splat(byte, lanes))
             return
         bits = sum((zero & 255) << 8 * c for c in range(channels))
         kind = f"int{8 * self.pixel}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from ._contract import equal, least
 from ._dot_walks import Rolling, Tile
+from ._numbers import number
 from ._tile import pieces
 
 _COPY = 64  # bytes copied at once
@@ -25,12 +26,14 @@ class Emitter:
         self.weights = k.arg("w", "int8", config["spans"][0])
         self.start = k.arg("start", "int32", config["spans"][1])
         self.scale = k.arg("scale", "float32", config["spans"][2]) if config["scaled"] else None
+        self.numbers = k.arg("numbers", "int32", config["spans"][-1])
         reads: list[Any] = [None] * len(program["inputs"])
         for i in config["reads"]:
             reads[i] = k.arg(f"x{i}", program["inputs"][i]["dtype"], program["inputs"][i]["span"])
         self.outputs = [k.arg(f"y{i}", o["dtype"], o["span"]) for i, o in enumerate(program["outputs"])]
         self.lines = k.arg("lines", config["held"], config["scratch"]) if config["scratch"] else None
-        self.ev = Evaluator(k, program, reads, lambda number, coords: self.part)
+        self.ev = Evaluator(k, program, reads, lambda number, coords: self.part, self.numbers)
+        self.rescale = self.ev.resolved({"attrs": program.get("rescale", {})})["attrs"]
         self.part: Any = None
 
     def run(self) -> None:
@@ -118,10 +121,14 @@ class Emitter:
                 self._move(source + (first + i * stride) * channels, at + i * channels, channels)
 
     def _fill(self, to: Any, count: int) -> None:
-        from ..tir import constant
+        self._contiguous(count, lambda i, n: self.k.store(self.lines, to + i, self.outside(n)))
 
-        zero = self.config["zero"]
-        self._contiguous(count, lambda i, n: self.k.store(self.lines, to + i, constant(zero, self.config["held"], n)))
+    def outside(self, lanes: int) -> Any:
+        """The bytes that count as zero."""
+        from ..functions import cast
+        from ..tir import splat
+
+        return splat(cast(number(self.k, self.numbers, self.config["zero"]), self.config["held"]), lanes)
 
     def _contiguous(self, count: int, each: Callable[[Any, int], None]) -> None:
         whole = count // _COPY

@@ -18,6 +18,7 @@ from ....targets.machine import Instruction, Machine
 from ...ops import OPS, Kind
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region
+from ._numbers import Numbers
 from ._tile import GHZ, TASKS, WORTH_SHARING, Columns, conflicts, inplace_pairs, split
 
 NARROW = ("int8", "uint8")
@@ -340,8 +341,13 @@ def finished(
         starts = starts + held.astype(np.int64).reshape(-1, starts.shape[1])
     config["runtime_bias"] = bias if held is None else None
     config["reads"] = sorted({*config["reads"], *([bias] if held is None and bias is not None else [])})
-    consts = [packed(weights, columns), np.append(spread(starts, columns), np.int32(1))]
-    config["weights"], config["starts"] = consts[0].size, consts[1].size
+    numbers = Numbers()
+    config["program"] = numbers.program(config["program"])
+    border = config["border"]
+    if border and border["channels"] == border["pixel"]:
+        border["zero"] = numbers.put(border["zero"])
+    consts = [packed(weights, columns), np.append(spread(starts, columns), np.int32(1)), numbers.array]
+    config["weights"], config["starts"], config["numbers"] = (c.size for c in consts)
     if weights.offset is not None:
         config["offset"] = True
         consts.append(np.append(spread(weights.offset, columns), np.int32(0)))
@@ -349,7 +355,6 @@ def finished(
     assert x is not None
     args = [Arg("in", x), *(Arg("const", i) for i in range(len(consts)))]
     args += [Arg("in", i) for i in config["reads"]] + [Arg("out", j) for j in range(len(region.outputs))]
-    border = config["border"]
     if border:
         args.append(Arg("worker", 0))
     dims = [*(o["extent"] for o in config["outer"]), config["blocks"], config["chunks"]]

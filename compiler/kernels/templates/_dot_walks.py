@@ -118,7 +118,7 @@ class Sums:
 
         values = [a.get() for a in acc]
         if scales is not None:
-            return rescaled_parts(self.k, values, scales, self.of.config["program"]["rescale"])
+            return rescaled_parts(self.k, values, scales, self.of.rescale)
         order = [q * self.quarter + i * 4 + j for i in range(self.lanes // 16) for q in range(4) for j in range(4)]
         return chosen(values, order)
 
@@ -187,10 +187,10 @@ class Rolling(Sums):
 
         k, config, at = self.k, self.of.config, self.top + line
         inside = tirx.all(at >= 0, at < self.of.line["size"])
-        parts = ((255 if config["held"] == "uint8" else -1, 0), (0, config["zero"]))
+        none, all_bits = (constant(v, config["held"]) for v in (0, 255 if config["held"] == "uint8" else -1))
         keep, put = (
-            k.bind(splat(tirx.Select(inside, *(constant(v, config["held"]) for v in part)), self.lanes))
-            for part in parts
+            k.bind(splat(tirx.Select(inside, *part), self.lanes))
+            for part in ((all_bits, none), (none, self.of.outside(1)))
         )
         return keep, put, k.bind(most(0, least(at, self.of.line["size"] - 1)))
 
@@ -202,7 +202,7 @@ class Rolling(Sums):
         of, held = self.of, self.of.config["held"]
         column = point - of.point["pad"]
         if isinstance(column, int) and not 0 <= column < of.point["size"]:
-            return constant(of.config["zero"], held, self.lanes)
+            return of.outside(self.lanes)
         keep, put, at = self.masks.get(line, (None, None, self.top + line))
         place = self.base + at * of.line["step"] + column * of.point["step"]
         found = [self.k.load(of.x, place + first, n) for first, n in pieces(self.group["valid"])]

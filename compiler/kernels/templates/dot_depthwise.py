@@ -26,6 +26,7 @@ from ..expr import Program, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from ._dot_depthwise import Emitter
 from ._dot_walks import ZEROS
+from ._numbers import Numbers
 from ._tile import GHZ, WORTH_SHARING, coordinates_matter, epilogue_work, fits, inplace_pairs, joinable
 from .conv import Geometry
 
@@ -83,6 +84,9 @@ def _plan(region: Region, g: Geometry, dots: dict[int, Instruction]) -> Plan:
     program, multiplier = _absorbed(region, serialize(region), [*{g.lanes for g in groups}])
     config.update(program=program, scaled=multiplier is not None, groups=[vars(g) for g in groups])
     consts = _constants(region, g, config, groups, multiplier)
+    numbers = Numbers()
+    config.update(program=numbers.program(program), zero=numbers.put(config["zero"]))
+    consts.append(numbers.array)
     config["spans"] = [c.size for c in consts]
     cycles = _cycles(region, config, groups)
     tasks = g.batch * len(groups) * config["blocks"]
@@ -244,7 +248,7 @@ def _absorbed(region: Region, program: Program, widths: list[int]) -> tuple[Prog
     rows = {(r.kind, r.lanes) for r in region.machine.instructions}
     if any((f"pack.{node['attrs']['to']}", n) not in rows for n in widths):
         return program, None
-    anchor = {**node, "op": "anchor", "args": []}
+    anchor = {**node, "op": "anchor", "args": [], "attrs": {}}
     nodes = [*program["nodes"][:at], anchor, *program["nodes"][at + 1 :]]
     changed = {**program, "nodes": nodes, "anchor": [len(program["inputs"]) + at], "rescale": node["attrs"]}
     return changed, np.broadcast_to(array.reshape(-1), (channels,))
