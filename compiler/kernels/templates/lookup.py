@@ -15,7 +15,9 @@ def plan(region: Region) -> list[Plan]:
     x, table = (a for a in anchor_args(region) if a is not None)
     out = region.anchor_type.dims
     place = straight([0] * len(out))
-    box = Box(out, place, ((x, place), (table, (_NONE,))), ())
+    alone = region.machine.instruction("table") is None  # then a vector is put together byte by byte, which is slower
+    scalar = tuple(range(len(out))) if alone else ()
+    box = Box(out, place, ((x, place), (table, (_NONE,))), scalar=scalar)
     return plan_boxes(region, "lookup", [box], work=2.0)
 
 

@@ -57,6 +57,20 @@ def vector_lanes(region: Region) -> int:
     return machine.vector_bytes
 
 
+def _shares(extents: Sequence[int], enough: float, lanes: int) -> tuple[int, int, int]:
+    """How many outer loops make the tasks, the number of tasks, and the elements of one of them where a single axis is
+    cut. ``enough`` are the elements that a task should have."""
+    outer, tasks, chunk = 0, 1, 0
+    if len(extents) == 1 and extents[0] >= 2 * enough:
+        chunk = math.ceil(extents[0] / min(_TASKS, int(extents[0] / enough)) / lanes) * lanes
+        tasks = math.ceil(extents[0] / chunk)
+    elif len(extents) > 1 and math.prod(extents) >= 2 * enough:
+        while outer < len(extents) - 1 and tasks < _TASKS and math.prod(extents[outer:]) >= 2 * enough:
+            tasks *= extents[outer]
+            outer += 1
+    return outer, tasks, chunk
+
+
 def plan(region: Region) -> list[Plan]:
     """One plan: this template takes every region without an anchor."""
     body, machine = region.body, region.machine
@@ -78,15 +92,8 @@ def plan(region: Region) -> list[Plan]:
         groups = merge_axes(shape, every)
     extents = [math.prod(shape[a] for a in g) for g in groups]
     ops = sum(effort(n["op"]) for n in program["nodes"])
-    outer, tasks, chunk, lanes = 0, 1, 0, vector_lanes(region)
-    enough = _TASK_WORK * machine.lanes / max(1.0, ops)  # elements
-    if len(groups) == 1 and extents[0] >= 2 * enough:
-        chunk = math.ceil(extents[0] / min(_TASKS, int(extents[0] / enough)) / lanes) * lanes
-        tasks = math.ceil(extents[0] / chunk)
-    elif len(groups) > 1 and math.prod(extents) >= 2 * enough:
-        while outer < len(groups) - 1 and tasks < _TASKS and math.prod(extents[outer:]) >= 2 * enough:
-            tasks *= extents[outer]
-            outer += 1
+    lanes = vector_lanes(region)
+    outer, tasks, chunk = _shares(extents, _TASK_WORK * machine.lanes / max(1.0, ops), lanes)
     config = {"program": program, "shape": shape, "groups": groups, "outer": outer, "tasks": tasks, "chunk": chunk}
     config["lanes"] = lanes
     args = (*(Arg("in", i) for i in range(len(region.inputs))), *(Arg("out", i) for i in range(len(region.outputs))))
