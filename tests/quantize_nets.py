@@ -47,10 +47,11 @@ def conv(g: Graph, x: Value, w: np.ndarray, b: np.ndarray, name: str) -> Value:
 
 
 def pictures(count: int = SAMPLES, seed: int = 1) -> np.ndarray:
-    """Smooth random pictures [count, 3, 12, 12]."""
+    """Smooth random pictures [count, 3, 12, 12], each with a colour of its own."""
     random = np.random.default_rng(seed)
     coarse = random.standard_normal((count, 3, 4, 4)).repeat(3, axis=2).repeat(3, axis=3)
-    return (coarse + 0.2 * random.standard_normal((count, 3, 12, 12))).astype(np.float32)
+    tint = 2 * random.standard_normal((count, 3, 1, 1))
+    return (coarse + tint + 0.2 * random.standard_normal((count, 3, 12, 12))).astype(np.float32)
 
 
 def labelled_pictures(graph: Graph, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from nervure.frontends.calibration import labelled
 from quantize_nets import convnet, labelled_pictures, pictures
 
 ort.set_default_logger_severity(4)
-QUIET = {"latency": False}
+QUIET = {"latency": False, "method": "mse"}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def wound() -> tuple[nv.Graph, np.ndarray, np.ndarray]:
 def test_a_network_is_quantized_and_written(tmp_path: Path) -> None:
     net = convnet()
     x, y = labelled_pictures(net, 96, seed=3)
-    done = nv.quantize(net, x, tmp_path / "q.onnx", labelled=(x, y))
+    done = nv.quantize(net, x, tmp_path / "q.onnx", labelled=(x, y), method="mse")
     report = done.report
     assert done.path == tmp_path / "q.onnx" and [r["name"] for r in report.layers][:3] == ["conv1", "conv2", "conv3"]
     assert all(r["format"] == "int8" for r in report.layers)

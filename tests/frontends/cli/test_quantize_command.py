@@ -49,7 +49,18 @@ class Page(HTMLParser):
 
 def test_a_model_is_quantized(nervure, place: Path, tmp_path: Path) -> None:
     out, page = tmp_path / "q.onnx", tmp_path / "q.html"
-    files = ["-o", out, "--report", page, "-c", place / "cal.npz", "--labelled", place / "net_test.npz"]
+    files = [
+        "-o",
+        out,
+        "--report",
+        page,
+        "-c",
+        place / "cal.npz",
+        "--labelled",
+        place / "net_test.npz",
+        "--method",
+        "mse",
+    ]
     done = nervure("quantize", place / "net.onnx", *files, "--json")
     assert done.code == 0, done.err
     found = done.json
@@ -68,7 +79,7 @@ def test_a_model_is_quantized(nervure, place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_table_and_the_command_that_repairs(nervure, place: Path, tmp_path: Path) -> None:
-    common = ["-c", place / "cal.npz", "--no-per-channel", "--no-equalize", "--no-latency"]
+    common = ["-c", place / "cal.npz", "--no-per-channel", "--no-equalize", "--method", "mse", "--no-latency"]
     page = tmp_path / "w.html"
     test = ["--labelled", place / "wounded_test.npz", "--max-drop", "2%", "--promote", "float", "--report", page]
     done = nervure("quantize", place / "wounded.onnx", "-o", tmp_path / "w.onnx", *common, *test)
