@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..ir import STORED, Graph, Value
-from .forms import ABSORBED, LAYERS, Form, Layer, carried, form_of, layer_at, names_at
+from .forms import ABSORBED, LAYERS, Form, Layer, carried, form_of, layer_at, names_at, sum_at
 from .recurrent import RECURRENT, Recurrent, recurrent_at, store_weights
 from .scheme import Scheme, affine
 from .settings import Settings, matching
@@ -131,6 +131,8 @@ class _Demand:
             parts = graph.args(key) if node.op == "concat" else [carried(graph, key)]
             return any(self.integral(p) for p in parts if p is not None)
         form = form_of(graph, value)
+        if form is not None and form.kind == "sum":
+            return sum_at(graph, form.inputs[0]) in self.layers
         return form is not None and any(self.integral(p) for p in form.inputs)
 
     def demand(self, value: Value | None, user: int) -> None:
