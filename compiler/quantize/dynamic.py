@@ -4,7 +4,7 @@ A product with constant weights becomes ``matmul_integer`` of steps that are mad
 activation (or the whole tensor) is divided by its largest magnitude over 127. The steps are uint8 around 128, a zero
 point that is known at compile time, so that nothing stands behind the product but two factors: the row's scale and the
 column's. (ONNX Runtime multiplies uint8 by int8 several times as fast as int8 by int8.) A row of zeros gives zeros; a
-row with NaN or infinity gives NaN or infinity and leaves the others alone.
+row with NaN or infinity gives NaN or infinity and leaves the others alone; an LSTM or GRU then gives that everywhere.
 
 LSTM and GRU take x in steps of its own range, over all positions; their hidden states lie within [-1, 1] anyway. Tables
 that are looked up in (embeddings) are stored as int8 with a scale for each row.
@@ -21,7 +21,7 @@ from ...errors import NervureError
 from ..ir import Graph, Value
 from ..ops.recurrent_integers import GATES
 from .forms import Layer, layer_at, names_at
-from .recurrent import Recurrent, hold_state, recurrent_at, store_weights
+from .recurrent import Recurrent, hold_state, read_instead, recurrent_at, store_weights
 from .scheme import Scheme, symmetric
 from .settings import Settings, matching
 
@@ -146,7 +146,17 @@ class _Dynamic:
         steps, scale = self.steps(x, False)
         graph.set_arg(layer.node, 0, graph.add("dequantize", steps, scale, self.zero(origin), origin=origin))
         store_weights(graph, layer, bits=self.settings.weight_bits, per_row=self.settings.per_channel)
+        for index in range(len(graph.node(layer.node).types)):
+            self.mark(Value(layer.node, index), scale)
         hold_state(graph, layer, Scheme("uint8", np.asarray(1 / MOST, np.float32), MIDDLE))
+
+    def mark(self, value: Value, scale: Value) -> None:
+        """What is computed from integers shows that x held NaN or infinity: its scale does, and takes its place."""
+        graph, origin, users = self.graph, self.graph.node(value).origin, self.graph.users(value)
+        if graph.uses(value):
+            most = graph.const(np.finfo(np.float32).max, "most", origin)
+            finite = graph.add("less_equal", scale, most, origin=origin)
+            read_instead(graph, value, users, graph.add("where", finite, value, scale, origin=origin))
 
     def table(self, key: int) -> None:
         graph, origin = self.graph, self.graph.node(key).origin

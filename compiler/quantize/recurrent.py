@@ -7,7 +7,7 @@ weights as the integers do, but neither the hidden state nor the gates. The two 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,10 +128,13 @@ def _pair(graph: Graph, value: Value, scheme: Scheme) -> Value:
 
 def hold_state(graph: Graph, layer: Recurrent, scheme: Scheme) -> None:
     """Whatever reads y reads it quantized and dequantized, in place."""
-    users, outputs = graph.users(layer.y), list(graph.outputs)
-    if any(graph.node(user).op == "quantize" for user, _ in users):
-        return
-    back = _pair(graph, layer.y, scheme)
+    users = graph.users(layer.y)
+    if all(graph.node(user).op != "quantize" for user, _ in users):
+        read_instead(graph, layer.y, users, _pair(graph, layer.y, scheme))
+
+
+def read_instead(graph: Graph, value: Value, users: Sequence[tuple[int, int]], made: Value) -> None:
+    """``users`` of ``value`` and the graph's outputs read ``made``."""
     for user, arg in users:
-        graph.set_arg(user, arg, back)
-    graph.outputs = [back if v == layer.y else v for v in outputs]
+        graph.set_arg(user, arg, made)
+    graph.outputs = [made if v == value else v for v in graph.outputs]

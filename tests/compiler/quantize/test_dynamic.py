@@ -91,6 +91,10 @@ def test_recurrent_layers(op: str) -> None:
     assert lowered.find(f"{op}_integer") and not lowered.find(op)
     got, wanted = (np.stack([interpret(g, [one[None]])[0] for one in x]) for g in (lowered, graph))
     assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+    for wild in (np.nan, np.inf):
+        broken = x[:1].copy()
+        broken[0, 3, 2] = wild
+        assert not np.isfinite(interpret(lowered, [broken])[0]).any()
 
 
 def test_what_stays_in_float() -> None:
@@ -148,6 +152,22 @@ def test_compiled_as_interpreted(tmp_path: Path, data: st.DataObject) -> None:
     wanted = interpret(canonicalize(made), [x])
     np.testing.assert_array_equal(got[0], wanted[0])
     np.testing.assert_allclose(got[1], wanted[1], rtol=3e-7, atol=3e-7 * float(np.abs(wanted[1]).max()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wild", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_as_compiled(tmp_path: Path, wild: float) -> None:
+    for number, (graph, x) in enumerate((products(4, 40), (network("gru")[0], network("gru")[1][:1]))):
+        broken = x.copy()
+        broken[(0, 3, 2) if number else (1, 17)] = wild
+        made = quantize_dynamic(graph).graph
+        compile_entries([EntryGraph(made, "infer")], targets.host(), tmp_path / f"{number}.so", Options())
+        got, wanted = (
+            load(tmp_path / f"{number}.so").run(None, {"x": broken})[0],
+            interpret(canonicalize(made), [broken])[0],
+        )
+        np.testing.assert_array_equal(np.isfinite(got), np.isfinite(wanted))
+        assert not np.isfinite(got if number else got[1]).any()
 
 
 @pytest.mark.slow
