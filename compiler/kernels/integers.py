@@ -122,7 +122,18 @@ def narrowed(k: Builder, wide: Expr, zero: Number, low: Number, high: Number, to
     held = k.bind(wide)
     step = min(lanes, row.lanes)
     found = [_packed(k, row, _lanes(held, at, step), zero) for at in range(0, lanes, step)]
-    return _within(k, joined(found), low, high)
+    steps = _within(k, joined(found), low, high)
+    k.wide[id(steps)] = (steps, held, zero, low, high)
+    return steps
+
+
+def widened(k: Builder, x: Expr, dtype: str) -> Expr:
+    """``x`` as ``dtype``. What has just been packed is clipped as it was before; LLVM drops the packing."""
+    if id(x) not in k.wide or dtype != "int32":
+        return cast(x, dtype)
+    _, wide, zero, low, high = k.wide[id(x)]
+    placed = k.bind(shifted(wide, -zero, "int32"))
+    return k.bind(minimum(maximum(placed, like(low, placed)), like(high, placed)))
 
 
 def _within(k: Builder, steps: Expr, low: Number, high: Number) -> Expr:
@@ -169,7 +180,7 @@ def requantize(k: Builder, node: Node, x: Expr, multiplier: Expr) -> Expr:
 def add_integer(k: Builder, node: Node, a: Expr, b: Expr, a_multiplier: Expr, b_multiplier: Expr) -> Expr:
     attrs = node["attrs"]
     wide = "int64" if dtype_of(a).endswith("16") else "int32"
-    parts = [cast(x, wide) * cast(m, wide) for x, m in ((a, a_multiplier), (b, b_multiplier))]
+    parts = [widened(k, x, wide) * cast(m, wide) for x, m in ((a, a_multiplier), (b, b_multiplier))]
     half = constant(1 << (ADD_SHIFT - 1), wide, lanes_of(parts[0]))
     for m, zero in ((a_multiplier, "a_zero_point"), (b_multiplier, "b_zero_point")):
         if not isinstance(attrs[zero], int) or attrs[zero]:

@@ -107,6 +107,7 @@ class Builder:
         self._blocks: list[list[Any]] = [[]]
         self._names = 0
         self.tasks: int | None = None
+        self.wide: dict[int, Any] = {}  # vectors that were packed, by identity, and what they were before
 
     # -- memory ------------------------------------------------------------------------------------------------
 

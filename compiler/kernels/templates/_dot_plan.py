@@ -218,6 +218,8 @@ def _block(
         copied = walk.again[0] + (block * size if lines else 1) * walk.again[1]
         cost = blocks * copied * walk.copy + copied / 256
         held = copied or block * unit_bytes
+        if copied > 0.7 * machine.l1:
+            cost += 2 * blocks * copied / machine.l2_bandwidth
         if weights > 0.6 * machine.l2:
             cost += 0.5 * (blocks - 1) * weights / far
         elif weights > 0.5 * machine.l1:
@@ -228,7 +230,7 @@ def _block(
             cost += 0.15 * (columns.groups - 1) * units * unit_bytes / machine.l2_bandwidth
         tasks = blocks * work.times * columns.groups
         if cycles * work.times > WORTH_SHARING and tasks < TASKS:
-            cost += 0.02 * cycles
+            cost += (0.02 if tasks >= TASKS // 2 else 0.1) * cycles * work.times
         if best is None or cost < best[0] - 1:
             best = (cost, block)
     assert best is not None
