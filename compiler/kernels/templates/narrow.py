@@ -1,8 +1,8 @@
 """Products and convolutions with weights that are stored narrow (``_narrow`` has how they lie).
 
 Three ways. Floats of 16 bits are widened as the micro-kernel loads them. Where every weight is used by one register
-tile only (a vector times a matrix), integers become floats in registers, each segment's sum being scaled once: how
-fast weights come from memory bounds such a product, so that narrow ones are faster. Else the panel of one group of
+tile only (a vector, or a few, times a matrix), integers become floats in registers: how fast weights come from memory
+bounds such a product, so that narrow ones are faster. Else the panel of one group of
 columns is unpacked into the worker's scratch, small enough for its caches, and the float micro-kernel runs over it.
 """
 
@@ -23,6 +23,7 @@ from .matmul import assemble, product
 
 ROWS_OF_A_PANEL = 48  # as few rows as an unpacked panel should serve
 STREAM_VECTORS = 4  # of a tile whose sums are kept twice
+TWICE = 2  # rows up to which sums of a segment are scaled, and not each weight
 
 
 def plan(region: Region) -> list[Plan]:
@@ -68,7 +69,7 @@ def _matmul(region: Region) -> Plan:
         plan = assemble(region, p, tile, "float32", reads, True)
         return _halves(region, plan, w, lambda a: a[None], tile.columns)
     held = _narrow.store(w, scale, zero, region.attrs["block"], lambda a: np.asarray(a)[None], p.depth)
-    stream = p.rows.extent <= _stream_rows(region)
+    stream = p.rows.extent <= tile.rows
     tile = _streaming(region, tile, shape) if stream else _panel_tile(region, tile, shape)
     plan = assemble(region, p, tile, "float32", reads, True)
     return _integers(region, plan, held, tile.columns, stream)
@@ -100,14 +101,14 @@ def _conv(region: Region) -> Plan:
     return _integers(region, plan, held, tile.columns, stream)
 
 
-def _stream_rows(region: Region) -> int:
-    """Rows of a tile that holds two sums for each of its outputs."""
-    return 2 if region.machine.registers >= 32 else 1
-
-
 def _streaming(region: Region, tile: Tile, shape: Shape) -> Tile:
-    nv = min(STREAM_VECTORS if region.machine.registers >= 32 else 2, len(tile.columns.widths))
-    return replace(tile, rows=shape.rows, columns=replace(tile.columns, nv=nv))
+    """One tile of all rows. Registers hold its sums and either second ones or scale, offset and weight of a column."""
+    registers, rows = region.machine.registers, shape.rows
+    most = STREAM_VECTORS if registers >= 32 else 2
+    if rows > TWICE:
+        most = max(1, (registers - 1) // (rows + 3))
+    nv = min(most, len(tile.columns.widths))
+    return replace(tile, rows=rows, columns=replace(tile.columns, nv=nv))
 
 
 def _panel_tile(region: Region, tile: Tile, shape: Shape) -> Tile:
@@ -241,16 +242,20 @@ class Panel(Narrow):
                 for (at, w), (scale, offset) in zip(spans, factors, strict=True):
                     base = codes + (byte + source) * width + at
                     for j, value in enumerate(_narrow.floats(k, self.codes, base, w, bits, count)):
-                        value = value * scale if offset is None else value * scale + offset
-                        k.store(self.b, (row + first + j) * width + at, value)
+                        k.store(self.b, (row + first + j) * width + at, scaled(value, scale, offset))
 
             _narrow.over_bytes(k, bits, rows, 1, one)
 
         _narrow.over_segments(k, layout, segment)
 
 
+def scaled(value: Any, scale: Any, offset: Any) -> Any:
+    return value * scale if offset is None else value * scale + offset
+
+
 class Stream(_contract.Reduction):
-    """One tile's reduction segment by segment: the sums of each are scaled and added up."""
+    """One tile's reduction segment by segment. With few rows the sums of each are scaled and added up, with more of
+    them every weight is scaled before."""
 
     def emit(self, a: Any, b: Any) -> None:
         of: Any = self.of
@@ -258,20 +263,28 @@ class Stream(_contract.Reduction):
         codes, scales = b
         bits, width, tap = layout["bits"], self.step, of.inner["tap_a"]
         spans = [(at, r.lanes) for at, r in zip(self.offsets, self.b, strict=True)]
-        parts = [[k.register("float32", w, "part") for _, w in spans] for _ in self.acc]
-        sums = [k.register("float32", 1, "sum") for _ in self.acc] if layout["offset"] else []
+        twice = len(self.acc) <= TWICE
+        parts = [[k.register("float32", w, "part") for _, w in spans] for _ in self.acc] if twice else self.acc
+        sums = [k.register("float32", 1, "sum") for _ in self.acc] if layout["offset"] and twice else []
 
         def segment(number: Any, row: Any, byte: Any, rows: int) -> None:
-            self._clear(parts, sums)
+            at_scale = scales + number * width
+            factors = [] if twice else [of.factors(at_scale + at, w) for at, w in spans]
+            if twice:
+                self._clear(parts, sums)
 
             def one(first: Any, source: Any, count: int) -> None:
                 base = codes + (byte + source) * width
                 columns = [_narrow.floats(k, of.codes, base + at, w, bits, count) for at, w in spans]
                 for j in range(count):
-                    self._products(a + (row + first + j) * tap, [c[j] for c in columns], parts, sums)
+                    weights = [c[j] for c in columns]
+                    if not twice:
+                        weights = [scaled(v, *f) for v, f in zip(weights, factors, strict=True)]
+                    self._products(a + (row + first + j) * tap, weights, parts, sums)
 
             _narrow.over_bytes(k, bits, rows, 4 if bits == 8 else 2, one)
-            self._scaled(scales + number * width, spans, parts, sums)
+            if twice:
+                self._scaled(at_scale, spans, parts, sums)
 
         _narrow.over_segments(k, layout, segment)
 
