@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..ops.integers import ADD_SHIFT, NARROW
+from ..ops.integers import NARROW
 from ..ops.selection import step_bounds
 from . import vecmath
 from .tir import (
@@ -21,6 +21,7 @@ from .tir import (
     maximum,
     minimum,
     reinterpret,
+    shift_left,
     shift_right,
     splat,
 )
@@ -177,15 +178,19 @@ def requantize(k: Builder, node: Node, x: Expr, multiplier: Expr) -> Expr:
     return rescaled(k, shifted(x, attrs["x_zero_point"], wide), multiplier, attrs)
 
 
-def add_integer(k: Builder, node: Node, a: Expr, b: Expr, a_multiplier: Expr, b_multiplier: Expr) -> Expr:
+def add_integer(
+    k: Builder, node: Node, a: Expr, b: Expr, a_multiplier: Expr, b_multiplier: Expr, by: Expr | None = None
+) -> Expr:
     attrs = node["attrs"]
     wide = "int64" if dtype_of(a).endswith("16") else "int32"
     parts = [widened(k, x, wide) * cast(m, wide) for x, m in ((a, a_multiplier), (b, b_multiplier))]
-    half = constant(1 << (ADD_SHIFT - 1), wide, lanes_of(parts[0]))
+    one = constant(1, wide, lanes_of(parts[0]))
+    shift = like(attrs["shift"], one) if by is None else cast(by, wide)
+    half = like(1 << (attrs["shift"] - 1), one) if by is None else shift_left(one, shift - one)
     for m, zero in ((a_multiplier, "a_zero_point"), (b_multiplier, "b_zero_point")):
         if not isinstance(attrs[zero], int) or attrs[zero]:
             half = half - cast(m, wide) * spread(attrs[zero], half)
-    sums = shift_right(parts[0] + parts[1] + half, like(ADD_SHIFT, half))
+    sums = shift_right(parts[0] + parts[1] + half, shift)
     return narrowed(k, sums, attrs["zero_point"], *_bounds(attrs), attrs["to"])
 
 

@@ -304,4 +304,4 @@ def _sequence(statements: list[Any]) -> Any:
 
 minimum, maximum, select = tirx.Min, tirx.Max, tirx.Select
 reinterpret = tirx.reinterpret
-shift_right = tvm.tirx.shift_right
+shift_left, shift_right = tvm.tirx.shift_left, tvm.tirx.shift_right

@@ -4,7 +4,8 @@
 - A sum becomes an output by ``rescale``: ``clip(round_half_even(float32(sum) * multiplier) + zero_point)``, the product
   one float32 multiplication. A float32 multiplier (24 bits) rather than a 31-bit one and a shift, because that is what
   ONNX Runtime (MLAS) and XNNPACK compute too, and every processor with an FPU gives the same bits for it.
-- Two inputs are added with integer weights of ``ADD_SHIFT`` fractional bits, and rounded half up by the shift.
+- Two inputs are added with integer weights of 21 bits, and rounded half up by the shift (``add_shift``: XNNPACK's rule,
+  so that LiteRT gives the same bits).
 - Functions of one 8-bit input are tables; softmax is a table of exponentials, a sum and one ``rescale``.
 
 The graph's ``quantize`` and ``dequantize`` say where values are integers; the pass ``integers`` turns what lies
@@ -30,8 +31,9 @@ from .windows import output_extents, pad_spatial, padding_for, spatial_rank, tap
 
 NARROW = ("int8", "uint8")
 STEPS = ("int8", "uint8", "int16", "uint16")  # what a quantized tensor's elements may be
-ADD_SHIFT = 20  # fractional bits of add_integer's multipliers
-MOST_RATIO = 4.0  # the largest ratio of scales that they hold: 2 x 255 x 2^22 and a half fit int32
+ADD_BITS = 20  # of the larger of add_integer's multipliers, a leading one not counted: 2 x 255 x 2^21 fits int32
+ADD_SHIFTS = (9, 30)  # their fractional bits
+MOST_RATIO = 2047.0  # the largest ratio of scales that they hold
 EXP_BITS = 20  # fractional bits of softmax_integer's table
 
 
@@ -54,9 +56,15 @@ def bounded(values: np.ndarray, low: int | None, high: int | None, to: str) -> n
     return np.asarray(np.clip(values, least, most)).astype(to)
 
 
-def add_multiplier(ratio: Any) -> np.ndarray:
+def add_shift(largest: float) -> int:
+    """The fractional bits of add_integer's weights where the larger ratio of scales is that one."""
+    return min(max(ADD_BITS + 1 - math.frexp(largest)[1], ADD_SHIFTS[0]), ADD_SHIFTS[1])
+
+
+def add_multiplier(ratio: Any, shift: int = ADD_BITS) -> np.ndarray:
     """A ratio of scales (input over output) as add_integer's int32 weight."""
-    return np.rint(np.clip(np.float32(ratio), -MOST_RATIO, MOST_RATIO) * np.float32(1 << ADD_SHIFT)).astype(np.int32)
+    most = 1 << (ADD_BITS + 1)
+    return np.rint(np.clip(np.float32(ratio) * np.float32(1 << shift), -most, most)).astype(np.int32)
 
 
 def exp_table(scale: float, length: int) -> np.ndarray:
@@ -187,9 +195,13 @@ def _pair_infer(call: Call) -> tuple[TensorType, TensorType]:
 
 def _add_infer(call: Call) -> Sequence[TensorType]:
     a, b = _pair_infer(call)
-    for i, name in ((2, "a_multiplier"), (3, "b_multiplier")):
-        require_dtype(call.type(i), ("int32",), name)
-        require_shape(call.type(i), (), name)
+    for i, name in ((2, "a_multiplier"), (3, "b_multiplier"), (4, "by")):
+        given = optional(call, i)
+        if given is not None:
+            require_dtype(given, ("int32",), name)
+            require_shape(given, (), name)
+    if not ADD_SHIFTS[0] <= call.attrs["shift"] <= ADD_SHIFTS[1]:
+        raise OpError(f"shift: expected {ADD_SHIFTS[0]} to {ADD_SHIFTS[1]}; got {call.attrs['shift']}")
     return (TensorType(_range(call), broadcast_shapes(a.shape, b.shape)),)
 
 
@@ -198,7 +210,9 @@ def _add(
     b: np.ndarray,
     a_multiplier: np.ndarray,
     b_multiplier: np.ndarray,
+    by: np.ndarray | None = None,
     *,
+    shift: int,
     a_zero_point: int,
     b_zero_point: int,
     zero_point: int,
@@ -208,7 +222,8 @@ def _add(
 ) -> np.ndarray:
     sums = _shifted(a, a_zero_point) * a_multiplier.astype(np.int64)
     sums = sums + _shifted(b, b_zero_point) * b_multiplier.astype(np.int64)
-    return bounded(((sums + (1 << (ADD_SHIFT - 1))) >> ADD_SHIFT) + zero_point, low, high, to)
+    bits = np.int64(shift if by is None else by)
+    return bounded(((sums + (np.int64(1) << (bits - 1))) >> bits) + zero_point, low, high, to)
 
 
 def _mul_infer(call: Call) -> Sequence[TensorType]:
@@ -333,6 +348,14 @@ def _add_cases() -> Iterable[Case]:
     pair = (t("uint8", 9, 37), t("uint8", 9, 37))
     yield Case((*pair, *weights), {"zero_point": 9, "low": 9, "to": "uint8"}, low=0, high=255)
     yield Case((t("int16", 5, 9), t("int16", 5, 9), *weights), {"to": "int16"}, low=-32768, high=32767)
+    for ratios in ((0.02, 0.011), (2.1, 0.4), (300.0, 900.0)):
+        shift = add_shift(max(ratios))
+        parts = tuple(add_multiplier(r, shift) for r in ratios)
+        to = "int16" if ratios[0] > 9 else "int8"
+        yield Case((t("int8", 70), t("int8", 70), *parts), {**attrs, "shift": shift, "to": to}, low=-128, high=127)
+        yield Case(
+            (t("int8", 70), t("int8", 70), *parts, np.array(shift, np.int32)), {**attrs, "to": to}, low=-99, high=99
+        )
 
 
 def _lookup_cases() -> Iterable[Case]:
@@ -415,10 +438,10 @@ OPS = (
         Kind.ELEMENTWISE,
         _add_infer,
         _add,
-        "clip((((a - a_zero_point) a_multiplier + (b - b_zero_point) b_multiplier + 2^19) >> 20) + zero_point), "
-        "the multipliers with 20 fractional bits.",
-        inputs=("a", "b", "a_multiplier", "b_multiplier"),
-        attrs={"a_zero_point": 0, "b_zero_point": 0, **_BOUNDS},
+        "clip((((a - a_zero_point) a_multiplier + (b - b_zero_point) b_multiplier + 2^(shift - 1)) >> shift) + "
+        "zero_point); ``by`` is a shift that is computed.",
+        inputs=("a", "b", "a_multiplier", "b_multiplier", "by?"),
+        attrs={"shift": ADD_BITS, "a_zero_point": 0, "b_zero_point": 0, **_BOUNDS},
         cost=_per_output(9),
         cases=_add_cases,
     ),

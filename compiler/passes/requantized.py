@@ -12,11 +12,10 @@ import numpy as np
 from ..interpret import evaluate
 from ..ir import Graph, Node, Value
 from ..ops import OPS, Kind
-from ..ops.integers import ADD_SHIFT, MOST_RATIO, NARROW, STEPS, exp_table
+from ..ops.integers import ADD_BITS, ADD_SHIFTS, MOST_RATIO, NARROW, STEPS, add_multiplier, add_shift, exp_table
 from .pattern import Match
 from .steps import Steps, dequantized, equal, kept, known_value, number, scalar, steps_of, zero_of
 
-MOST_WIDE_RATIO = 1024.0  # of scales, where sums have 64 bits: times 2^20 it fits int32
 MOST_NODES = 24  # operations of a function that becomes a table
 MOVERS = ("reshape", "transpose", "expand", "tile", "max_pool")  # what a quantize moves in front of
 
@@ -150,25 +149,43 @@ def _requantize(m: Match, value: Value, target: Target) -> Value | None:
 
 
 def _add(m: Match, value: Value, target: Target) -> Value | None:
-    """With 16 bits on one side, or steps much finer than those of 8-bit operands, sums have 64 bits."""
     pair = _pair(m, value)
     if pair is None:
         return None
     ratios = [_ratio(m, found.scale, target) for found in pair]
     known = [known_value(m.graph, r) for r in ratios]
     largest = max((float(k) for k in known if k is not None), default=0.0)
-    wide = largest > MOST_RATIO or any(found.dtype.endswith("16") for found in pair)
-    limit = MOST_WIDE_RATIO if wide else MOST_RATIO
-    if largest > limit:
+    if largest > MOST_RATIO:
         return None
-    a, b = (_widened(m, found) if wide else found for found in pair)
+    a, b = (_widened(m, found) if _wide(pair) else found for found in pair)
+    signs = (1.0, -1.0 if m.graph.node(value).op == "sub" else 1.0)
+    zeros = {"a_zero_point": a.zero, "b_zero_point": b.zero, **_attrs(m, target)}
+    if None not in known:
+        shift = add_shift(largest)
+        held = [m.const(add_multiplier(float(k) * f, shift), a.q) for k, f in zip(known, signs, strict=True)]  # type: ignore[arg-type]
+        return m.add("add_integer", a.q, b.q, *held, **zeros, shift=shift)
+    by, power = _learned_shift(m, ratios, a.q)
     weights = []
-    for ratio, factor in zip(ratios, (1.0, -1.0 if m.graph.node(value).op == "sub" else 1.0), strict=True):
-        held = m.add("clip", ratio, low=-limit, high=limit)
-        steps = m.add("round", m.add("mul", held, number(m, factor * (1 << ADD_SHIFT), a.q)))
+    for ratio, factor in zip(ratios, signs, strict=True):
+        bounded = m.add("clip", ratio, low=-MOST_RATIO, high=MOST_RATIO)
+        steps = m.add("round", m.add("mul", m.add("mul", bounded, power), number(m, factor, a.q)))
         weights.append(m.add("cast", steps, to="int32"))
-    zeros = {"a_zero_point": a.zero, "b_zero_point": b.zero}
-    return m.add("add_integer", a.q, b.q, *weights, **zeros, **_attrs(m, target))
+    return m.add("add_integer", a.q, b.q, *weights, by, **zeros)
+
+
+def _learned_shift(m: Match, ratios: list[Value], like: Value) -> tuple[Value, Value]:
+    """``add_shift`` of ratios that are computed, and two to its power: exact, by comparisons with powers of two."""
+    shifts = range(ADD_SHIFTS[1], ADD_SHIFTS[0] - 1, -1)
+    limits = m.const(np.float32([2.0 ** (ADD_BITS - s) for s in shifts[1:]]), like)
+    passed = m.add("cast", m.add("less_equal", limits, m.add("maximum", *ratios)), to="int32")
+    place = m.add("reduce_sum", passed, axes=(0,), keepdims=False)
+    tables = (np.int32(shifts), np.float32([2.0**s for s in shifts]))
+    by, power = (m.add("gather", m.const(t, like), place, axis=0) for t in tables)
+    return by, power
+
+
+def _wide(pair: tuple[Steps, Steps]) -> bool:
+    return any(found.dtype.endswith("16") for found in pair)
 
 
 def _pair(m: Match, value: Value) -> tuple[Steps, Steps] | None:
@@ -187,8 +204,7 @@ def _mul(m: Match, value: Value, target: Target) -> Value | None:
     pair = _pair(m, value)
     if pair is None:
         return None
-    wide = any(found.dtype.endswith("16") for found in pair)
-    a, b = (_widened(m, found) if wide else found for found in pair)
+    a, b = (_widened(m, found) if _wide(pair) else found for found in pair)
     product = m.add("mul_integer", a.q, b.q, a_zero_point=a.zero, b_zero_point=b.zero)
     scale = m.add("mul", scalar(m, a.scale), scalar(m, b.scale))
     return m.add("requantize", product, _ratio(m, scale, target), **_attrs(m, target))
@@ -238,7 +254,24 @@ def _pool(m: Match, value: Value, target: Target) -> Value | None:
     if not whole and any(attrs["pads"]):
         ones = np.ones((1, 1, *size), np.int8)
         counts = OPS["sum_pool_integer"].reference(ones, **attrs, zero_point=0).astype(np.float32)  # type: ignore[misc]
-    return None if np.min(counts) < 1 else _averaged(m, value, target, found, attrs, counts)
+    if np.min(counts) < 1:
+        return None
+    alike = (found.dtype, found.zero) == (target.to, target.zero) and equal(graph, found.scale, target.scale)
+    if alike and not (whole and any(attrs["pads"])) and np.max(counts) <= 1 << 12:
+        return _mean_of_steps(m, target, found.q, attrs, counts)
+    return _averaged(m, value, target, found, attrs, counts)
+
+
+def _mean_of_steps(
+    m: Match, target: Target, q: Value, window: Mapping[str, Any], counts: np.ndarray | np.float32
+) -> Value:
+    """An average in the steps of what it averages: halves away from zero, as TensorFlow Lite's kernel has it. Of twice
+    the sum, one more in its direction is no tie any more, and decides nothing else."""
+    sums = m.add("sum_pool_integer", q, **window, zero_point=0)
+    twice = m.add("mul", sums, m.const(np.int32(2), q))
+    beside = m.add("add", twice, m.add("sign", sums))
+    share = m.const(np.asarray(np.float32(0.5) / counts, np.float32), q)
+    return m.add("requantize", beside, share, **{**_attrs(m, target), "zero_point": 0})
 
 
 def _most_summed(found: Steps) -> int:

@@ -49,12 +49,13 @@ def _requantize(x: Array, multiplier: Array, attrs: dict[str, Any]) -> Array:
     return np.array(made).reshape(x.shape).astype(attrs["to"])
 
 
-def _add(a: Array, b: Array, wa: Array, wb: Array, attrs: dict[str, Any]) -> Array:
+def _add(a: Array, b: Array, wa: Array, wb: Array, *rest: Any) -> Array:
+    attrs, shift = rest[-1], int(rest[0]) if len(rest) > 1 else rest[-1]["shift"]
     a, b = np.broadcast_arrays(a, b)
     made = []
     for x, y in zip(a.flat, b.flat, strict=True):
         total = (int(x) - attrs["a_zero_point"]) * int(wa) + (int(y) - attrs["b_zero_point"]) * int(wb)
-        half_up = Fraction(total, 1 << 20) + Fraction(1, 2)
+        half_up = Fraction(total, 1 << shift) + Fraction(1, 2)
         made.append(_clipped(half_up.numerator // half_up.denominator + attrs["zero_point"], attrs))
     return np.array(made).reshape(a.shape).astype(attrs["to"])
 
@@ -162,5 +163,9 @@ def test_softmax_tables_cannot_overflow() -> None:
 
 def test_an_add_multiplier_is_bounded_and_rounded() -> None:
     assert integers.add_multiplier(0.5) == 1 << 19
-    assert integers.add_multiplier(1e9) == int(integers.MOST_RATIO) << integers.ADD_SHIFT
     assert 255 * int(integers.add_multiplier(1e9)) * 2 + (1 << 19) < 2**31
+    for ratio in (1e-9, 0.001, 0.4999, 0.5, 1.0, 3.99, 255.0, 2047.0):
+        shift = integers.add_shift(ratio)
+        steps = int(integers.add_multiplier(ratio, shift))
+        assert steps <= 1 << 21
+        assert steps >= 1 << 20 or shift == 30

@@ -205,7 +205,7 @@ def test_bias_in_steps_is_taken_as_it_is() -> None:
 
 def test_a_ratio_beyond_the_multipliers_range_stays_float() -> None:
     q = Q()
-    counts, got, said = q.finish(q.quantized(q.add("add", q.input(4, 4, scale=200.0), q.input(4, 4)), 0.1))
+    counts, got, said = q.finish(q.quantized(q.add("add", q.input(4, 4, scale=500.0), q.input(4, 4)), 0.1))
     assert not counts["add_integer"]
     np.testing.assert_array_equal(got, said)
 
