@@ -133,8 +133,8 @@ def widened(k: Builder, x: Expr, dtype: str) -> Expr:
     if id(x) not in k.wide or dtype != "int32":
         return cast(x, dtype)
     _, wide, zero, low, high = k.wide[id(x)]
-    placed = k.bind(shifted(wide, -zero, "int32"))
-    return k.bind(minimum(maximum(placed, like(low, placed)), like(high, placed)))
+    placed = k.bind(wide if isinstance(zero, int) and not zero else wide + spread(zero, wide))
+    return k.bind(minimum(maximum(placed, spread(low, placed)), spread(high, placed)))
 
 
 def _within(k: Builder, steps: Expr, low: Number, high: Number) -> Expr:
