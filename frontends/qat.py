@@ -62,12 +62,16 @@ def quantize_aware(
         activations="int16" if wide else "int8",
         weight_bits=weight_bits,
         method=method,
-        bias_correction=False,  # the biases are trained
+        # training does what these do, and does it better
+        equalize=False,
+        bias_correction=False,
+        rounding="nearest",
+        smooth=None,
         float_patterns=tuple(float_patterns),
     )
     one = {BATCH: 1} if any(BATCH in spec.shape for spec in net._specs().values()) else {}
     feeds = samples_of(calibration, net.types(one), samples=samples)
-    found = quantize(net.to_graph(one), list(feeds), settings)
+    found = quantize(net.to_graph(one), list(feeds), settings, measure=False)
     layers = {layer.weight for layer in found.sites.layers}
     schemes = {n: s if n in layers else narrowed(s, activation_bits) for n, s in found.schemes.items()}
     state = [(weight, weight.array) for weight in net.weights]
