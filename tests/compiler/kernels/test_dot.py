@@ -83,6 +83,15 @@ def test_reads_planes_writes_sums_channels_last(shape, machine):
     check_region(*conv(shape, machine, order=range, output_order=channels_last), template="dot_conv")
 
 
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[4], SHAPES[7]], ids=str)
+def test_weights_that_are_computed_are_left_to_others(shape):
+    """As while a network is trained."""
+    region, arrays = conv(shape, machines()[0], "int8", epilogue=requantized(shape[1][0], 2))
+    region = replace(region, inputs=tuple(replace(o, const=None) for o in region.inputs))
+    assert all(p.template != "dot_conv" for p in plans(region))
+    check_region(region, arrays)
+
+
 @pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[4], SHAPES[7]], ids=str)
 @pytest.mark.parametrize("weights", [(-200, 40), (-10, 245), (-255, 0)], ids=str)
