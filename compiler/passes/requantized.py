@@ -265,12 +265,11 @@ def _pool(m: Match, value: Value, target: Target) -> Value | None:
 def _mean_of_steps(
     m: Match, target: Target, q: Value, window: Mapping[str, Any], counts: np.ndarray | np.float32
 ) -> Value:
-    """An average in the steps of what it averages: halves away from zero, as TensorFlow Lite's kernel has it. Of twice
-    the sum, one more in its direction is no tie any more, and decides nothing else."""
+    """An average in the steps of what it averages: halves away from zero, as TensorFlow Lite's kernel has it: four
+    times the sum and one more in its direction is never a tie, and lies on the same side of every other."""
     sums = m.add("sum_pool_integer", q, **window, zero_point=0)
-    twice = m.add("mul", sums, m.const(np.int32(2), q))
-    beside = m.add("add", twice, m.add("sign", sums))
-    share = m.const(np.asarray(np.float32(0.5) / counts, np.float32), q)
+    beside = m.add("add", m.add("mul", sums, m.const(np.int32(4), q)), m.add("sign", sums))
+    share = m.const(np.asarray(np.float32(0.25) / counts, np.float32), q)
     return m.add("requantize", beside, share, **{**_attrs(m, target), "zero_point": 0})
 
 
