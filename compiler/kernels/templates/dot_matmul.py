@@ -62,8 +62,8 @@ def described(region: Region, p: Product, found: Kit, walk: Walk, tile: Tile) ->
 def _matrix(region: Region, p: Product) -> np.ndarray:
     """B as ``[panel, 1, depth, columns]`` without its zero point."""
     assert p.b.const is not None
-    wide = p.b.const.astype(np.int32) - region.attrs["b_zero_point"]
-    return wide.reshape(-1, 1, p.depth, p.columns)
+    wide = p.b.const.astype(np.int32) - np.int32(region.attrs["b_zero_point"])
+    return np.asarray(wide.reshape(-1, 1, p.depth, p.columns))
 
 
 TEMPLATE = Template("dot_matmul", ("matmul_integer",), plan, {"dot_matmul": _dot.emit})
