@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from nervure import NervureError
 from nervure.compiler.types import TensorType
-from nervure.frontends.calibration import calibration, labelled, spec_text
+from nervure.frontends.calibration import calibration, labelled
+from nervure.frontends.calibration_files import spec_text
 from PIL import Image
 
 ONE = {"x": TensorType("float32", (1, 4))}

@@ -96,7 +96,7 @@ def quantize_command(
     that do most damage get 16 bits or stay in float until the budget holds, measured on the compiled model; where it
     cannot be met, nothing is written.
     """
-    from ...calibration import imported
+    from ...calibration_files import imported
     from ...quantize import quantize
     from ..console import print_json, progress
     from ..network import network
