@@ -112,7 +112,7 @@ class Channels:
         """One more sample."""
         others = tuple(i for i in range(array.ndim) if i != axis)
         self.reach = np.maximum(self.reach, np.maximum(array.max(axis=others), -array.min(axis=others)))
-        self.power += np.square(array, dtype=np.float32).mean(axis=others, dtype=np.float64)
+        self.power = self.power + np.square(array, dtype=np.float32).mean(axis=others, dtype=np.float64)
         self.samples += 1
 
 
