@@ -226,6 +226,33 @@ def test_two_widths_meet_in_integers(op: str, first: str, second: str, to: str) 
     assert len(np.unique(got)) > 10
 
 
+@pytest.mark.parametrize("scale", [0.004, 0.03, 0.0625, 0.5, 9.0])
+def test_a_sum_with_learned_scales_is_the_one_with_constant_scales(scale: float) -> None:
+    """The shift of the weights is computed where the scales are."""
+    results = []
+    for learned in (False, True):
+        q = Q()
+        a, b = q.input(6, 50, scale=0.03), q.input(6, 50, scale=0.07, zero=-5)
+        step = q.const(scale)
+        if learned:
+            step = q.graph.input("scale", TensorType("float32", ()))
+            q.feeds.append(np.asarray(scale, np.float32))
+        zero = q.graph.const(np.asarray(3, np.int8))
+        counts, got, _ = q.finish(q.add("quantize", q.add("add", a, b), step, zero, to="int8"))
+        assert counts["add_integer"] == 1
+        results.append(got)
+    np.testing.assert_array_equal(*results)
+
+
+def test_halves_of_an_average_in_its_own_steps_go_away_from_zero() -> None:
+    window = {"kernel_shape": (1, 2), "strides": (1, 2), "pads": (0,) * 4, "dilations": (1, 1)}
+    q = Q()
+    x = q.input(1, 1, 1, 8, scale=0.05, zero=3)
+    q.feeds[0] = np.int8([[[[1, 2, -1, -2, 5, 7, -128, -127]]]])
+    _, got, _ = q.finish(q.quantized(q.add("avg_pool", x, **window), 0.05, 3))
+    assert got.reshape(-1).tolist() == [2, -2, 6, -128]
+
+
 def test_a_graph_without_quantizers_is_left_alone() -> None:
     graph = Graph("plain")
     x = graph.input("x", TensorType("float32", (2, 3)))
