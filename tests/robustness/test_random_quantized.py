@@ -4,6 +4,7 @@ same but for single steps."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,16 @@ def _layers(made: Maker) -> list[tuple[Graph, dict[str, np.ndarray], Value]]:
     return found
 
 
+def _session(onnxruntime: Any, model: bytes) -> Any:
+    """Unoptimized where its optimizer makes something that it then refuses."""
+    try:
+        return onnxruntime.InferenceSession(model)
+    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(model, options)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32 - 1))
 def test_each_layer_is_within_a_step_of_onnx_runtime(seed: int) -> None:
@@ -56,7 +67,7 @@ def test_each_layer_is_within_a_step_of_onnx_runtime(seed: int) -> None:
     onnxruntime.set_default_logger_severity(4)
     for graph, feeds, _ in _layers(Maker(seed, 4)):
         (found,) = interpret(canonicalize(graph), feeds)
-        (wanted,) = onnxruntime.InferenceSession(to_model(graph).SerializeToString()).run(None, feeds)
+        (wanted,) = _session(onnxruntime, to_model(graph).SerializeToString()).run(None, feeds)
         apart = np.abs(found.astype(int) - wanted.astype(int))
         assert apart.max(initial=0) <= SPREAD, f"{apart.max()} steps in {(apart > 1).mean():.1%}\n{graph.text()}"
 
