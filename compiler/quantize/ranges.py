@@ -2,8 +2,8 @@
 
 minmax takes what was seen; average a moving average of each sample's extent; percentile leaves a share of the values
 outside; mse minimises the mean square of what clipping and rounding change; entropy the Kullback-Leibler divergence of
-the quantized distribution from the real one (Migacz, "8-bit inference with TensorRT", 2017). Which serves a network best
-is found by ``quantizer`` where the method is auto.
+the quantized distribution from the real one (Migacz, "8-bit inference with TensorRT", 2017). Which serves a network
+best is found by ``quantizer`` where the method is auto.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def error_parts(histogram: Histogram, scheme: Scheme, counts: np.ndarray | None 
     """Mean squares of what clipping and what rounding change."""
     x, counts = histogram.centers, histogram.counts if counts is None else counts
     total = max(float(counts.sum()), 1e-30)
-    inside = np.clip(x, *(float(r) for r in scheme.reals))
+    low, high = (float(r) for r in scheme.reals)
+    inside = np.clip(x, low, high)
     steps = float(scheme.scale)
     rounded = np.rint(inside / steps) * steps - inside
     return float(counts @ (inside - x) ** 2) / total, float(counts @ rounded**2) / total

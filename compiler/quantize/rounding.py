@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -82,16 +83,12 @@ def _inputs(graph: Graph, layer: Layer, x: np.ndarray, rng: np.random.Generator)
     padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
     reach = tuple(d * (k - 1) + 1 for k, d in zip(w.shape[2:], dilations, strict=True))
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
-    cut = (
-        slice(None),
-        slice(None),
-        *(slice(None, None, s) for s in strides),
-        *(slice(None, None, d) for d in dilations),
-    )
-    windows = windows[cut]
+    steps = [slice(None, None, step) for step in (*strides, *dilations)]
+    windows = windows[(slice(None), slice(None), *steps)]
     outputs = windows.shape[2 : 2 + rank]
     flat = rng.permutation(math.prod(outputs))[:POSITIONS]
-    taken = windows[(slice(None), slice(None), *np.unravel_index(flat, outputs))]  # [n, c, positions, taps]
+    picked: tuple[Any, ...] = (slice(None), slice(None), *np.unravel_index(flat, outputs))
+    taken = windows[picked]  # [n, channels, positions, taps]
     n, channels, positions = taken.shape[:3]
     group = int(attrs["group"])
     parts = taken.reshape(n, group, channels // group, positions, -1).transpose(1, 0, 3, 2, 4)
@@ -143,7 +140,7 @@ def adaptive_steps(w: np.ndarray, scale: np.ndarray, moment: np.ndarray, scheme:
             gradient += ((q[:, cut] - before) * scale[:, cut]) @ h[cut]
         if changed <= q.size // 1000:
             break
-    return q
+    return np.asarray(q)
 
 
 __all__ = ["adaptive_steps", "round_adaptively"]

@@ -65,7 +65,7 @@ def _factors(graph: Graph, users: tuple[Layer, ...], reach: np.ndarray, alpha: f
     some = (reach > 0) & (rows > 0)
     factor = np.where(some, np.where(some, reach, 1) ** alpha / np.where(some, rows, 1) ** (1 - alpha), 1.0)
     middle = np.exp(np.log(factor).mean())  # the whole tensor need not grow or shrink
-    return np.clip(factor / middle, 1e-4, 1e4)
+    return np.asarray(np.clip(factor / middle, 1e-4, 1e4))
 
 
 def _into_norm(graph: Graph, value: Value, users: tuple[Layer, ...], factor: np.ndarray) -> None:
