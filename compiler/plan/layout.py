@@ -21,7 +21,19 @@ from .images import POOLS, batch_last, image_nodes, is_batch_last, misplaced
 from .strides import dense, is_dense, order_of, reshape_view, same_walk
 
 CHANNELS_LAST = ("conv", "conv_integer", "conv_narrow", "conv_transpose", *POOLS, "resize", "grid_sample", "group_norm")
-FOLLOWS = ("pointwise", "softmax", "log_softmax", "layer_norm", "rms_norm", "cumsum", "cumprod", "batch_norm", "copy")
+FOLLOWS = (
+    "pointwise",
+    "lookup",
+    "softmax_integer",
+    "softmax",
+    "log_softmax",
+    "layer_norm",
+    "rms_norm",
+    "cumsum",
+    "cumprod",
+    "batch_norm",
+    "copy",
+)
 # their kernels write each row wherever it belongs
 ROWS_ANYWHERE = ("matmul", "matmul_integer", "matmul_narrow", "attention")
 REDUCES = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")

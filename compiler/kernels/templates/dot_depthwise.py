@@ -176,7 +176,10 @@ def _flat_lanes(region: Region, config: dict[str, Any], point: int, widths: list
     others = [i for i in range(len(region.inputs)) if i not in own and i != _multiplier(region)[1]]
     if not joinable(region, 1, number, others, channels):
         return 0
-    return next((n for n in widths if n % channels == 0 and n <= p["extent"] * channels), 0)
+    found = next((n for n in widths if n % channels == 0 and n <= p["extent"] * channels), 0)
+    # multipliers of channels cannot be read along such a vector: they must lie beside the sums
+    each = _multiplier(region)[1] is not None and found
+    return 0 if each and _absorbed(region, serialize(region), [found])[1] is None else found
 
 
 def _groups(channels: int, widths: list[int]) -> list[Group]:

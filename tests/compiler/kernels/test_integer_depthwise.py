@@ -29,7 +29,7 @@ SHAPES = [  # x, kernel, strides, pads, dilations
 ]
 
 
-def build(shape, machine, *, dtype="uint8", zero=9, scaled=True, residual=False, seed=0, to=None, **options):
+def build(shape, machine, *, dtype="uint8", zero=9, scaled=True, residual=False, seed=0, to=None, most=1e-2, **options):
     """A depthwise convolution and, if ``scaled``, its requantization (and the addition of a residual)."""
     x, kernel, strides, pads, dilations = shape
     rng, channels = np.random.default_rng(seed), x[1]
@@ -37,7 +37,7 @@ def build(shape, machine, *, dtype="uint8", zero=9, scaled=True, residual=False,
     source = rng.integers(info.min, info.max, x, dtype=dtype, endpoint=True)
     weights = rng.integers(-128, 128, (channels, 1, *kernel)).astype(np.int8)
     bias = rng.integers(-(2**20), 2**20, channels).astype(np.int32)
-    each = np.geomspace(1e-4, 1e-2, channels).astype(np.float32).reshape(channels, *[1] * (len(x) - 2))
+    each = np.geomspace(1e-4, most, channels).astype(np.float32).reshape(channels, *[1] * (len(x) - 2))
     to = to or dtype
 
     def epilogue(g, y):
@@ -82,6 +82,18 @@ def test_channels_last(shape, dtype, machine):
     for name in ("dot_depthwise", "depthwise"):
         if name in names:
             check_region(region, arrays, template=name)
+
+
+@pytest.mark.parametrize("channels", [8, 16, 24])
+@pytest.mark.parametrize("known", [True, False])
+def test_multipliers_that_stay_behind_the_sums(channels, known):
+    """Large ones, and those that are only known at run time, are not taken into the sums."""
+    shape = ((1, channels, 8, 9), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
+    for machine in machines():
+        region, arrays = build(shape, machine, most=0.9 if known else 1e-2)
+        if not known:
+            region = replace(region, inputs=(*region.inputs[:3], *(replace(o, const=None) for o in region.inputs[3:])))
+        check_region(region, arrays)
 
 
 def test_a_few_channels_and_many():
