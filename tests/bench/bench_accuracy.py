@@ -26,7 +26,7 @@ from nervure.compiler.ir import Graph
 from nervure.compiler.quantize.observe import compiled
 from nervure.compiler.quantize.quantizer import quantize
 from nervure.compiler.quantize.settings import Settings
-from nervure.frontends.onnx import load
+from nervure.frontends.onnx import load, save
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import models  # type: ignore[import-not-found]
@@ -210,8 +210,8 @@ def depthwise_net(train: np.ndarray, y: np.ndarray, epochs: int) -> Graph:
     net.compile(nv.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
     net.fit(train, y, 64, epochs, verbose=0)
     with tempfile.TemporaryDirectory() as folder:
-        net.export(str(Path(folder) / "net.onnx"))
-        return load(Path(folder) / "net.onnx", {"batch": 1})
+        save(net, Path(folder) / "net.onnx")
+        return load(Path(folder) / "net.onnx")
 
 
 def depthwise(args: argparse.Namespace) -> list[dict[str, Any]]:
