@@ -72,8 +72,8 @@ def imported(module: str, name: str) -> Callable[..., Any]:
     found = getattr(made, name, None)
     if not callable(found):
         functions = sorted(n for n, v in vars(made).items() if callable(v) and not n.startswith("_"))
-        hint = f"it has: {', '.join(functions[:12])}" if functions else None
-        raise NervureError(f"{module} has no function {name!r}", where=where, hint=hint)
+        known = f"it has: {', '.join(functions[:12])}" if functions else None
+        raise NervureError(f"{module} has no function {name!r}", where=where, hint=known)
     return found  # type: ignore[no-any-return]
 
 

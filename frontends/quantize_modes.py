@@ -59,9 +59,9 @@ def quantized(
 def _weights_only(graph: Graph, samples: Samples | None, settings: WeightSettings, progress: Progress) -> Quantized:
     from ..compiler.quantize.weights import halve_weights, quantize_weights, weights_of
 
-    kept = {"float_patterns": settings.float_patterns}
+    kept = settings.float_patterns
     if settings.weights in HALVES:
-        made = halve_weights(graph, settings.weights, **kept)
+        made = halve_weights(graph, settings.weights, float_patterns=kept)
         every = {made.node(n).names[0].removesuffix(".half") for n in made if made.node(n).names[0].endswith(".half")}
         rows = [_weight_row(name, settings.weights, None) for name in sorted(every)]
         return Quantized(made, tuple(rows))
@@ -69,7 +69,7 @@ def _weights_only(graph: Graph, samples: Samples | None, settings: WeightSetting
         raise NervureError("GPTQ needs calibration data", hint="give calibration, or leave gptq out")
     bits, how = int(settings.weights[3:]), "gptq" if settings.gptq else "nearest"
     feeds = list(samples) if settings.gptq and samples is not None else None
-    made = quantize_weights(graph, bits, settings.group, how, feeds, progress=progress, **kept)
+    made = quantize_weights(graph, bits, settings.group, how, feeds, progress=progress, float_patterns=kept)
     rows = [_weight_row(r.name, f"int{r.bits}", r) for r in made.meta["weights"]]
     rows += [_weight_row(w.name, "float", None) for w in weights_of(made)]
     return Quantized(made, tuple(rows))
@@ -92,8 +92,11 @@ def _dynamic(graph: Graph, settings: Settings) -> Quantized:
     plain = prepare(graph)
     made = quantize_dynamic(plain, settings)
     place = {name: i for i, key in enumerate(plain.order()) for name in plain.node(key).names}
-    names = {plain.node(m.node).names[0]: plain.node(m.node).op for m in (*made.products, *made.recurrences)}
-    rows = [{"name": n, "op": op, "format": "int8", "sqnr_db": None, "causes": {}} for n, op in names.items()]
+    nodes = [m.node for m in made.products] + [m.node for m in made.recurrences]
+    names = {plain.node(n).names[0]: plain.node(n).op for n in nodes}
+    rows: list[dict[str, Any]] = [
+        {"name": n, "op": op, "format": "int8", "sqnr_db": None, "causes": {}} for n, op in names.items()
+    ]
     rows += [_float_row(plain, name, why) for name, why in made.floats.items()]
     rows.sort(key=lambda r: place.get(str(r["name"]), len(place)))
     notes = (

@@ -52,10 +52,10 @@ def shifted(x: Expr, zero_point: Number, dtype: str) -> Expr:
 
 def _bounds(attrs: Node) -> tuple[Number, Number]:
     """The least and the greatest step."""
-    given = (attrs["low"], attrs["high"])
-    plain = step_bounds(*(v if isinstance(v, int) else None for v in given), attrs["to"])
-    low, high = (p if v is None or isinstance(v, int) else v for p, v in zip(plain, given, strict=True))
-    return low, high
+    low, high = attrs["low"], attrs["high"]
+    known = [v if isinstance(v, int) else None for v in (low, high)]
+    least, most = step_bounds(known[0], known[1], attrs["to"])
+    return (least if low is known[0] else low), (most if high is known[1] else high)
 
 
 def rescaled(k: Builder, sums: Expr, multiplier: Expr, attrs: Node) -> Expr:

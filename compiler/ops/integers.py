@@ -64,13 +64,13 @@ def add_shift(largest: float) -> int:
 def add_multiplier(ratio: Any, shift: int = ADD_BITS) -> np.ndarray:
     """A ratio of scales (input over output) as add_integer's int32 weight."""
     most = 1 << (ADD_BITS + 1)
-    return np.rint(np.clip(np.float32(ratio) * np.float32(1 << shift), -most, most)).astype(np.int32)
+    return np.asarray(np.rint(np.clip(np.float32(ratio) * np.float32(1 << shift), -most, most)), np.int32)
 
 
 def exp_table(scale: float, length: int) -> np.ndarray:
     """int32 [256]: exp(-d scale) for d = 0 .. 255 with as many fractional bits as ``length`` sums of them allow."""
     bits = min(EXP_BITS, 30 - max(1, math.ceil(math.log2(max(2, length)))))
-    return np.rint(np.exp(-np.arange(256) * float(scale)) * (1 << bits)).astype(np.int32)
+    return np.asarray(np.rint(np.exp(-np.arange(256) * float(scale)) * (1 << bits)), np.int32)
 
 
 def _shifted(x: np.ndarray, zero_point: int) -> np.ndarray:
@@ -233,7 +233,7 @@ def _mul_infer(call: Call) -> Sequence[TensorType]:
 
 def _mul(a: np.ndarray, b: np.ndarray, *, a_zero_point: int, b_zero_point: int) -> np.ndarray:
     product = _shifted(a, a_zero_point) * _shifted(b, b_zero_point)
-    return product.astype(total(str(a.dtype)))
+    return np.asarray(product, total(str(a.dtype)))
 
 
 def _lookup_infer(call: Call) -> Sequence[TensorType]:

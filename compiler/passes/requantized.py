@@ -176,10 +176,10 @@ def _add(m: Match, value: Value, target: Target) -> Value | None:
 def _learned_shift(m: Match, ratios: list[Value], like: Value) -> tuple[Value, Value]:
     """``add_shift`` of ratios that are computed, and two to its power: exact, by comparisons with powers of two."""
     shifts = range(ADD_SHIFTS[1], ADD_SHIFTS[0] - 1, -1)
-    limits = m.const(np.float32([2.0 ** (ADD_BITS - s) for s in shifts[1:]]), like)
+    limits = m.const(np.array([2.0 ** (ADD_BITS - s) for s in shifts[1:]], np.float32), like)
     passed = m.add("cast", m.add("less_equal", limits, m.add("maximum", *ratios)), to="int32")
     place = m.add("reduce_sum", passed, axes=(0,), keepdims=False)
-    tables = (np.int32(shifts), np.float32([2.0**s for s in shifts]))
+    tables = (np.array(shifts, np.int32), np.array([2.0**s for s in shifts], np.float32))
     by, power = (m.add("gather", m.const(t, like), place, axis=0) for t in tables)
     return by, power
 
@@ -268,7 +268,7 @@ def _mean_of_steps(
     """An average in the steps of what it averages: halves away from zero, as TensorFlow Lite's kernel has it: four
     times the sum and one more in its direction is never a tie, and lies on the same side of every other."""
     sums = m.add("sum_pool_integer", q, **window, zero_point=0)
-    beside = m.add("add", m.add("mul", sums, m.const(np.int32(4), q)), m.add("sign", sums))
+    beside = m.add("add", m.add("mul", sums, m.const(np.asarray(4, np.int32), q)), m.add("sign", sums))
     share = m.const(np.asarray(np.float32(0.25) / counts, np.float32), q)
     return m.add("requantize", beside, share, **{**_attrs(m, target), "zero_point": 0})
 

@@ -80,7 +80,8 @@ def equal(graph: Graph, a: Value, b: Value) -> bool:
 
 def kept(graph: Graph, q: Value) -> bool:
     """Whether a tensor only depends on what is stored, not on the inputs."""
-    stack, seen = [q.node], set()
+    stack: list[int] = [q.node]
+    seen: set[int] = set()
     while stack:
         key = stack.pop()
         if graph.node(key).op == "input" or len(seen) > 64:

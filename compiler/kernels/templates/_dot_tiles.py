@@ -31,7 +31,7 @@ class Tiles(Dot):
         super().__init__(k, config)
         self.functions = config["tiles"]
         self.piece = config["piece"]
-        self.held: tuple[int, int] | None = None  # points and column registers that are configured
+        self.held: int | None = None  # points that are configured
 
     def call(self, name: str, *args: Any) -> None:
         """One of the machine's tile instructions (or, where a test runs it, a C function of that meaning)."""

@@ -193,6 +193,7 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
     shared_dims = split(dims, tile.cycles)
     total = panel * math.prod(o.extent for o in b_axes)
     bias = region.operand(2)  # of matmul_integer, as its zero points
+    held = sorted({*reads, *([] if bias is None else [bias])})
     zeros = [region.attrs.get(name, 0) for name in ("zero_point", "b_zero_point")]
     config = {
         "program": serialize(region),
@@ -208,7 +209,7 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
         },
         "bias": 0,
         "runtime_bias": bias,
-        "reads": sorted({*reads, *([] if bias is None else [bias])}),
+        "reads": held,
         "outer": outer,
         "slab": None,
         "line": {"extent": 1, "a": 0, "taps": 1, "tap_a": 0, "tap_b": 0, "border": False, "block": 1},
@@ -238,7 +239,7 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
         phases.append(pack_draft(p.b, levels, [[p.depth, p.b_step]], p.b_column, columns, dtype, Arg("in", ib)))
         shared = total * np.dtype(dtype).itemsize
         source = Arg("shared", 0)
-    args = [Arg("in", ia), source, *(Arg("in", i) for i in config["reads"])]
+    args = [Arg("in", ia), source, *(Arg("in", i) for i in held)]
     args += [Arg("out", j) for j in range(len(region.outputs))]
     tasks = math.prod(dims[:shared_dims]) if shared_dims else None
     phases.append(Draft(KernelSpec("matmul", config), tuple(args), tasks))

@@ -73,13 +73,13 @@ def _window(cursor: Cursor, index: list[Any], lanes: int) -> tuple[Any, Any]:
         firsts.append(((at + base) * s - p, None if step is None else step * s))
     average = "count_include_pad" in attrs
     if "zero_point" in attrs:
-        fold: Any = _Sum(cursor, lanes)
+        total = _Sum(cursor, lanes)
         bounds = [_bounds(cursor, a, firsts[a][0]) if a in dynamic else (0, kernel[a]) for a in range(len(kernel))]
-        _loops(cursor, index, firsts, bounds, [], lanes, fold)
-        return fold.total.get(), None
+        _loops(cursor, index, firsts, bounds, [], lanes, total)
+        return total.total.get(), None
     if not dynamic and math.prod(kernel) <= _UNROLLED_TAPS and not attrs.get("indices"):
         return _unrolled(cursor, index, firsts, lanes, average), None
-    fold = _Average(cursor, lanes) if average else _Maximum(cursor, lanes)
+    fold: _Average | _Maximum = _Average(cursor, lanes) if average else _Maximum(cursor, lanes)
     bounds = [_bounds(cursor, a, firsts[a][0]) if a in dynamic else (0, kernel[a]) for a in range(len(kernel))]
     _loops(cursor, index, firsts, bounds, [], lanes, fold)
     counts = [_counted(cursor, a, firsts[a][0], bounds[a]) for a in range(len(kernel))] if average else []
