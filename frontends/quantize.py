@@ -13,6 +13,7 @@ import numpy as np
 from ..compiler.ir import Graph
 from ..compiler.pipeline import EntryGraph, Options, plan_program
 from ..compiler.quantize.control import TARGETS, Budget, Outcome, Promotion, Score, control
+from ..compiler.quantize.pace import Pace
 from ..compiler.types import TensorType
 from ..errors import NervureError
 from ..runtime.artifact import Port
@@ -22,6 +23,7 @@ from .build import compile
 from .calibration import Samples, calibration, labelled
 from .model import Model
 from .quantize_modes import Quantized, quantized, with_facts
+from .quantize_pace import WISHES, keep_the_faster
 from .quantize_report import Report, make_report
 from .quantize_settings import AnySettings, settings_for
 from .quantize_settings import promoted as with_promoted
@@ -48,7 +50,7 @@ class Quantization:
         from .onnx import save
 
         target = Path(path)
-        _writable(target)
+        _writable(target, ".onnx")
         save(self.graph, target)
         return target
 
@@ -69,6 +71,8 @@ def quantize(
     evaluate: Callable[[Any], float] | None = None,
     labelled: Any = None,
     promote: str = "auto",
+    optimize: str = "speed",
+    tune: str | Path | None = None,
     target: str = "host",
     latency: bool = True,
     progress: Progress | None = None,
@@ -89,6 +93,10 @@ def quantize(
     ``promote``d to 16 bits or float (``auto``, ``int16``, ``float``), until it holds for the artifact compiled for
     ``target``.
 
+    A layer that integers do not make faster on ``target`` stays in float, unless ``optimize="size"`` wants few bytes.
+    Which layers those are is estimated; with ``tune`` (a JSON file, the tuning record) each one is timed in both forms
+    on this machine once, and the record decides from then on.
+
     ``out``: where to write the QDQ ONNX file. ``latency=False`` times nothing. Raises ``NervureError`` for calibration
     data that do not fit or are not finite, for a pattern that matches nothing, and, before anything is written, where a
     budget cannot be met.
@@ -100,11 +108,16 @@ def quantize(
     budget = _budget(max_drop, max_sqnr_loss, evaluate, labelled)
     if promote not in TARGETS:
         raise NervureError(f"promote {promote!r} is unknown", hint=f"use one of: {', '.join(TARGETS)}")
-    if out is not None:
-        _writable(Path(out))
+    if optimize not in WISHES:
+        raise NervureError(f"optimize {optimize!r} is unknown", hint=f"use one of: {', '.join(WISHES)}")
+    for path in (out, tune):
+        if path is not None:
+            _writable(Path(path), ".onnx" if path is out else ".json")
     job.read(calibration, dims, shapes, samples, preprocess)
     job.evaluation = _evaluation(evaluate, labelled, job)
     job.start()
+    if mode == "static" and optimize == "speed":
+        keep_the_faster(job, None if tune is None else Path(tune))
     outcome = job.within(budget, promote)
     found = job.found[_key(outcome.promoted)] if outcome else job.first
     found = replace(found, quantized=with_facts(found.quantized, job.tell))
@@ -113,10 +126,11 @@ def quantize(
     return replace(made, path=made.save(out)) if out is not None else made
 
 
-def _writable(out: Path) -> None:
+def _writable(out: Path, suffix: str) -> None:
     """Says early what would only come out at the end."""
-    if out.suffix != ".onnx":
-        raise NervureError("a quantized model is an ONNX file", where=str(out), hint=f"{out.stem}.onnx")
+    if out.suffix != suffix:
+        what = "a quantized model is an ONNX file" if suffix == ".onnx" else "a tuning record is a JSON file"
+        raise NervureError(what, where=str(out), hint=f"{out.stem}{suffix}")
     if not out.parent.is_dir():
         raise NervureError("there is no such folder", where=str(out.parent))
 
@@ -165,6 +179,7 @@ class _Job:
         self.evaluation: a.Evaluation | None = None
         self.found: dict[tuple[tuple[str, str], ...], Measured] = {}
         self.notes: list[str] = []
+        self.paces: dict[str, Pace] = {}
 
     @property
     def title(self) -> str:
@@ -203,15 +218,15 @@ class _Job:
         self.measure({})
         self.first = self.found[()]
 
-    def quantized(self, promoted: Promotion, tell: Progress) -> Quantized:
-        """The model with these layers promoted."""
-        before = self.found[()].quantized if () in self.found else None
+    def quantized(self, promoted: Promotion, tell: Progress, before: Quantized | None = None) -> Quantized:
+        """The model with these layers promoted; ``before`` is an earlier result to start from."""
+        before = self.found[()].quantized if () in self.found else before
         samples = self.samples if self.given else None
         return quantized(self.mode, self.graph, samples, with_promoted(self.settings, promoted), tell, before)
 
-    def measure(self, promoted: Promotion) -> Score:
+    def measure(self, promoted: Promotion, before: Quantized | None = None) -> Score:
         """Quantizes, compiles and scores the artifact."""
-        made = self.quantized(promoted, self.tell)
+        made = self.quantized(promoted, self.tell, before)
         self.tell("compiling", 0, 1)
         model = compile(made.graph, self.target, name=self.title, cache=not promoted)
         artifact = a.Artifact(model)
@@ -230,9 +245,12 @@ class _Job:
         return max(a.noise(artifact.outputs(self.compared.take(range(count))), self.wanted[:count]), default=0.0)
 
     def cost(self, promoted: Promotion) -> float:
+        """Estimated nanoseconds of a run with these layers promoted."""
+        return self.cost_of(self.found[_key(promoted)])
+
+    def cost_of(self, measured: Measured) -> float:
         """Estimated nanoseconds of a run."""
-        graph = self.found[_key(promoted)].quantized.graph
-        program, _ = plan_program([EntryGraph(graph)], self.machine, Options())
+        program, _ = plan_program([EntryGraph(measured.quantized.graph)], self.machine, Options())
         return sum(step.estimate for entry in program.entries for step in entry.steps)
 
     def within(self, budget: Budget | None, promote: str) -> Outcome | None:

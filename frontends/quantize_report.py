@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compiler.quantize.control import Budget, Outcome, decibels
 from .accuracy import agreement, noise
+from .quantize_pace import pace_facts
 
 if TYPE_CHECKING:
     from .model import Model
@@ -89,6 +90,9 @@ def make_report(
     layers = [dict(row) for row in made.rows]
     first = {row["name"]: row for row in job.first.quantized.rows}
     for row in layers:
+        row.update(pace_facts(job.paces.get(row["name"])))
+        if "float_us" in row and row["format"] == "float" and outcome is None:
+            row["why"] = f"integers do not speed it up ({row['integer_us']} us, float {row['float_us']})"
         if outcome is not None and row["name"] in outcome.damage:
             row["damage"] = outcome.damage[row["name"]]
         if outcome is not None and row["name"] in outcome.promoted and row["name"] in first:

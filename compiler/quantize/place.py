@@ -80,12 +80,11 @@ class _Demand:
                     self.floats[graph.node(key).names[0]] = made
                 elif self.matches(key, self.kept) or self.matches(made.result.node, self.kept):
                     self.floats[made.name] = "a float pattern names it"
-                elif self.matches(graph.args(key)[0].node, self.kept):  # type: ignore[union-attr]
-                    self.floats[made.name] = "a float pattern names its input"
                 else:
                     self.layers[key] = made
             elif graph.node(key).op in RECURRENT:
                 self.recurrence(key)
+        self.leave_inputs()
         for key in self.layers:
             self.demand(graph.args(key)[0], key)
         for key, recurrent in self.recurrences.items():
@@ -100,6 +99,17 @@ class _Demand:
         every = tuple(self.site(v) for v in found)
         floats = dict(sorted(self.floats.items()))
         return Sites(every, tuple(self.layers.values()), floats, tuple(self.recurrences.values()))
+
+    def leave_inputs(self) -> None:
+        """Layers whose input a float pattern names stay in float; what is the result of a layer is named as that."""
+        graph = self.graph
+        layers = [layer_at(graph, k) for k in graph.order() if graph.node(k).op in LAYERS]
+        results = {n for m in layers if isinstance(m, Layer) for n in (m.node, m.result.node)}
+        for key, layer in list(self.layers.items()):
+            source = graph.args(key)[0]
+            if source is not None and source.node not in results and self.matches(source.node, self.kept):
+                del self.layers[key]
+                self.floats[layer.name] = "a float pattern names its input"
 
     def recurrence(self, key: int) -> None:
         """An LSTM or GRU in integers, or why it stays in float. Its x and y have 8 bits."""

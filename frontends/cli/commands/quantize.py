@@ -31,6 +31,11 @@ class QuantizeMode(enum.StrEnum):
     weights = "weights"
 
 
+class Wish(enum.StrEnum):
+    speed = "speed"
+    size = "size"
+
+
 class Promote(enum.StrEnum):
     auto = "auto"
     int16 = "int16"
@@ -80,6 +85,13 @@ def quantize_command(
     promote: Annotated[
         Promote, typer.Option("--promote", help="What the worst layers become until the budget holds.")
     ] = Promote.auto,
+    optimize: Annotated[
+        Wish, typer.Option("--optimize", help="speed: what integers do not speed up stays in float; size: all of it.")
+    ] = Wish.speed,
+    tune: Annotated[
+        Path | None,
+        typer.Option("--tune", metavar="RECORD.json", help="Time each layer in both forms, once; keep the record."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="PAGE.html", help="Write one self-contained page.")
     ] = None,
@@ -124,12 +136,15 @@ def quantize_command(
             evaluate=function,
             labelled=labelled,
             promote=promote.value,
+            optimize=optimize.value,
+            tune=tune,
             target=target,
             latency=latency,
             progress=tell,
             **{n: v for n, v in settings.items() if v is not None},
         )
-    command = _command(model, output, calibration, settings, made)
+    wishes = {"optimize": None if optimize is Wish.speed else optimize.value, "tune": tune}
+    command = _command(model, output, calibration, {**wishes, **settings}, made)
     _hand_over(made, output, report, command)
     facts = made.report.as_dict() | {"command": command, "file": str(output), "page": str(report) if report else None}
     if as_json:
