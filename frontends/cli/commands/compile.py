@@ -136,7 +136,7 @@ def _verdict(given: Network, model: Model, settings: _Settings) -> Verdict:
         worst = max(verdict.checks, key=lambda c: c.worst)
         output = max(worst.errors, key=lambda k: worst.errors[k])
         raise NervureError(
-            f"the compiled model does not agree with ONNX Runtime: {verdict.words()}",
+            f"the compiled model does not agree with {verdict.against}: {verdict.words()}",
             where=f"output {output}, {worst.label}",
             hint="nothing was written; try --precision exact; if that disagrees too, report it",
         )

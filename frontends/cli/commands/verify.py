@@ -67,7 +67,7 @@ def _show(facts: dict[str, Any], verdict: Any) -> None:
     made = table("", "inputs", "output", "error", right=("error",))
     for c in verdict.checks:
         for name, error in c.errors.items():
-            style = "green" if error <= verdict.tolerance else "bold red"
+            style = "green" if error <= (verdict.tolerance if c.limit is None else c.limit) else "bold red"
             row(made, c.label, name, cell(f"{error:.2e}", style))
     screen = out()
     screen.print(made)
