@@ -47,11 +47,11 @@ def plan(region: Region) -> list[Plan]:
     if found is None or g.w.const is None or (g.group > 1 and g.depth == 1) or 0 in g.kernel or not g.depth:
         return []
     reads = epilogue_inputs(region)
-    copied = Copied(g) if _must_copy(g, found) else None
+    copied = Copied(g) if must_copy(g, found) else None
     if copied is None and g.flat(region, reads):
         g.flatten()
-    walk = _walk(g, found, copied)
-    weights = folded(_matrix(g, copied), found.fold, walk.overlap)
+    walk = walk_of(g, found, copied)
+    weights = folded(matrix(g, copied), found.fold, walk.overlap)
     if weights is None:
         return []
     work = Work(g.columns, g.batch * g.group * g.out[0], epilogue_cost(region), weights.offset is not None)
@@ -66,15 +66,21 @@ def plan(region: Region) -> list[Plan]:
 def _assemble(
     region: Region, g: Geometry, kit: Kit, copied: Copied | None, walk: Walk, weights: Weights, tile: Tile
 ) -> Plan:
-    config = configuration(region, kit, walk, tile, _outer(g, walk, tile, kit, copied))
-    config["reads"] = epilogue_inputs(region)
-    config.update(_axes(region, g, kit, copied, tile))
-    if copied and g.kernel[0] > 1:
-        config["taps"][0][1] = config["border"]["line"]["count"] * copied.counts[2] * copied.pixel
+    config = described(region, g, kit, copied, walk, tile)
     return finished(region, kit, tile, config, weights, "dot_conv", region.attrs["zero_point"])
 
 
-def _must_copy(g: Geometry, kit: Kit) -> bool:
+def described(region: Region, g: Geometry, kit: Kit, copied: Copied | None, walk: Walk, tile: Tile) -> dict[str, Any]:
+    """A kernel's configuration, but for what its weights add."""
+    config = configuration(region, kit, walk, tile, outer_axes(g, walk, tile, kit, copied))
+    config["reads"] = epilogue_inputs(region)
+    config.update(places(region, g, kit, copied, tile))
+    if copied and g.kernel[0] > 1:
+        config["taps"][0][1] = config["border"]["line"]["count"] * copied.counts[2] * copied.pixel
+    return config
+
+
+def must_copy(g: Geometry, kit: Kit) -> bool:
     apart = g.depth > 1 and g.x.strides[1] != 1
     return apart or any(g.border(i) for i in range(3)) or _run(g, _joined(g, g.depth)) < kit.fold
 
@@ -137,7 +143,7 @@ class Copied:
         }
 
 
-def _walk(g: Geometry, kit: Kit, copied: Copied | None) -> Walk:
+def walk_of(g: Geometry, kit: Kit, copied: Copied | None) -> Walk:
     if copied is None:
         joined = _joined(g, g.depth)
         steps = [s * d for s, d in zip(g.step, g.dilations, strict=True)]
@@ -166,7 +172,7 @@ def _walk(g: Geometry, kit: Kit, copied: Copied | None) -> Walk:
     )
 
 
-def _matrix(g: Geometry, copied: Copied | None) -> np.ndarray:
+def matrix(g: Geometry, copied: Copied | None) -> np.ndarray:
     """The weights as ``[group, taps, run, columns]``."""
     assert g.w.const is not None
     w = g.w.const.reshape(g.group, g.columns, g.depth, *g.kernel).transpose(0, 3, 4, 5, 2, 1)
@@ -178,7 +184,7 @@ def _matrix(g: Geometry, copied: Copied | None) -> np.ndarray:
     return w.reshape(g.group, -1, run, g.columns)
 
 
-def _outer(g: Geometry, walk: Walk, tile: Tile, kit: Kit, copied: Copied | None) -> Axes:
+def outer_axes(g: Geometry, walk: Walk, tile: Tile, kit: Kit, copied: Copied | None) -> Axes:
     packed = tile.columns.packed
     depth = walk.tap_count * -(-walk.run // kit.fold) * kit.fold
     none = {"b": 0, "start": 0, "column": 0, "axis": None, "scratch": 0}
@@ -199,7 +205,7 @@ def _outer(g: Geometry, walk: Walk, tile: Tile, kit: Kit, copied: Copied | None)
     return outer
 
 
-def _axes(region: Region, g: Geometry, kit: Kit, copied: Copied | None, tile: Tile) -> dict[str, Any]:
+def places(region: Region, g: Geometry, kit: Kit, copied: Copied | None, tile: Tile) -> dict[str, Any]:
     """Where lines and points lie in A, in its copy and in the output."""
     rank = region.anchor_type.rank
     border = copied.data(region, g, kit, _block_lines(g, tile)) if copied else None

@@ -23,7 +23,7 @@ def plan(region: Region) -> list[Plan]:
     found = kit(region.machine, p.a.type.dtype) if p.a.type.dtype in NARROW else None
     if found is None or p.b.const is None or p.column is None or p.depth < found.fold or p.a_step != 1:
         return []
-    weights = folded(_matrix(region, p), found.fold, overlap=True)
+    weights = folded(matrix(region, p), found.fold, overlap=True)
     if weights is None:
         return []
     times = math.prod(o.extent for o in p.outer)
@@ -59,7 +59,7 @@ def described(region: Region, p: Product, found: Kit, walk: Walk, tile: Tile) ->
     }
 
 
-def _matrix(region: Region, p: Product) -> np.ndarray:
+def matrix(region: Region, p: Product) -> np.ndarray:
     """B as ``[panel, 1, depth, columns]`` without its zero point."""
     assert p.b.const is not None
     wide = p.b.const.astype(np.int32) - np.int32(region.attrs["b_zero_point"])

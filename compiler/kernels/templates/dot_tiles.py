@@ -15,7 +15,7 @@ import numpy as np
 from ....targets.machine import Instruction, Machine, dot4
 from ..spec import Plan, Region, Template
 from . import _dot_tiles, dot_conv, dot_matmul
-from ._dot_plan import NARROW, Kit, Tile, Walk, Weights, Work, configuration, epilogue_cost, finished, folded
+from ._dot_plan import NARROW, Kit, Tile, Walk, Weights, Work, epilogue_cost, finished, folded
 from ._dot_tiles import COLUMNS, FOLD, ROWS
 from ._tile import Columns, epilogue_inputs, fits, vectors
 from .conv import Geometry
@@ -76,22 +76,19 @@ def _conv(region: Region, dtype: str) -> list[Plan]:
     if g.flat(region, reads):
         g.flatten()
     kit = _kit(region.machine, dtype, FOLD)
-    copied = dot_conv.Copied(g) if dot_conv._must_copy(g, kit) else None
-    walk = dot_conv._walk(g, kit, copied)
+    copied = dot_conv.Copied(g) if dot_conv.must_copy(g, kit) else None
+    walk = dot_conv.walk_of(g, kit, copied)
     if copied is None and piece_of(walk.run) > walk.run:
         copied = dot_conv.Copied(g)
-        walk = dot_conv._walk(g, kit, copied)
+        walk = dot_conv.walk_of(g, kit, copied)
     kit = replace(kit, fold=piece_of(walk.run))
-    weights = _pieces(dot_conv._matrix(g, copied), kit, walk)
+    weights = _pieces(dot_conv.matrix(g, copied), kit, walk)
     if weights is None:
         return []
     work = Work(g.columns, g.batch * g.group * g.out[0], epilogue_cost(region), offset=False)
     tile = choose(region.machine, kit, walk, work)
-    config = configuration(region, kit, walk, tile, dot_conv._outer(g, walk, tile, kit, copied))
-    config.update(dot_conv._axes(region, g, kit, copied, tile))
-    if copied and g.kernel[0] > 1:
-        config["taps"][0][1] = config["border"]["line"]["count"] * copied.counts[2] * copied.pixel
-    return [_plan(region, kit, tile, config | {"reads": reads}, weights)]
+    config = dot_conv.described(region, g, kit, copied, walk, tile)
+    return [_plan(region, kit, tile, config, weights)]
 
 
 def _product(region: Region, dtype: str) -> list[Plan]:
@@ -101,7 +98,7 @@ def _product(region: Region, dtype: str) -> list[Plan]:
         return []
     walk = Walk(1, p.rows.extent, (), p.depth, overlap=True, step=abs(p.rows.a), line_bytes=p.rows.extent * p.depth)
     kit = _kit(region.machine, dtype, p.depth)
-    weights = _pieces(dot_matmul._matrix(region, p), kit, walk)
+    weights = _pieces(dot_matmul.matrix(region, p), kit, walk)
     if weights is None:
         return []
     work = Work(p.columns, math.prod(o.extent for o in p.outer), epilogue_cost(region), offset=False)
