@@ -91,8 +91,13 @@ def error_parts(histogram: Histogram, scheme: Scheme, counts: np.ndarray | None 
 
 
 def divergence(histogram: Histogram, scheme: Scheme) -> float:
-    """KL divergence of the quantized distribution from the real one; what is clipped lies in the outermost steps."""
+    """KL divergence of the quantized distribution from the real one; what is clipped lies in the outermost steps.
+
+    Zeros are exact in every scheme. A relu leaves so many that their bin would be all that counts: it is levelled.
+    """
     x, counts = histogram.centers, histogram.counts.astype(np.float64)
+    zero = int(np.argmin(np.abs(x)))
+    counts[zero] = min(counts[zero], counts[zero - 1 : zero].sum() or counts[zero + 1 : zero + 2].sum())
     low, high = scheme.bounds
     steps = np.clip(np.rint(x / float(scheme.scale)) + scheme.zero_point, low, high).astype(np.int64) - low
     occupied = counts > 0

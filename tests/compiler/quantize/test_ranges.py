@@ -132,3 +132,12 @@ def test_samples_in_each_form() -> None:
     for form in ({"x": x}, {"x": x[:, None]}, [{"x": part[None]} for part in x], {"x": x.astype(np.float64)}):
         calls = feeds(separable(), form)  # type: ignore[arg-type]
         assert len(calls) == 5 and all(np.array_equal(c["x"][0], part) for c, part in zip(calls, x, strict=True))
+
+
+def test_the_zeros_of_a_relu_do_not_decide_by_divergence() -> None:
+    """Half of the values are exactly 0: the range is that of the others, of which hardly any is clipped."""
+    values = np.maximum(np.random.default_rng(0).normal(size=200_000), 0).astype(np.float32)
+    held = Histogram(0.0, float(values.max()), np.zeros(2048), np.zeros(2048))
+    held.add(values)
+    _, high = activation_range(Extent(), held, "int8", Settings(method="entropy"))
+    assert 2.5 < high <= values.max()
