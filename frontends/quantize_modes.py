@@ -130,7 +130,7 @@ def with_facts(made: Quantized, progress: Progress) -> Quantized:
     from ..compiler.quantize.measure import layer_facts
 
     held = made.state
-    facts = layer_facts(held.base, held.graph, held.sites, held.schemes, held.calls, progress)
+    facts = layer_facts(held.base, held.graph, held.base_sites, held.schemes, held.calls, progress)
     state = replace(held, facts=facts)
     return replace(made, rows=tuple(_static_rows(state)), state=state)
 

@@ -20,7 +20,7 @@ def layer_paces(job: _Job, record: Path | None) -> tuple[Pace, ...]:
     """Both times of each layer: those of the tuning record if there is one, measured for it if there is none yet, else
     by the cost model. A measurement needs the machine itself."""
     state = job.first.quantized.state
-    layers = state.sites.layers
+    layers = state.base_sites.layers
     if record is not None and record.exists():
         return read_record(record, job.machine, [m.name for m in layers])
     if record is not None and job.target != "host":

@@ -50,6 +50,12 @@ class Quantized:
     calls: Sequence[Mapping[str, np.ndarray]] = ()
     method: str = ""
 
+    @property
+    def base_sites(self) -> Sites:
+        """The sites of ``base``, whose layers may have no bias where those of ``plain`` were given one."""
+        assert self.base is not None
+        return sites(self.base, self.settings)
+
 
 def quantize(
     graph: Graph,
@@ -79,10 +85,9 @@ def quantize(
         plain = round_adaptively(plain, placed, schemes, calls, tell)
     if settings.bias_correction and placed.layers:
         plain = correct_biases(plain, placed, schemes, calls, tell, base)
-    if plain is not base:
-        placed = sites(plain, settings)
+    before, placed = placed, (placed if plain is base else sites(plain, settings))
     made = insert(plain, schemes, placed.floats)
-    facts = layer_facts(base, made, placed, schemes, calls, tell) if measure and placed.layers else {}
+    facts = layer_facts(base, made, before, schemes, calls, tell) if measure and placed.layers else {}
     return Quantized(made, plain, placed, settings, schemes, seen, counted, facts, base, calls, method)
 
 
