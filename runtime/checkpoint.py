@@ -28,9 +28,17 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def program_hash(artifact: Artifact) -> str:
-    """Of everything that the artifact says about itself: the same program, whatever its first parameters were."""
-    text = json.dumps(artifact.block, sort_keys=True, separators=(",", ":"))
+    """Of everything that the artifact says about itself but the lines that it was written on: the same program,
+    whatever its first parameters were."""
+    text = json.dumps(_placeless(artifact.block), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _placeless(data: Any) -> Any:
+    """Plain data without what ``origin`` says in it."""
+    if isinstance(data, dict):
+        return {k: _placeless(v) for k, v in data.items() if k != "origin"}
+    return [_placeless(v) for v in data] if isinstance(data, list) else data
 
 
 def exists(folder: str | Path) -> bool:
