@@ -12,8 +12,8 @@ import onnx
 
 from ...compiler.types import TensorType
 from ...errors import NervureError, printable
-from ..dsl.network import Network
 from ..dsl.place import user_place
+from ..dsl.replayed import ReplayedNetwork
 from ..dsl.spec import BATCH, Input
 from ..dsl.tensor import Tensor
 from ..dsl.trace import Trace, current, leaves
@@ -69,7 +69,7 @@ def load_network(
         ) from error
 
 
-class ImportedNetwork(Network):
+class ImportedNetwork(ReplayedNetwork):
     """The network of an ONNX file. Its outputs are called as there; one output is a tensor, several a dictionary."""
 
     def __init__(self, source: Imported, specs: Mapping[str, Input], name: str) -> None:
@@ -77,7 +77,6 @@ class ImportedNetwork(Network):
         self.source = source
         self.outputs = [o.name for o in source.model.graph.output]
         self._own = dict(source.weights)
-        self._keep = False  # whether the trace at work is this network alone, so that tensors keep their names
         self._seen: dict[str, Any] = {}
 
     @property
@@ -91,20 +90,6 @@ class ImportedNetwork(Network):
         title = trace.path or self.name
         results, self._seen = inline(self.source, title, trace, tensors, keep_names=self._keep and not trace.path)
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))
-
-    def _trace(
-        self, types: Mapping[str, TensorType], values: Mapping[str, Any] | None = None, trace: Trace | None = None
-    ) -> Trace:
-        with (trace or Trace(self.name, self)).active() as trace:
-            self._keep = True
-            try:
-                result = self.record(trace, types)
-            finally:
-                self._keep = False
-            for name, tensor in zip(self.outputs, leaves(result), strict=True):
-                trace.graph.output(tensor.value, name)
-            trace.graph.prune()
-        return trace
 
     def inspect(self) -> Trace:
         """A trace for reports; batch is 1."""

@@ -17,11 +17,10 @@ import numpy as np
 
 from ...compiler.ir import Graph, Node, Value
 from ...compiler.ops import OPS
-from ...compiler.types import TensorType
-from ..dsl.network import Network
+from ..dsl.replayed import ReplayedNetwork
 from ..dsl.spec import BATCH, Input
 from ..dsl.tensor import Tensor, Weight
-from ..dsl.trace import Held, Trace, current, leaves
+from ..dsl.trace import Held, Trace, current
 from .quantizers import Quantizer, Quantizers, integer_biases
 
 LEAST = np.float32(2.0**-8)  # of its calibrated size: what a learned scale never falls below
@@ -29,7 +28,7 @@ LEAST = np.float32(2.0**-8)  # of its calibrated size: what a learned scale neve
 Build = Callable[[Mapping[str, int]], Graph]
 
 
-class QuantizedNetwork(Network):
+class QuantizedNetwork(ReplayedNetwork):
     """A network that computes with integers, in training as when it is deployed; ``nv.quantize_aware`` makes it.
 
     Its weights: those of the float network, batch norms folded in, under their names; and for each learned scale
@@ -51,7 +50,7 @@ class QuantizedNetwork(Network):
         are float constants behind ``quantize``, scales and zero points constants."""
         super().__init__(self._run, name, specs)
         self._build, self._graphs = build, dict[tuple[tuple[str, int], ...], Quantizers]()
-        self.gradient_scale, self._keep = gradient_scale, False
+        self.gradient_scale = gradient_scale
         found = self._quantizers({d: 1 for spec in specs.values() for d in spec.shape if isinstance(d, str)})
         self.outputs = list(found.graph.output_names)
         self._own = {n: Weight(n, array) for n, array in found.weights()}
@@ -91,20 +90,6 @@ class QuantizedNetwork(Network):
         if key not in self._graphs:
             self._graphs[key] = Quantizers(self._build(dict(bindings)))
         return self._graphs[key]
-
-    def _trace(
-        self, types: Mapping[str, TensorType], values: Mapping[str, Any] | None = None, trace: Trace | None = None
-    ) -> Trace:
-        with (trace or Trace(self.name, self)).active() as trace:
-            self._keep = True
-            try:
-                result = self.record(trace, types)
-            finally:
-                self._keep = False
-            for name, tensor in zip(self.outputs, leaves(result), strict=True):
-                trace.graph.output(tensor.value, name)
-            trace.graph.prune()
-        return trace
 
     def inspect(self) -> Trace:
         """A trace for reports; the batch is 1."""
