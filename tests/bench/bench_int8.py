@@ -17,16 +17,12 @@ with ONNX Runtime's, in steps of the output. Nothing else should run on the mach
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +30,8 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve()
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
+from contestants import Contestant, alone, ratio  # noqa: E402
 
 FLOAT = {  # the float net that a quantized model is one of
     "coral_mobilenet_v1_0.25_128_quant": "mnv1_025_128_imagenet",
@@ -42,45 +39,20 @@ FLOAT = {  # the float net that a quantized model is one of
 }
 
 
-class Contestant:
-    """A process that waits between its rounds."""
+class Call(Contestant):
+    """Calls of one model by one peer."""
 
     def __init__(self, python: str, name: str, request: Mapping[str, Any]) -> None:
         self.name = name
-        self.process = subprocess.Popen(
-            [python, str(HERE.parent / "int8_peers.py"), json.dumps(request)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if not os.environ.get("BENCH_ERRORS") else None,
-            text=True,
-        )
-        self.facts = self._answer()  # None when it failed
-        self.rounds: list[float] = []  # seconds of a call
-
-    def _answer(self) -> Any:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            if line.startswith("@"):
-                return json.loads(line[1:])
-        return None
-
-    def _ask(self, what: str) -> Any:
-        assert self.process.stdin
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        return self._answer()
+        super().__init__([python, str(HERE.parent / "int8_peers.py"), json.dumps(request)])
 
     def round(self) -> None:
-        self.rounds.append(self._ask("go"))
+        self.rounds.append(self.ask("go"))
 
     def outputs(self, path: Path) -> list[np.ndarray]:
-        self._ask(str(path))
+        self.ask(str(path))
         with np.load(path) as held:
             return [held[k] for k in sorted(held.files)]
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 @dataclass(frozen=True)
@@ -98,7 +70,7 @@ def pythons(args: argparse.Namespace) -> dict[str, str]:
     """The peers at hand: name -> Python."""
     found: dict[str, str] = {}
     for python in args.peers:
-        asked = Contestant(python, "", {"kind": "available"})
+        asked = Call(python, "", {"kind": "available"})
         asked.stop()
         for kind, version in sorted((asked.facts or {}).items()):
             if kind not in found:
@@ -161,7 +133,7 @@ def one(net: Net, at: Mapping[str, str], args: argparse.Namespace) -> dict[str, 
     row["versions"] = {c.name: c.facts["version"] for c in good}
     ours = next((c for c in good if c.name == "ours"), None)
     if ours:
-        row["ratio"] = {c.name: _ratio(c.rounds, ours.rounds) for c in good if c is not ours}
+        row["ratio"] = {c.name: ratio(c.rounds, ours.rounds) for c in good if c is not ours}
     if "onnxruntime" in found:
         row["apart"] = {
             k: apart(v, found["onnxruntime"]) for k, v in found.items() if k not in ("onnxruntime", "float")
@@ -171,28 +143,28 @@ def one(net: Net, at: Mapping[str, str], args: argparse.Namespace) -> dict[str, 
 
 def _contestants(
     net: Net, at: Mapping[str, str], args: argparse.Namespace, folder: Path
-) -> tuple[list[Contestant], dict[str, Any]]:
+) -> tuple[list[Call], dict[str, Any]]:
     inputs = inputs_of(net.onnx)
     data = _stored(inputs, folder / "inputs.npz")
     common = {"data": data, "threads": args.threads}
     row: dict[str, Any] = {"net": net.name, "onnx_kb": net.onnx.stat().st_size / 1024}
     running = []
     row["int8"] = _artifact(net.onnx, folder / "int8.so", args, inputs)
-    running.append(Contestant(sys.executable, "ours", {**common, "kind": "ours", "path": str(folder / "int8.so")}))
+    running.append(Call(sys.executable, "ours", {**common, "kind": "ours", "path": str(folder / "int8.so")}))
     if net.real is not None:
         real = inputs_of(net.real)
         row["float"] = _artifact(net.real, folder / "float.so", args, real)
         request = {**common, "kind": "ours", "path": str(folder / "float.so")}
         request["data"] = _stored(real, folder / "real.npz")
-        running.append(Contestant(sys.executable, "float", request))
+        running.append(Call(sys.executable, "float", request))
     for kind in ("onnxruntime", "openvino"):
         if kind in at:
-            running.append(Contestant(at[kind], kind, {**common, "kind": kind, "path": str(net.onnx)}))
+            running.append(Call(at[kind], kind, {**common, "kind": kind, "path": str(net.onnx)}))
     if net.calibrated and "nncf" in at:
-        running.append(Contestant(at["nncf"], "nncf", {**common, "kind": "nncf", "path": str(net.real)}))
+        running.append(Call(at["nncf"], "nncf", {**common, "kind": "nncf", "path": str(net.real)}))
     if net.tflite is not None and "litert" in at:
         row["tflite_kb"] = net.tflite.stat().st_size / 1024
-        running.append(Contestant(at["litert"], "litert", {**common, "kind": "litert", "path": str(net.tflite)}))
+        running.append(Call(at["litert"], "litert", {**common, "kind": "litert", "path": str(net.tflite)}))
     return running, row
 
 
@@ -208,21 +180,6 @@ def apart(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> dict[s
         steps = np.abs(y - ref) / step
         share, most = max(share, float((steps > 0.5).mean())), max(most, float(steps.max(initial=0)))
     return {"share": share, "steps": most}
-
-
-@contextmanager
-def alone(lock: Path | None) -> Iterator[None]:
-    """Holds a file's lock, where benches share a machine."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _ratio(theirs: list[float], ours: list[float]) -> float:
-    return statistics.median(p / o for p, o in zip(theirs, ours, strict=True))
 
 
 # -- the networks ------------------------------------------------------------------------------------------------------
@@ -246,7 +203,7 @@ def nets(args: argparse.Namespace, at: Mapping[str, str], folder: Path) -> Itera
         real, out = place / f"{name}.onnx", folder / f"{name}_int8.onnx"
         data = _stored(inputs_of(real), folder / "calibration.npz")
         request = {"kind": "quantize", "path": str(real), "out": str(out), "data": data}
-        made = Contestant(at["onnxruntime"], "", request)
+        made = Call(at["onnxruntime"], "", request)
         made.stop()
         if made.facts is None:
             print(f"{name:34} FAILED: ONNX Runtime's quantizer (BENCH_ERRORS=1 shows why)", flush=True)

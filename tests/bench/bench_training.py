@@ -14,7 +14,6 @@ Pythons with those packages; without one that peer is left out. Nothing else sho
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
@@ -23,65 +22,35 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
+from contestants import Contestant, alone, ratio  # noqa: E402
 
 PEERS = ("eager", "eager_nhwc", "compile", "compile_nhwc", "ort")
 SECONDS = 0.3
 
 
-class Contestant:
-    """A process that waits between its rounds."""
+class Step(Contestant):
+    """Steps of one network; CPU time of all threads beside the seconds."""
 
     def __init__(self, python: str, request: dict[str, Any]) -> None:
         self.kind = request["kind"]
-        self.process = subprocess.Popen(
-            [python, str(HERE), "--serve", json.dumps(request)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if not os.environ.get("BENCH_ERRORS") else None,
-            text=True,
-        )
-        self.ready = self._answer()  # facts of the set-up, None when it failed
-        self.rounds: list[float] = []  # seconds of a step
-        self.busy: list[float] = []  # of CPU time, all threads
-
-    def _answer(self) -> Any:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            if line.startswith("@"):
-                return json.loads(line[1:])
-        return None
-
-    def ask(self, what: str) -> Any:
-        assert self.process.stdin
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        return self._answer()
+        super().__init__([python, str(HERE), "--serve", json.dumps(request)])
+        self.busy: list[float] = []
 
     def round(self) -> None:
         for found, value in zip((self.rounds, self.busy), self.ask("go"), strict=True):
             found.append(value)
 
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.rounds)
-
 
 def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One network's row."""
     request = {"net": name, "batch": args.batch, "threads": args.threads, "optimizer": args.optimizer}
-    ours = Contestant(sys.executable, {"kind": "ours", **request})
-    if ours.ready is None:
+    ours = Step(sys.executable, {"kind": "ours", **request})
+    if ours.facts is None:
         ours.stop()
         return {"net": name, "failed": "ours could not be compiled (BENCH_ERRORS=1 shows why)"}
     running = [ours]
@@ -91,44 +60,29 @@ def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
             if python is None or not _fits(kind, name):
                 continue
             peer = {"kind": kind, "folder": folder, **request}
-            if kind == "ort" and Contestant(args.torch, {**peer, "kind": "export"}).ready is None:
+            if kind == "ort" and Step(args.torch, {**peer, "kind": "export"}).facts is None:
                 continue
-            running.append(Contestant(python, peer))
-    peers = [c for c in running[1:] if c.ready is not None]
+            running.append(Step(python, peer))
+    peers = [c for c in running[1:] if c.facts is not None]
     try:
         with alone(args.lock):
             for _ in range(args.rounds):
                 for contestant in [ours, *peers]:
                     contestant.round()
-        row = {"net": name, **request, "batch": ours.ready["batch"], "ours_ms": ours.median * 1e3}
+        row = {"net": name, **request, "batch": ours.facts["batch"], "ours_ms": ours.median * 1e3}
         row["peers_ms"] = {c.kind: c.median * 1e3 for c in peers}
-        row["ratio"] = {c.kind: _ratio(c.rounds, ours.rounds) for c in peers}
-        row["cpu_ratio"] = {c.kind: _ratio(c.busy, ours.busy) for c in peers}
+        row["ratio"] = {c.kind: ratio(c.rounds, ours.rounds) for c in peers}
+        row["cpu_ratio"] = {c.kind: ratio(c.busy, ours.busy) for c in peers}
         row["cpu_ms"] = {c.kind: statistics.median(c.busy) * 1e3 for c in [ours, *peers]}
-        row["failed_peers"] = [c.kind for c in running[1:] if c.ready is None]
+        row["failed_peers"] = [c.kind for c in running[1:] if c.facts is None]
         row["memory_mb"] = {c.kind: c.ask("memory") for c in [ours, *peers]}
-        row |= {key: ours.ready[key] for key in ("compile_s", "arena_kb")}
+        row |= {key: ours.facts[key] for key in ("compile_s", "arena_kb")}
         with alone(args.lock):
             row["profile"] = ours.ask("profile") if args.profile else []
     finally:
         for contestant in running:
             contestant.stop()
     return row
-
-
-@contextmanager
-def alone(lock: Path | None) -> Iterator[None]:
-    """Holds a file's lock, where benches share a machine."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _ratio(theirs: list[float], ours: list[float]) -> float:
-    return statistics.median(p / o for p, o in zip(theirs, ours, strict=True))
 
 
 def _fits(kind: str, name: str) -> bool:

@@ -31,11 +31,6 @@ class QuantizeMode(enum.StrEnum):
     weights = "weights"
 
 
-class Wish(enum.StrEnum):
-    speed = "speed"
-    size = "size"
-
-
 class Promote(enum.StrEnum):
     auto = "auto"
     int16 = "int16"
@@ -86,8 +81,9 @@ def quantize_command(
         Promote, typer.Option("--promote", help="What the worst layers become until the budget holds.")
     ] = Promote.auto,
     optimize: Annotated[
-        Wish, typer.Option("--optimize", help="speed: what integers do not speed up stays in float; size: all of it.")
-    ] = Wish.speed,
+        o.Optimize,
+        typer.Option("--optimize", help="speed: what integers do not speed up stays float; size: all."),
+    ] = o.Optimize.speed,
     tune: Annotated[
         Path | None,
         typer.Option("--tune", metavar="RECORD.json", help="Time each layer in both forms, once; keep the record."),
@@ -143,7 +139,7 @@ def quantize_command(
             progress=tell,
             **{n: v for n, v in settings.items() if v is not None},
         )
-    wishes = {"optimize": None if optimize is Wish.speed else optimize.value, "tune": tune}
+    wishes = {"optimize": None if optimize is o.Optimize.speed else optimize.value, "tune": tune}
     command = _command(model, output, calibration, {**wishes, **settings}, made)
     _hand_over(made, output, report, command)
     facts = made.report.as_dict() | {"command": command, "file": str(output), "page": str(report) if report else None}
