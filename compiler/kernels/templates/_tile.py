@@ -191,7 +191,7 @@ def choose(machine: Machine, shape: Shape, itemsize: int = 4) -> Tile:
         if best is None or total < best[0] * 0.999:
             best = (total, rows, nv, columns)
     assert best is not None
-    line_block, row_block, extra = _blocks(machine, shape, best[1], best[3], weights, best[0] * shape.lines)
+    line_block, row_block, extra = cut_blocks(machine, shape, best[1], best[3], weights, best[0] * shape.lines)
     cold = weights / (machine.l3_bandwidth if machine.l3 and weights < machine.l3 / 16 else machine.memory_bandwidth)
     cycles = best[0] * shape.lines + extra + (0.5 * cold if shape.cold else 0.0)
     return Tile(best[1], best[3], line_block, row_block, cycles)
@@ -202,7 +202,7 @@ def _group_kinds(columns: Columns) -> list[tuple[tuple[int, ...], int]]:
     return kinds + [(columns.widths[i:j], 1) for i, j in columns.rests]
 
 
-def _blocks(
+def cut_blocks(
     machine: Machine, shape: Shape, rows: int, columns: Columns, weights: int, cycles: float
 ) -> tuple[int, int, float]:
     """Lines (or, where there is one line, tiles) that are computed for one column group before the next, and the

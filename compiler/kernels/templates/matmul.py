@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -169,6 +170,48 @@ def in_parts(region: Region, p: Product, plan: Plan, tile: Tile) -> Plan:
 def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int], direct: bool) -> Plan:
     """The plan of a product with a chosen tile."""
     columns = tile.columns
+    config = configure(region, p, tile, dtype, reads, direct)
+    b_axes = [o for o in p.outer if o.b]
+    ia, ib = region.operand(0), region.operand(1)
+    assert ia is not None and ib is not None
+    phases: list[Draft] = []
+    consts: tuple[np.ndarray, ...] = ()
+    shared = 0
+    if p.b.const is not None:
+        # axes of extent 1, and those that B is broadcast along, have one panel
+        matrix = p.b.const.astype(dtype).reshape(-1, p.depth, p.columns)
+        consts = (pack(matrix, columns),)
+        source = Arg("const", 0)
+    elif direct:
+        source = Arg("in", ib)
+    else:
+        levels = [[o.extent, o.b] for o in b_axes]
+        phases.append(pack_draft(p.b, levels, [[p.depth, p.b_step]], p.b_column, columns, dtype, Arg("in", ib)))
+        shared = config["b"]["span"] * np.dtype(dtype).itemsize
+        source = Arg("shared", 0)
+    args = [Arg("in", ia), source, *(Arg("in", i) for i in config["reads"])]
+    args += [Arg("out", j) for j in range(len(region.outputs))]
+    phases.append(Draft(KernelSpec("matmul", config), tuple(args), tasks_of(config)))
+    return Plan(
+        "matmul",
+        tuple(phases),
+        cost=tile.cycles / GHZ + 50,
+        consts=consts,
+        shared_bytes=shared,
+        inplace=inplace_pairs(region),
+        detail=f"gemm {tile.describe()}",
+    )
+
+
+def tasks_of(config: dict[str, Any]) -> int | None:
+    """The tasks of a contraction with that configuration."""
+    dims = [*(o["extent"] for o in config["outer"]), *config["blocks"]]
+    return math.prod(dims[: config["split"]]) if config["split"] else None
+
+
+def configure(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int], direct: bool) -> dict[str, Any]:
+    """What the emitter of a contraction reads."""
+    columns = tile.columns
     panel = p.depth * columns.packed
     b_axes = [o for o in p.outer if o.b]
     panels = {id(o): panel * math.prod(q.extent for q in b_axes[i + 1 :]) for i, o in enumerate(b_axes)}
@@ -190,12 +233,11 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
     block = min(tile.row_block or tiles, max(1, tiles))
     blocks = [1, -(-max(1, tiles) // block), columns.groups]
     dims = [*(o.extent for o in p.outer), *blocks]
-    shared_dims = split(dims, tile.cycles)
     total = panel * math.prod(o.extent for o in b_axes)
     bias = region.operand(2)  # of matmul_integer, as its zero points
     held = sorted({*reads, *([] if bias is None else [bias])})
     zeros = [region.attrs.get(name, 0) for name in ("zero_point", "b_zero_point")]
-    config = {
+    return {
         "program": serialize(region),
         "dtype": dtype,
         "type": region.anchor_type.dtype,
@@ -219,39 +261,9 @@ def assemble(region: Region, p: Product, tile: Tile, dtype: str, reads: list[int
         "depth": p.depth,
         "columns": columns.data(),
         "blocks": blocks,
-        "split": shared_dims,
+        "split": split(dims, tile.cycles),
         "axes": {"rank": region.anchor_type.rank, "line": None, "point": p.rows.out, "column": p.column},
     }
-    ia, ib = region.operand(0), region.operand(1)
-    assert ia is not None and ib is not None
-    phases: list[Draft] = []
-    consts: tuple[np.ndarray, ...] = ()
-    shared = 0
-    if p.b.const is not None:
-        # axes of extent 1, and those that B is broadcast along, have one panel
-        matrix = p.b.const.astype(dtype).reshape(-1, p.depth, p.columns)
-        consts = (pack(matrix, columns),)
-        source = Arg("const", 0)
-    elif direct:
-        source = Arg("in", ib)
-    else:
-        levels = [[o.extent, o.b] for o in b_axes]
-        phases.append(pack_draft(p.b, levels, [[p.depth, p.b_step]], p.b_column, columns, dtype, Arg("in", ib)))
-        shared = total * np.dtype(dtype).itemsize
-        source = Arg("shared", 0)
-    args = [Arg("in", ia), source, *(Arg("in", i) for i in held)]
-    args += [Arg("out", j) for j in range(len(region.outputs))]
-    tasks = math.prod(dims[:shared_dims]) if shared_dims else None
-    phases.append(Draft(KernelSpec("matmul", config), tuple(args), tasks))
-    return Plan(
-        "matmul",
-        tuple(phases),
-        cost=tile.cycles / GHZ + 50,
-        consts=consts,
-        shared_bytes=shared,
-        inplace=inplace_pairs(region),
-        detail=f"gemm {tile.describe()}",
-    )
 
 
 TEMPLATE = Template("matmul", ("matmul", "matmul_integer"), plan, {"matmul": _contract.emit, "matmul.deep": _deep.emit})
