@@ -25,6 +25,9 @@ class Callback:
     model: Any
     params: dict[str, Any]
 
+    def prepare(self, network: Any) -> None:
+        """Before ``fit`` of a network compiles its step: what has to be in it. A ``Trainer`` alone does not call it."""
+
     def set_trainer(self, trainer: Trainer) -> None:
         """Called before the training begins."""
         self.trainer, self.model = trainer, trainer.model

@@ -18,6 +18,7 @@ from .data import ArraySource, Feed, Source, is_arrays, items, source, split
 from .fit import Fit, Means
 from .observer import Callback
 from .parallel import World
+from .pruning import keep_zeros
 from .session import Session, load
 from .steps import Predictor, Step, signature, training_facts
 
@@ -215,10 +216,11 @@ class Trainer:
         return {**states, **self.session.params()}
 
     def set_weights(self, values: Mapping[str, Any]) -> None:
-        """Sets some or all of what ``weights`` gives."""
+        """Sets some or all of what ``weights`` gives. Where a mask holds, a weight stays 0."""
         params = {p.name for p in self.artifact.params}
         self.session.set_params({n: a for n, a in values.items() if n in params})
         self.session.set_states({n: a for n, a in values.items() if n not in params})
+        keep_zeros(self.session)
 
     def save_weights(self, path: str | Path) -> None:
         """Parameters and running statistics as one safetensors file."""

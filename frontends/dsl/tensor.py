@@ -297,19 +297,51 @@ class Weight(Operators):
     """A layer's stored array. In a traced network it acts as a tensor.
 
     ``array`` is read-only and is replaced as a whole by ``assign``, so that graphs which share it never change.
+    Where ``mask`` is False the weight is 0 and stays 0, whatever trains or assigns it.
     """
 
-    __slots__ = ("array", "channels", "frozen", "name", "trainable")
+    __slots__ = ("_mask", "array", "channels", "frozen", "name", "trainable")
 
     def __init__(self, name: str, array: np.ndarray, trainable: bool = True) -> None:
         self.name, self.trainable, self.frozen = name, trainable, False
         self.channels: range | None = None  # the output channels that are trained; None: all
+        self._mask: np.ndarray | None = None
         self.array = _frozen(array)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Which elements are kept: bool of the weight's shape, read-only; None keeps all, and costs nothing.
+
+        Setting it (to anything of that shape that is zero where nothing is kept) makes the others 0 at once. A training
+        step keeps them 0 by an untrained parameter ``NAME.mask``, which can change while the step runs.
+        """
+        return self._mask
+
+    @mask.setter
+    def mask(self, given: Any) -> None:
+        if given is None:
+            self._mask = None
+            return
+        found = np.asarray(given) != 0
+        if found.shape != self.shape or not is_float(self.dtype):
+            raise NervureError(
+                f"a mask of shape {list(found.shape)} does not fit weight {self.name!r}",
+                where=user_place().full,
+                why=f"it is {self.dtype}{list(self.shape)}",
+            )
+        self._mask = _frozen(found)
+        self.assign(self.array)
 
     @property
     def output_axis(self) -> int:
         """The axis of a layer's outputs: the last one of a matrix, the first one of kernels and vectors."""
         return 1 if self.array.ndim == 2 else 0
+
+    @property
+    def part(self) -> tuple[slice, ...]:
+        """The place of the channels that are trained in the whole array."""
+        kept: Any = slice(None) if self.channels is None else slice(self.channels.start, self.channels.stop)
+        return (*[slice(None)] * self.output_axis, kept) if self.shape else ()
 
     @property
     def trained(self) -> bool:
@@ -341,7 +373,8 @@ class Weight(Operators):
                 f"weight {self.name!r}: expected shape {list(self.shape)}, got {list(given.shape)}",
                 where=user_place().full,
             )
-        self.array = _frozen(given.astype(self.array.dtype))
+        values = given.astype(self.array.dtype)
+        self.array = _frozen(values if self._mask is None else np.where(self._mask, values, values.dtype.type(0)))
 
     def __repr__(self) -> str:
         return f"<nervure.Weight {self.name!r} {self.dtype}{list(self.shape)}>"

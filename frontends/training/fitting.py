@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import NervureError
+from ...runtime.observer import Callback
 from ..dsl.network import Network
 from ..dsl.place import user_place
 from ..dsl.promote import as_array
 from ..dsl.spec import BATCH, Input
 from ..dsl.tensor import Weight
 from . import optimizers
+from .pruning import masks_of, take_masks
 from .step import Training
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class Fitting:
         from ...runtime.trainer import Trainer
         from ..build import compile
 
-        frozen = tuple((w.trained, w.channels) for _, w in self.net.named_weights())
+        frozen = tuple((w.trained, w.channels, w.mask is not None) for _, w in self.net.named_weights())
         key = (batch, weighted, frozen)
         if key not in self._trainers:
             training = replace(self.training, batch=batch, weighted=weighted)
@@ -65,8 +67,8 @@ class Fitting:
         """The network's weights into the session."""
         weights = dict(self.net.named_weights())
         session = trainer.session
-        params = {p.name: trained_part(weights[p.name]) for p in session.artifact.params if p.name in weights}
-        session.set_params(params)
+        names = [p.name for p in session.artifact.params]
+        session.set_params({n: trained_part(weights[n]) for n in names if n in weights} | masks_of(weights, names))
         session.set_states({s.name: weights[s.name].array for s in session.artifact.states if s.name in weights})
 
     def pull(self) -> None:
@@ -74,7 +76,9 @@ class Fitting:
         if self._last is None:
             return
         weights = dict(self.net.named_weights())
-        for name, array in {**self._last.session.params(), **self._last.session.states()}.items():
+        held = {**self._last.session.params(), **self._last.session.states()}
+        take_masks(weights, held)
+        for name, array in held.items():
             if name in weights:
                 assign_part(weights[name], array)
 
@@ -94,6 +98,8 @@ class Fitting:
 
     def fit(self, x: Any, y: Any, batch_size: int | None, validation: Any, options: dict[str, Any]) -> History:
         x, batch = self._sized(x, batch_size)
+        for callback in _callbacks(options):
+            callback.prepare(self.net)
         held_out = options.get("validation_split", 0.0)
         even = _even(x, y, batch, held_out) and _even_pair(validation, batch)
         plain = options.get("sample_weight") is None and options.get("class_weight") is None
@@ -155,25 +161,25 @@ class Fitting:
         return next((int(s.shape[0]) for s in self.net.inputs.values() if s is not None and s.shape), 1)
 
 
+def _callbacks(options: Mapping[str, Any]) -> list[Callback]:
+    given = options.get("callbacks") or ()
+    return [c for c in ([given] if isinstance(given, Callback) else given) if isinstance(c, Callback)]
+
+
 def _common(held: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of some states those that another session has too, of the same shape."""
     return {n: a for n, a in held.items() if n in wanted and wanted[n].shape == a.shape}
 
 
-def _part(weight: Weight) -> tuple[slice, ...]:
-    kept: Any = slice(None) if weight.channels is None else slice(weight.channels.start, weight.channels.stop)
-    return (*[slice(None)] * weight.output_axis, kept) if weight.shape else ()
-
-
 def trained_part(weight: Weight) -> np.ndarray:
     """What a session holds of a weight."""
-    return weight.array[_part(weight)]
+    return weight.array[weight.part]
 
 
 def assign_part(weight: Weight, values: np.ndarray) -> None:
     """The inverse of ``trained_part``."""
     whole = weight.array.copy()
-    whole[_part(weight)] = values
+    whole[weight.part] = values
     weight.assign(whole)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ...compiler.autodiff import gradients, split_partly_trained, training_form
 from ...errors import NervureError
 from ..dsl.place import user_place
@@ -56,8 +58,16 @@ def minimize(loss: Tensor, weights: Any, optimizer: Any, learning_rate: Any = No
     own = chosen.learning_rate(0) if callable(chosen.learning_rate) else chosen.learning_rate
     rate = as_tensor(own if learning_rate is None else learning_rate, "float32")
     trace.scope = trace.graph.unique(trace.frames[0].name)  # steps of one artifact keep their moments apart
-    chosen.apply(trace, named, grads, rate)
+    chosen.apply(trace, named, grads, rate, mask_arrays(trace, held))
     trace.scope = ""
+
+
+def mask_arrays(trace: Trace, weights: Sequence[Weight]) -> dict[str, np.ndarray]:
+    """The masks of those weights that have one, by the names of the params in a trace; of a weight that is trained in
+    part, that part's."""
+    used = {id(w) for w, _ in trace.weights()}
+    masked = [w for w in weights if w.mask is not None and id(w) in used]
+    return {trace.graph.tensor_name(trace.param(w).value): w.mask[w.part] for w in masked if w.mask is not None}
 
 
 def trainable(weights: Any) -> list[Weight]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..dsl.trace import Trace
 from .samples import Aliased
 
 STEP = "optimizer/step"
+MASK = ".mask"  # the parameter NAME.mask says which elements of NAME stay 0
 HALF = ("float16", "bfloat16")  # their slots and their arithmetic are float32
 
 
@@ -44,6 +45,11 @@ class Slots:
 def settled(due: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     """The new value in a step that updates, else the old one."""
     return new if due is None else e.where(due, new, old)
+
+
+def _kept(mask: Tensor | None, new: Tensor) -> Tensor:
+    """What a mask leaves of a new value. A choice, not a product: where nothing is masked the bits are the same."""
+    return new if mask is None else e.where(mask, new, as_tensor(0.0, new.dtype))
 
 
 class Optimizer(metaclass=Aliased):
@@ -102,11 +108,20 @@ class Optimizer(metaclass=Aliased):
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
-    def apply(self, trace: Trace, params: Sequence[tuple[str, Tensor]], grads: Sequence[Tensor], rate: Tensor) -> None:
+    def apply(
+        self,
+        trace: Trace,
+        params: Sequence[tuple[str, Tensor]],
+        grads: Sequence[Tensor],
+        rate: Tensor,
+        masks: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Adds the update of ``params`` (name and stored tensor) by ``grads`` to a trace that is active.
 
-        ``rate`` is the learning rate, float32 []. States are made and next values bound. Nothing is returned.
+        ``rate`` is the learning rate, float32 []. ``masks`` (by the parameter's name) say what stays 0 of some: each
+        becomes the parameter ``NAME.mask``. States are made and next values bound. Nothing is returned.
         """
+        held = {name: Tensor(trace, trace.graph.param(m, f"{name}{MASK}")) for name, m in (masks or {}).items()}
         wide = [as_tensor(g, "float32") if g.dtype in HALF else g for g in grads]
         due, wide = self._accumulated(trace, params, wide)
         wide = self._clipped(wide)
@@ -119,10 +134,10 @@ class Optimizer(metaclass=Aliased):
                 g = g if self.decoupled else g + w * self.weight_decay
                 w = w if decayed is None else w * decayed
             new = as_tensor(self.update(slots, w, g, rate, **scalars), stored.dtype)
-            new = settled(due, new, stored)
+            new = _kept(held.get(name), settled(due, new, stored))
             trace.bind(stored, new)
             if self.ema_momentum is not None:
-                self._average(trace, name, stored, new, due)
+                self._average(trace, name, stored, new, due, held.get(name))
 
     def _decays(self, name: str) -> bool:
         return bool(self.weight_decay) and not any(re.search(part, name) for part in self.exclude_from_weight_decay)
@@ -166,10 +181,13 @@ class Optimizer(metaclass=Aliased):
             return [g * as_tensor(factor, g.dtype) for g in grads]
         return grads
 
-    def _average(self, trace: Trace, name: str, stored: Tensor, new: Tensor, due: Tensor | None) -> None:
+    def _average(
+        self, trace: Trace, name: str, stored: Tensor, new: Tensor, due: Tensor | None, mask: Tensor | None
+    ) -> None:
         kept = float(self.ema_momentum or 0.0)
         average = trace.state(f"ema/{name}", trace.graph.node(stored.value).array)
-        trace.bind(average, settled(due, average + (new - average) * (1.0 - kept), average))
+        moved = settled(due, average + (new - average) * (1.0 - kept), average)
+        trace.bind(average, _kept(mask, moved))
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from ..dsl.tensor import Tensor
 from ..dsl.trace import Held, Trace, leaves
 from . import losses, metrics, optimizers, regularizers
 from .classification import SparseCategoricalCrossentropy
-from .gradient import differentiate, trainable
+from .gradient import differentiate, mask_arrays, trainable
 
 RATE, WEIGHT = "learning_rate", "sample_weight"
 
@@ -280,7 +280,7 @@ def _train_step(net: Network, training: Training, optimizer: Any, held: Mapping[
         params = _params(net, trace)
         rate = trace.input(RATE, TensorType("float32", ()))
         grads = differentiate(trace, forward.loss, [t for _, t in params])
-        optimizer.apply(trace, params, grads, rate)
+        optimizer.apply(trace, params, grads, rate, mask_arrays(trace, trainable(net)))
     _seed(trace, training.seed)
     return _finish(forward)
 
@@ -299,6 +299,7 @@ def _two_halves(net: Network, training: Training, optimizer: Any, held: Mapping[
     with trace.active():
         params = _params(net, trace)
         grads = differentiate(trace, forward.loss, [t for _, t in params])
+    masks = mask_arrays(trace, trainable(net))
     forward.reports |= {f"gradient/{name}": grad for (name, _), grad in zip(params, grads, strict=True)}
     _finish(forward)
     _seed(trace, training.seed)
@@ -308,7 +309,7 @@ def _two_halves(net: Network, training: Training, optimizer: Any, held: Mapping[
         stored = [(n, Tensor(update, update.graph.param(node.array, n, node.origin))) for n, node in named.items()]
         given = [update.input(f"gradient/{n}", node.types[0]) for n, node in named.items()]
         rate = update.input(RATE, TensorType("float32", ()))
-        optimizer.apply(update, stored, given, rate)
+        optimizer.apply(update, stored, given, rate, masks)
     return [EntryGraph(trace.graph, "gradients"), EntryGraph(update.graph, "apply")]
 
 
