@@ -46,6 +46,7 @@ NAMES = (
     "scatter",
     "softmax",
     "softmax_integer",
+    "sparse_blocks",
     "tile",
     "topk",
     "transpose",
