@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..types import Dim, TensorType
+from .channels import MATMUL
 from .gradient import Call as Grad
 from .gradient import Sym
 from .numeric import quiet, widen
@@ -96,5 +97,6 @@ OPS = (
         cases=_matmul_cases,
         gradient=_matmul_gradient,
         onnx={"MatMul": {}},
+        channels=MATMUL,
     ),
 )

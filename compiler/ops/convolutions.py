@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..types import Dim, TensorType
+from .channels import CONV, CONV_TRANSPOSE
 from .gradient import Call as Grad
 from .gradient import Sym
 from .numeric import quiet, widen
@@ -365,6 +366,7 @@ OPS = (
         cost=_conv_cost,
         cases=_conv_cases,
         gradient=_conv_gradient,
+        channels=CONV,
     ),
     Op(
         "conv_transpose",
@@ -377,6 +379,7 @@ OPS = (
         cost=_conv_transpose_cost,
         cases=_conv_transpose_cases,
         gradient=_conv_transpose_gradient,
+        channels=CONV_TRANSPOSE,
     ),
     Op(
         "conv_grad_weight",

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..types import TensorType
 from . import regions
+from .channels_moved import RESIZE
 from .gradient import Call as Grad
 from .gradient import Sym
 from .interpolation import MODES, cubic, triangle
@@ -219,6 +220,7 @@ OPS = (
         cost=_resize_cost,
         cases=_resize_cases,
         gradient=_resize_gradient,
+        channels=RESIZE,
     ),
     *regions.OPS,
 )

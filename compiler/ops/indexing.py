@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..types import Dim, TensorType
+from .channels_moved import GATHER
 from .gradient import Call as Grad
 from .gradient import Sym
 from .movement import free
@@ -467,6 +468,7 @@ OPS = (
         cases=_gather_cases,
         gradient=_gather_gradient,
         onnx={"Gather": {}},
+        channels=GATHER,
     ),
     Op(
         "gather_elements",

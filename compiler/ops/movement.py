@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..types import Dim, TensorType
+from .channels_moved import CONCAT, COPY, EXPAND, PAD, RESHAPE, SLICE, TILE, TRANSPOSE
 from .dims import missing_factor, same_size
 from .gradient import Call as Grad
 from .gradient import Sym
@@ -355,6 +356,7 @@ OPS = (
         cost=free,
         cases=_reshape_cases,
         gradient=lambda c: [c.g.reshape(c.x.shape)],
+        channels=RESHAPE,
     ),
     Op(
         "transpose",
@@ -367,6 +369,7 @@ OPS = (
         cases=_transpose_cases,
         gradient=_transpose_gradient,
         onnx={"Transpose": {}},
+        channels=TRANSPOSE,
     ),
     Op(
         "slice",
@@ -378,6 +381,7 @@ OPS = (
         cost=free,
         cases=_slice_cases,
         gradient=_slice_gradient,
+        channels=SLICE,
     ),
     Op(
         "expand",
@@ -389,6 +393,7 @@ OPS = (
         cost=free,
         cases=_expand_cases,
         gradient=lambda c: [c.g.sum_to(c.x.shape)],
+        channels=EXPAND,
     ),
     Op(
         "concat",
@@ -402,6 +407,7 @@ OPS = (
         cases=_concat_cases,
         gradient=_concat_gradient,
         onnx={"Concat": {}},
+        channels=CONCAT,
     ),
     Op(
         "pad",
@@ -413,6 +419,7 @@ OPS = (
         cost=free,
         cases=_pad_cases,
         gradient=_pad_gradient,
+        channels=PAD,
     ),
     Op(
         "tile",
@@ -424,6 +431,7 @@ OPS = (
         cost=free,
         cases=_tile_cases,
         gradient=_tile_gradient,
+        channels=TILE,
     ),
     Op(
         "copy",
@@ -434,5 +442,6 @@ OPS = (
         cost=free,
         cases=_copy_cases,
         gradient=lambda c: [c.g],
+        channels=COPY,
     ),
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from ..types import TensorType
+from .channels import ALONG, BATCH_NORM, GROUP_NORM, LAST_AXES
 from .gradient import Call as Grad
 from .gradient import Sym
 from .numeric import quiet, widen
@@ -270,6 +271,7 @@ OPS = (
         cases=_softmax_cases,
         gradient=_softmax_gradient,
         inplace=(0,),
+        channels=ALONG,
     ),
     Op(
         "log_softmax",
@@ -282,6 +284,7 @@ OPS = (
         cases=_softmax_cases,
         gradient=_log_softmax_gradient,
         inplace=(0,),
+        channels=ALONG,
     ),
     Op(
         "layer_norm",
@@ -295,6 +298,7 @@ OPS = (
         cases=lambda: _layer_cases(bias=True),
         gradient=_layer_norm_gradient,
         inplace=(0,),
+        channels=LAST_AXES,
     ),
     Op(
         "rms_norm",
@@ -308,6 +312,7 @@ OPS = (
         cases=lambda: _layer_cases(bias=False),
         gradient=_rms_norm_gradient,
         inplace=(0,),
+        channels=LAST_AXES,
     ),
     Op(
         "batch_norm",
@@ -321,6 +326,7 @@ OPS = (
         cases=_batch_cases,
         gradient=_batch_norm_gradient,
         inplace=(0,),
+        channels=BATCH_NORM,
     ),
     Op(
         "group_norm",
@@ -334,5 +340,6 @@ OPS = (
         cases=_group_cases,
         gradient=_group_norm_gradient,
         inplace=(0,),
+        channels=GROUP_NORM,
     ),
 )

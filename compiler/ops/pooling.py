@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..types import TensorType
+from .channels import POOL
 from .gradient import Call as Grad
 from .gradient import Sym
 from .numeric import lowest, quiet, widen
@@ -222,6 +223,7 @@ OPS = (
         cost=_pool_cost,
         cases=_max_pool_cases,
         gradient=_max_pool_gradient,
+        channels=POOL,
     ),
     Op(
         "max_pool_grad",
@@ -245,5 +247,6 @@ OPS = (
         cost=_pool_cost,
         cases=_avg_pool_cases,
         gradient=_avg_pool_gradient,
+        channels=POOL,
     ),
 )

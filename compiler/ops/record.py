@@ -9,11 +9,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..types import TensorType
+
+if TYPE_CHECKING:
+    from .axes import Channels
 
 
 class Kind(enum.Enum):
@@ -98,7 +101,7 @@ class Op:
     gradient: Callable[..., Any] | None = None  # gradient.Gradient: one gradient for each input
     training: Callable[..., Any] | None = None  # gradient.Training: the outputs in a form cheap to differentiate
     quantize: Any = None
-    channels: Any = None  # how output channels depend on input channels (pruning)
+    channels: Channels | None = None  # which axes go together (pruning): axes.py; elementwise operators need none
     inplace: tuple[int, ...] = ()  # inputs whose buffer the output may take over
     commutative: bool = False
     pure: bool = True

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..types import Dim, TensorType
+from .channels import ALONG, ARG, REDUCE
 from .gradient import Call as Grad
 from .gradient import Sym
 from .numeric import divide, highest, lowest, quiet, widen
@@ -121,6 +122,7 @@ def _fold(
         cost=_input_cost,
         cases=cases,
         gradient=lambda c: [gradient(c)],
+        channels=REDUCE,
     )
 
 
@@ -162,6 +164,7 @@ def _arg(name: str, function: Callable[..., Any], doc: str) -> Op:
         attrs={"axis": REQUIRED, "keepdims": False, "select_last": False},
         cost=_input_cost,
         cases=cases,
+        channels=ARG,
     )
 
 
@@ -230,6 +233,7 @@ def _running(name: str, function: Callable[..., Any], unit: int, doc: str, gradi
         cases=cases,
         inplace=(0,),
         gradient=lambda c: [gradient(c)],
+        channels=ALONG,
     )
 
 

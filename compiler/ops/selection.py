@@ -11,6 +11,7 @@ import numpy as np
 from ...errors import NervureError
 from ..types import DTYPES, TensorType, is_float
 from .blocks import Block, require_block, spread
+from .channels import NOTHING, TRIANGLE
 from .gradient import Call as Grad
 from .gradient import Sym
 from .numeric import numpy_dtype, quiet, threefry
@@ -330,6 +331,7 @@ OPS = (
             Case((), {"shape": (2, 3, 4), "axis": 1, "dtype": "int32"}),
             Case((), {"shape": (2, 3), "axis": -1, "dtype": "float32"}),
         ],
+        channels=NOTHING,
     ),
     Op(
         "trilu",
@@ -342,6 +344,7 @@ OPS = (
         cases=_trilu_cases,
         gradient=lambda c: [c.g.op("trilu", **c.attrs)],
         inplace=(0,),
+        channels=TRIANGLE,
     ),
     Op(
         "random_bits",
@@ -354,5 +357,6 @@ OPS = (
         attrs={"shape": REQUIRED},
         cost=lambda call: Cost(90 * count(call.attrs["shape"])),
         cases=_random_bits_cases,
+        channels=NOTHING,
     ),
 )

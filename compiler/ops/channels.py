@@ -1,0 +1,179 @@
+"""Which axes of layers, norms, pools and reductions go together (``Op.channels``, see axes.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..types import TensorType
+from .axes import Change, Channels, Dot, Kept, Mark, Pin, Relation, Tie, aligned, fans, given, into, out, own, same
+from .record import Call
+from .shapes import broadcast_shapes, normalise_axes, normalise_axis
+
+WINDOW = "a window moves over it"
+
+
+def _elementwise(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    """Operands that broadcast to the result; others (a scale for each block) are not spoken of, so they stay."""
+    present = given(call)
+    shapes = [call.type(i).shape for i in present]
+    if present and broadcast_shapes(*shapes) == outs[0].shape:
+        yield from aligned(call, outs, present)
+
+
+def _triangle(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    rank = outs[0].rank
+    yield from same(rank, but=(rank - 2, rank - 1))
+
+
+# -- layers ------------------------------------------------------------------------------------------------------
+
+
+def _conv(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    x, group = call.type(0), call.attrs["group"]
+    outputs = outs[0].dims[1] if isinstance(outs[0].shape[1], int) else call.type(1).dims[0]
+    yield Tie(into(0, 0), out(0))
+    yield Tie(into(1, 0), out(1))
+    if 2 in given(call):
+        yield Tie(into(2, 0), out(1))
+    yield from (Pin(into(0, i), WINDOW) for i in range(2, x.rank))
+    if group == 1:
+        yield Tie(into(0, 1), into(1, 1))
+        yield from _dot(call, 1)
+    else:
+        yield from _grouped(x.dims[1], outputs, group)
+
+
+def _dot(call: Call, axis: int) -> Iterable[Relation]:
+    if call.value(1) is None:
+        yield Dot(into(0, 1), into(1, axis))
+
+
+def _grouped(channels: int, outputs: int, group: int) -> Iterable[Relation]:
+    """Whole groups go, their inputs and outputs with them; one channel a group: depthwise."""
+    groups = own(group)
+    yield Tie(into(0, 1), groups, fans(channels, group))
+    yield Tie(out(1), groups, fans(outputs, group))
+    if channels > group:
+        yield Mark(groups, "groups")
+
+
+def _conv_shrink(call: Call, outs: Sequence[TensorType], kept: Kept) -> Change:
+    group = call.attrs["group"]
+    return Change({"group": group if group == 1 else len(kept(own(group)))})
+
+
+def _conv_transpose(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    x, group = call.type(0), call.attrs["group"]
+    yield Tie(into(0, 0), out(0))
+    yield Tie(into(1, 0), into(0, 1))
+    if 2 in given(call):
+        yield Tie(into(2, 0), out(1))
+    yield from (Pin(into(0, i), WINDOW) for i in range(2, x.rank))
+    if group == 1:
+        yield Tie(into(1, 1), out(1))
+        yield from _dot(call, 0)
+    else:
+        yield from _grouped(x.dims[1], call.type(1).dims[1] * group, group)
+
+
+def _matmul(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    a, b, y = call.type(0), call.type(1), outs[0]
+    inner = b.rank - 2 if b.rank > 1 else 0
+    yield Tie(into(0, a.rank - 1), into(1, inner))
+    computed = call.value(0) is None and call.value(1) is None
+    if computed:
+        yield Dot(into(0, a.rank - 1), into(1, inner))
+    if b.rank > 1:
+        yield Tie(into(1, b.rank - 1), out(y.rank - 1))
+    if a.rank > 1:
+        yield Tie(into(0, a.rank - 2), out(y.rank - 1 - (b.rank > 1)))
+    batch = max(a.rank, b.rank) - 2
+    for i, operand in enumerate((a, b)):
+        ahead = batch - (operand.rank - 2)
+        for axis, size in enumerate(operand.shape[:-2]):
+            if size == y.shape[ahead + axis]:
+                yield Tie(into(i, axis), out(ahead + axis))
+    if computed:
+        yield from (Mark(out(axis), "heads") for axis in range(max(batch, 0)))
+
+
+# -- norms -------------------------------------------------------------------------------------------------------
+
+
+def _batch_norm(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    yield from same(outs[0].rank)
+    yield from (Tie(into(i, 0), out(1)) for i in range(1, 5))
+
+
+def _last_axes(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    """layer_norm and rms_norm: the axes from ``axis`` on stay."""
+    rank = outs[0].rank
+    axis = normalise_axis(call.attrs["axis"], rank)
+    yield from same(rank, but=range(axis, rank))
+    yield from (Pin(into(0, i), "a norm is taken over it, which each element changes") for i in range(axis, rank))
+
+
+def _group_norm(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    """Whole groups go: within one, each element changes the deviation."""
+    groups, channels = call.attrs["num_groups"], call.type(0).dims[1]
+    yield Tie(into(0, 0), out(0))
+    yield Tie(into(0, 1), out(1))
+    yield Tie(into(0, 1), own(groups), fans(channels, groups))
+    yield from (Tie(into(i, 0), out(1)) for i in given(call) if i)
+    if channels > groups:
+        yield Mark(own(groups), "groups")
+
+
+def _group_norm_shrink(call: Call, outs: Sequence[TensorType], kept: Kept) -> Change:
+    return Change({"num_groups": len(kept(own(call.attrs["num_groups"])))})
+
+
+def _along(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    """Softmax and running sums: each element along the axis changes the others."""
+    rank = outs[0].rank
+    axis = normalise_axis(call.attrs["axis"], rank)
+    yield from same(rank, but=(axis,))
+    yield Pin(into(0, axis), "each element along it changes the others")
+
+
+# -- pools and reductions ----------------------------------------------------------------------------------------
+
+
+def _pool(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    """Positions that a max pool gives are counted through the whole tensor: then all stays."""
+    if len(outs) == 1:
+        yield from same(2)
+        yield from (Pin(into(0, i), WINDOW) for i in range(2, outs[0].rank))
+
+
+def _reduce(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    x = call.type(0)
+    axes = normalise_axes(call.attrs["axes"], x.rank)
+    left = [i for i in range(x.rank) if i not in axes]
+    for number, axis in enumerate(left):
+        yield Tie(into(0, axis), out(axis if call.attrs["keepdims"] else number))
+    yield from (Pin(into(0, i), "all along it are folded into one") for i in axes)
+
+
+def _arg(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    x = call.type(0)
+    axis = normalise_axis(call.attrs["axis"], x.rank)
+    left = [i for i in range(x.rank) if i != axis]
+    for number, i in enumerate(left):
+        yield Tie(into(0, i), out(i if call.attrs["keepdims"] else number))
+    yield Pin(into(0, axis), "its positions are the result")
+
+
+NOTHING = Channels(lambda call, outs: ())
+ELEMENTWISE = Channels(_elementwise)
+TRIANGLE = Channels(_triangle)
+CONV = Channels(_conv, _conv_shrink)
+CONV_TRANSPOSE = Channels(_conv_transpose, _conv_shrink)
+MATMUL = Channels(_matmul)
+BATCH_NORM = Channels(_batch_norm)
+LAST_AXES = Channels(_last_axes)
+GROUP_NORM = Channels(_group_norm, _group_norm_shrink)
+ALONG = Channels(_along)
+POOL = Channels(_pool)
+REDUCE = Channels(_reduce)
+ARG = Channels(_arg)

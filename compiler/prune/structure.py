@@ -1,0 +1,161 @@
+"""What of a graph can be taken out together: channels, heads, recurrent units, groups of channels, whole branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ir import STORED, Graph, Value
+from ..ops import OPS
+from ..ops.record import Kind
+from .dependencies import Class, Dependencies
+
+ALL_KINDS = ("channels", "heads", "units", "groups", "blocks")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Positions ``index`` along ``axis`` of a constant tensor."""
+
+    tensor: str
+    axis: int
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What goes together: one channel and all that hangs on it."""
+
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of one kind of which any but the last can go. ``name`` is that of the first tensor they are channels of;
+    ``layers`` are the results of the layers concerned, in order."""
+
+    name: str
+    kind: str
+    units: tuple[Unit, ...]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A layer whose outputs (some of them) cannot go, and why."""
+
+    where: str
+    why: str
+    origin: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    groups: tuple[Group, ...]
+    fixed: tuple[Fixed, ...]
+
+    def group(self, name: str) -> Group:
+        """A group by name; ``KeyError`` where there is none."""
+        return next(g for g in self.groups if g.name == name)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A group with the classes of positions that its units are."""
+
+    group: Group
+    classes: tuple[Class, ...]
+
+
+def find_structure(graph: Graph, kinds: Sequence[str] = ALL_KINDS) -> Structure:
+    """The groups of a prepared graph (``layers.prepare``), and the layers that stay. Names do not depend on
+    ``kinds``."""
+    dependencies = Dependencies(graph)
+    groups = [found.group for found in find_groups(dependencies)]
+    return Structure(tuple(g for g in groups if g.kind in kinds), _fixed(dependencies))
+
+
+def find_groups(dependencies: Dependencies) -> list[Found]:
+    """Classes that touch the same axes are the units of one group; of fewer than two nothing can go."""
+    alike: dict[tuple[int, ...], list[Class]] = {}
+    for found in dependencies.classes():
+        alike.setdefault(found.bundles, []).append(found)
+    reader = _Reader(dependencies)
+    named: dict[str, int] = {}
+    groups = []
+    for classes in sorted(alike.values(), key=lambda c: reader.begin(c[0])):
+        made = reader.group(classes)
+        if made is not None:
+            number = named[made.name] = named.get(made.name, 0) + 1
+            name = made.name if number == 1 else f"{made.name}#{number}"
+            groups.append(Found(Group(name, made.kind, made.units, made.layers), tuple(classes)))
+    return groups
+
+
+class _Reader:
+    """Reads classes as slices of constants."""
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies, self._graph = dependencies, dependencies.graph
+        self._members = dependencies.members()
+        self._rank = {key: i for i, key in enumerate(dependencies.order)}
+
+    def begin(self, found: Class) -> tuple[int, int]:
+        """Where a class comes from: the first layer that makes it, else the first tensor."""
+        places = [(self._rank[v.node], v) for b in found.bundles for v, _ in self._members.get(b, ())]
+        made = [(rank, v) for rank, v in places if self._graph.node(v).op not in STORED]
+        layers = [rank for rank, v in made if self._is_layer(v.node)]
+        first = min(layers or [rank for rank, _ in made] or [len(self._rank)])
+        return first, int(found.places[0][1][0])
+
+    def group(self, classes: Sequence[Class]) -> Group | None:
+        first, _ = self.begin(classes[0])
+        if first == len(self._rank) or len(classes) < 2:
+            return None
+        units = tuple(Unit(tuple(self._slices(c))) for c in classes)
+        if not units[0].slices:
+            return None
+        name = self._graph.node(self._dependencies.order[first]).names[0]
+        return Group(name, self._dependencies.kind(classes[0]), units, self._layers(classes[0]))
+
+    def _constants(self, found: Class) -> list[tuple[Value, int, np.ndarray]]:
+        return [
+            (value, axis, places)
+            for bundle, places in found.places
+            for value, axis in self._members.get(bundle, ())
+            if self._graph.node(value).op == "const" and self._graph.node(value).array.dtype.kind == "f"
+        ]
+
+    def _slices(self, found: Class) -> list[Slice]:
+        return [Slice(self._graph.tensor_name(v), axis, places) for v, axis, places in self._constants(found)]
+
+    def _layers(self, found: Class) -> tuple[str, ...]:
+        users = {user for value, _, _ in self._constants(found) for user, _ in self._graph.users(value)}
+        layers = sorted((self._rank[u], u) for u in users if self._is_layer(u))
+        return tuple(self._graph.node(u).names[0] for _, u in layers)
+
+    def _is_layer(self, key: int) -> bool:
+        return is_layer(self._graph, key)
+
+
+def is_layer(graph: Graph, key: int) -> bool:
+    """Whether a node multiplies by constant weights."""
+    node = graph.node(key)
+    if node.op in STORED or OPS[node.op].kind not in (Kind.CONTRACTION, Kind.OPAQUE) or not OPS[node.op].channels:
+        return False
+    return any(graph.constant(a) is not None for a in graph.args(key))
+
+
+def _fixed(dependencies: Dependencies) -> tuple[Fixed, ...]:
+    graph, found = dependencies.graph, []
+    for key in dependencies.order:
+        if is_layer(graph, key):
+            node = graph.node(key)
+            axis = 1 if node.op.startswith("conv") else node.types[0].rank - 1
+            pin = dependencies.stays(Value(key), axis) if axis >= 0 else None
+            if pin is not None and node.types[0].shape[axis] != 1:
+                at = f" ({pin.tensor})" if pin.tensor and pin.tensor != node.names[0] else ""
+                found.append(Fixed(node.names[0], pin.why + at, node.origin))
+    return tuple(found)
