@@ -7,7 +7,7 @@ from typing import Any
 from .runtime.callbacks import *  # noqa: F403
 from .runtime.callbacks import __all__ as _own
 
-__all__ = [*_own, "GradualPruning"]
+__all__ = [*_own, "GradualPruning"]  # noqa: F405
 
 
 def __getattr__(name: str) -> Any:

@@ -117,6 +117,7 @@ class Network(Block):
     def record(self, trace: Trace, types: Mapping[str, TensorType], values: Mapping[str, Any] | None = None) -> Any:
         """Runs the function into ``trace``, over new inputs of these types; returns what it returned, as tensors."""
         tensors: dict[str, Any] = {name: trace.input(name, type) for name, type in types.items()}
+        trace.features = dict(tensors)
         for name, tensor in tensors.items():
             trace.rows.append(Row(name, "Input", (tensor.shape,), None))
         trace.result = self._result(self.function(**tensors, **(values or {})))

@@ -84,6 +84,7 @@ class Trace:
         self.number = next(_numbers)
         self.frames = [Frame(owner if owner is not None else Root(name), name, "Network", is_network=True)]
         self.rows: list[Row] = []
+        self.features: dict[str, Tensor] = {}  # the inputs of the network that is traced
         self.activities: list[tuple[Any, Tensor]] = []  # penalties on outputs: regularizer, output
         self.result: Any = None  # what the traced function returned
         self._weights: dict[int, tuple[Weight, Value]] = {}

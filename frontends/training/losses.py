@@ -34,6 +34,7 @@ from .classification import (
     SparseCategoricalCrossentropy,
     SquaredHinge,
 )
+from .distillation import Distillation, soft_loss
 from .regression import (
     Huber,
     LogCosh,
@@ -166,6 +167,7 @@ cosine_similarity = CosineSimilarity()
 __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
+    "Distillation",
     "HuberLoss",
     "KLDivLoss",
     "L1Loss",
@@ -187,6 +189,7 @@ __all__ = [
     "mean_squared_logarithmic_error",
     "poisson",
     "sparse_categorical_crossentropy",
+    "soft_loss",
     "squared_hinge",
     "total",
     *(cls.__name__ for cls in _NAMED),

@@ -127,6 +127,7 @@ def _classes(training: Training, targets: Mapping[str, Tensor], predicted: Any) 
         given = chosen[i] if len(chosen) == len(outputs) else chosen[0]
         target = "y" if len(outputs) == 1 else f"y_{name}"
         one = None if given is None else losses.get(given)
+        one = one.hard if isinstance(one, losses.Distillation) else one
         if isinstance(one, SparseCategoricalCrossentropy) and target in targets and one.ignore_class is None:
             found[target] = int(tensor.shape[one.axis])
     return found
