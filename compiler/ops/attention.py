@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..types import TensorType
+from .channels import ATTENTION
 from .gradient import Call as Grad
 from .gradient import Sym
 from .normalisation import softmax_wide
@@ -155,5 +156,6 @@ OPS = (
         cases=_cases,
         gradient=_gradient,
         training=_training,
+        channels=ATTENTION,
     ),
 )

@@ -73,7 +73,8 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A sum of products over two tied axes: what goes must be zero in one of the factors."""
+    """A sum of products over two tied axes (or over one: ``a`` is ``b``): what goes must be zero in one of the factors.
+    Constants are zero where something goes; of an operand that is computed it follows from the operators."""
 
     a: Axis
     b: Axis

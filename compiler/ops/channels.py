@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from ..types import TensorType
 from .axes import Change, Channels, Dot, Kept, Mark, Pin, Relation, Tie, aligned, fans, given, into, out, own, same
 from .record import Call
@@ -155,6 +157,12 @@ def _reduce(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
     yield from (Pin(into(0, i), "all along it are folded into one") for i in axes)
 
 
+def _sum(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    """As ``_reduce``, but a zero more or less makes no difference."""
+    for relation in _reduce(call, outs):
+        yield Dot(relation.axis, relation.axis) if isinstance(relation, Pin) else relation
+
+
 def _arg(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
     x = call.type(0)
     axis = normalise_axis(call.attrs["axis"], x.rank)
@@ -162,6 +170,45 @@ def _arg(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
     for number, i in enumerate(left):
         yield Tie(into(0, i), out(i if call.attrs["keepdims"] else number))
     yield Pin(into(0, axis), "its positions are the result")
+
+
+# -- recurrent layers, attention ---------------------------------------------------------------------------------
+
+
+def _recurrent(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    """A unit has a row for each gate in w, r, biases and peepholes, a column in r, and its place in each state."""
+    if call.value(1) is None or call.value(2) is None:
+        return
+    hidden = call.type(2).dims[2]
+    units = own(hidden)
+    yield Mark(units, "units")
+    yield Tie(into(0, 2), into(1, 2))
+    for i in given(call)[1:]:
+        if i == 4:  # lengths
+            continue
+        axis = 2 if i > 4 and call.type(i).rank == 3 else 1
+        yield Tie(into(i, axis), units, np.arange(call.type(i).dims[axis]) % hidden)
+    yield Tie(into(2, 2), units)
+    yield from (Tie(out(result.rank - 1, i), units) for i, result in enumerate(outs))
+
+
+def _attention(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    """The leading axes (heads), the features of q with those of k, those of v with the result's."""
+    rank, (keys, features) = outs[0].rank, (outs[0].rank - 2, outs[0].rank - 1)
+    for i in range(3):
+        yield from same(rank, but=(keys, features), tensor=i)
+    yield from (Mark(out(i), "heads") for i in range(rank - 2))
+    yield Tie(into(0, keys), out(keys))
+    yield Tie(into(0, features), into(1, features))
+    yield Dot(into(0, features), into(1, features))
+    yield Tie(into(2, features), out(features))
+    yield Tie(into(1, keys), into(2, keys))
+    yield Pin(into(1, keys), "each key changes the weights of the others")
+    if 3 in given(call):
+        mask = call.type(3)
+        for axis, size in enumerate(mask.shape[:-2]):
+            if size == outs[0].shape[rank - mask.rank + axis]:
+                yield Tie(into(3, axis), out(rank - mask.rank + axis))
 
 
 NOTHING = Channels(lambda call, outs: ())
@@ -176,4 +223,7 @@ GROUP_NORM = Channels(_group_norm, _group_norm_shrink)
 ALONG = Channels(_along)
 POOL = Channels(_pool)
 REDUCE = Channels(_reduce)
+SUM = Channels(_sum)
 ARG = Channels(_arg)
+RECURRENT = Channels(_recurrent)
+ATTENTION = Channels(_attention)

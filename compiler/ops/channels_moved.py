@@ -130,7 +130,7 @@ def _concat(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
 
 
 def _pad(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
-    """A border of a constant has positions of its own, which stay; one that is copied depends on what lies beside."""
+    """A border of a constant has positions of its own; one that is copied depends on what lies beside."""
     rank, pads = outs[0].rank, call.attrs["pads"]
     for i in range(rank):
         before, after = pads[i], pads[i + rank]
@@ -139,10 +139,17 @@ def _pad(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
         elif call.attrs["mode"] == "constant":
             size = call.type(0).dims[i]
             yield Tie(into(0, i), out(i), np.arange(before, before + size))
-            border = np.r_[0:before, before + size : before + size + after]
-            yield Pin(out(i), "it is a border", border)
         else:
             yield Pin(into(0, i), "its border is a copy of it")
+
+
+def _pad_shrink(call: Call, outs: Sequence[TensorType], kept: Kept) -> Change:
+    rank, pads = outs[0].rank, list(call.attrs["pads"])
+    for i, size in enumerate(call.type(0).shape):
+        if isinstance(size, int) and call.attrs["mode"] == "constant":
+            left, before = kept(out(i)), call.attrs["pads"][i]
+            pads[i], pads[i + rank] = int((left < before).sum()), int((left >= before + size).sum())
+    return Change({"pads": tuple(pads)})
 
 
 def _tile(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
@@ -204,7 +211,7 @@ TRANSPOSE = Channels(_transpose)
 EXPAND = Channels(_expand, _shape)
 SLICE = Channels(_slice, _slice_shrink)
 CONCAT = Channels(_concat)
-PAD = Channels(_pad)
+PAD = Channels(_pad, _pad_shrink)
 TILE = Channels(_tile)
 GATHER = Channels(_gather, _gather_shrink)
 RESIZE = Channels(_resize, _shape)

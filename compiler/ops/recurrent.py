@@ -14,6 +14,7 @@ import numpy as np
 
 from ..types import Dim, TensorType
 from .cells import DEFAULTS, DIRECTIONS, Activation, activation, check_activations, chosen
+from .channels import RECURRENT
 from .numeric import quiet, widen
 from .record import Call, Case, Cost, Kind, Op, OpError
 from .recurrent_training import gru_training, lstm_training, rnn_training
@@ -253,6 +254,7 @@ OPS = (
         cost=_cost(4),
         cases=_lstm_cases,
         training=lstm_training,
+        channels=RECURRENT,
     ),
     Op(
         "gru",
@@ -265,6 +267,7 @@ OPS = (
         cost=_cost(3),
         cases=_gru_cases,
         training=gru_training,
+        channels=RECURRENT,
     ),
     Op(
         "rnn",
@@ -277,5 +280,6 @@ OPS = (
         cost=_cost(1),
         cases=_rnn_cases,
         training=rnn_training,
+        channels=RECURRENT,
     ),
 )

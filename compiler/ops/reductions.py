@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..types import Dim, TensorType
-from .channels import ALONG, ARG, REDUCE
+from .channels import ALONG, ARG, REDUCE, SUM
 from .gradient import Call as Grad
 from .gradient import Sym
 from .numeric import divide, highest, lowest, quiet, widen
@@ -122,7 +122,7 @@ def _fold(
         cost=_input_cost,
         cases=cases,
         gradient=lambda c: [gradient(c)],
-        channels=REDUCE,
+        channels=SUM if name == "reduce_sum" else REDUCE,
     )
 
 

@@ -15,11 +15,11 @@ import networkx as nx
 import numpy as np
 
 from ..ir import STORED, Graph, Value
-from ..ops import OPS
-from ..ops.axes import Axis, Channels, Dot, Mark, Merge, Pin, Relation, Tie, extent
-from ..ops.channels import ELEMENTWISE
-from ..ops.record import Call, Kind
+from ..ops.axes import Axis, Dot, Mark, Merge, Pin, Relation, Tie, extent
+from ..ops.record import Call
 from ..types import TensorType
+from .quiet import quiet_axes
+from .rules import call_of, rule_of
 
 KINDS = ("heads", "units", "groups")  # what an axis is marked as, the strongest first
 
@@ -56,19 +56,6 @@ class _Facts:
     pins: list[Pinned] = field(default_factory=list)
     whole: list[Pinned] = field(default_factory=list)  # axes of which no rule speaks
     marks: list[tuple[int, str]] = field(default_factory=list)
-
-
-def rule_of(op: str) -> Channels | None:
-    """An operator's rule; elementwise operators have one in common."""
-    record = OPS[op]
-    return record.channels or (ELEMENTWISE if record.kind is Kind.ELEMENTWISE else None)
-
-
-def call_of(graph: Graph, key: int) -> Call:
-    """A node as rules see it."""
-    args = graph.args(key)
-    types = tuple(None if a is None else graph.type(a) for a in args)
-    return Call(types, graph.node(key).attrs, tuple(graph.constant(a) for a in args))
 
 
 class Dependencies:
@@ -145,6 +132,7 @@ class Dependencies:
                 return {number(whole), *(number(p) for p in parts)}
             case Dot(a, b):
                 facts.dots.append((number(a), number(b), name))
+                return {number(a), number(b)}
             case Mark(axis, kind):
                 facts.marks.append((number(axis), kind))
         return set()
@@ -166,8 +154,11 @@ class Dependencies:
             self._pin_value(value, "it is an output of the model")
         for value in self.graph.bindings.values():
             self._pin_value(value, "it is kept from run to run")
-        for a, _, name in self._facts.dots:
-            self._facts.pins.append(Pinned(a, "it is summed over, and both factors are computed", None, name))
+        if self._facts.dots:
+            quiet = {self._first[value] + axis for value, axis in quiet_axes(self.graph, self.order)}
+            for a, b, name in self._facts.dots:
+                if a not in quiet and b not in quiet:
+                    self._facts.pins.append(Pinned(a, "it is summed over, and what goes is not zero there", None, name))
 
     # -- what follows --------------------------------------------------------------------------------------------------
 

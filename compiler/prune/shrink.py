@@ -9,10 +9,10 @@ import numpy as np
 from ...errors import NervureError
 from ..ir import STORED, Graph, Value
 from ..ops.axes import Axis, Change, Kept
-from .dependencies import Class, Dependencies, call_of, rule_of
+from .blocks import Block
+from .dependencies import Class, Dependencies
+from .rules import call_of, divides, rule_of
 from .structure import find_groups
-
-_DIVISORS = {"div": 1, "mod": 1, "fmod": 1, "pow": 1}  # op -> the input that must not become 0
 
 
 def shrink(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Graph:
@@ -21,18 +21,19 @@ def shrink(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Graph:
 
     Raises ``NervureError`` for groups and units that are not there, and where a group would be left with none."""
     dependencies = Dependencies(graph)
-    return _Rebuild(dependencies, _lost(dependencies, removed)).graph()
+    return _Rebuild(dependencies, *_lost(dependencies, removed)).graph()
 
 
 def zero(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Graph:
     """The graph with the same shapes in which the constants' slices of some units are 0."""
     dependencies = Dependencies(graph)
-    lost = _lost(dependencies, removed)
+    lost, blocks = _lost(dependencies, removed)
+    silent = {key for block in blocks for key in block.constants}
     made = graph.copy()
     for key in dependencies.order:
         node = graph.node(key)
-        if node.op == "const" and node.array.dtype.kind == "f" and not _divides(graph, key):
-            array = np.array(node.array)
+        if node.op == "const" and node.array.dtype.kind == "f" and not divides(graph, key):
+            array = np.zeros_like(node.array) if key in silent else np.array(node.array)
             for axis in range(array.ndim):
                 places = lost.get(dependencies.tensor_axis(Value(key), axis))
                 if places is not None:
@@ -42,15 +43,13 @@ def zero(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Graph:
     return made
 
 
-def _divides(graph: Graph, key: int) -> bool:
-    """A divisor stays, or what is taken out would be infinite; it meets weights that are 0."""
-    return any(_DIVISORS.get(graph.node(user).op) == arg for user, arg in graph.users(Value(key)))
-
-
-def _lost(dependencies: Dependencies, removed: Mapping[str, Sequence[int]]) -> dict[int, np.ndarray]:
-    """The positions that each bundle loses."""
+def _lost(
+    dependencies: Dependencies, removed: Mapping[str, Sequence[int]]
+) -> tuple[dict[int, np.ndarray], list[Block]]:
+    """The positions that each bundle loses, and the branches that go."""
     groups = {found.group.name: found for found in find_groups(dependencies)}
     classes: list[Class] = []
+    blocks: list[Block] = []
     for name, units in removed.items():
         if name not in groups:
             raise NervureError(f"there is no group {name!r}", hint=f"there are {', '.join(groups) or 'none'}")
@@ -59,19 +58,22 @@ def _lost(dependencies: Dependencies, removed: Mapping[str, Sequence[int]]) -> d
             raise NervureError(f"group {name!r} has units 0 to {count - 1}, not {chosen[-1]}")
         if len(chosen) == count:
             raise NervureError(f"all {count} units of {name!r} would go", hint="leave at least one")
-        classes += [groups[name].classes[u] for u in chosen]
+        found = groups[name]
+        classes += [found.classes[u] for u in chosen if found.classes]
+        blocks += [found.blocks[u] for u in chosen if found.blocks]
     places: dict[int, list[np.ndarray]] = {}
-    for found in classes:
-        for bundle, at in found.places:
+    for lost in classes:
+        for bundle, at in lost.places:
             places.setdefault(bundle, []).append(at)
-    return {bundle: np.unique(np.concatenate(at)) for bundle, at in places.items()}
+    return {bundle: np.unique(np.concatenate(at)) for bundle, at in places.items()}, blocks
 
 
 class _Rebuild:
     """The graph anew, node by node: constants cut, attributes by the operators' rules, types inferred."""
 
-    def __init__(self, dependencies: Dependencies, lost: Mapping[int, np.ndarray]) -> None:
+    def __init__(self, dependencies: Dependencies, lost: Mapping[int, np.ndarray], blocks: Sequence[Block]) -> None:
         self._dependencies, self._lost = dependencies, lost
+        self._left = {block.node: block.kept for block in blocks}  # what is left of an addition
         self._old, self._new = dependencies.graph, Graph(dependencies.graph.name)
         self._map: dict[Value, Value] = {}
 
@@ -107,6 +109,10 @@ class _Rebuild:
     def _operation(self, key: int) -> None:
         node = self._old.node(key)
         args = [None if a is None else self._map[a] for a in self._old.args(key)]
+        left = args[self._left[key]] if key in self._left else None
+        if left is not None:
+            self._map[Value(key)] = left
+            return
         change = self._change(key)
         for index, array in change.values.items():
             before = self._old.args(key)[index]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ir import STORED, Graph, Value
-from ..ops import OPS
-from ..ops.record import Kind
+from .blocks import Block, find_blocks
 from .dependencies import Class, Dependencies
+from .rules import is_layer
 
 ALL_KINDS = ("channels", "heads", "units", "groups", "blocks")
 
@@ -67,6 +67,7 @@ class Found:
 
     group: Group
     classes: tuple[Class, ...]
+    blocks: tuple[Block, ...] = ()
 
 
 def find_structure(graph: Graph, kinds: Sequence[str] = ALL_KINDS) -> Structure:
@@ -91,7 +92,21 @@ def find_groups(dependencies: Dependencies) -> list[Found]:
             number = named[made.name] = named.get(made.name, 0) + 1
             name = made.name if number == 1 else f"{made.name}#{number}"
             groups.append(Found(Group(name, made.kind, made.units, made.layers), tuple(classes)))
-    return groups
+    blocks = find_blocks(dependencies.graph, dependencies.order)
+    return [*groups, _branches(dependencies, blocks)] if len(blocks) > 1 else groups
+
+
+def _branches(dependencies: Dependencies, blocks: Sequence[Block]) -> Found:
+    graph = dependencies.graph
+    inside = frozenset().union(*(b.inside for b in blocks))
+    layers = tuple(graph.node(k).names[0] for k in dependencies.order if k in inside and is_layer(graph, k))
+    units = tuple(Unit(tuple(_whole(graph, key) for key in b.constants)) for b in blocks)
+    return Found(Group("blocks", "blocks", units, layers), (), tuple(blocks))
+
+
+def _whole(graph: Graph, key: int) -> Slice:
+    """All of a constant."""
+    return Slice(graph.node(key).names[0], 0, np.arange(graph.node(key).array.shape[0]))
 
 
 class _Reader:
@@ -138,14 +153,6 @@ class _Reader:
 
     def _is_layer(self, key: int) -> bool:
         return is_layer(self._graph, key)
-
-
-def is_layer(graph: Graph, key: int) -> bool:
-    """Whether a node multiplies by constant weights."""
-    node = graph.node(key)
-    if node.op in STORED or OPS[node.op].kind not in (Kind.CONTRACTION, Kind.OPAQUE) or not OPS[node.op].channels:
-        return False
-    return any(graph.constant(a) is not None for a in graph.args(key))
 
 
 def _fixed(dependencies: Dependencies) -> tuple[Fixed, ...]:
