@@ -1,0 +1,77 @@
+"""What a user may say about pruning. Command-line options are made from these fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ...errors import NervureError
+from .budget import Target
+
+_FLOORS = (0.1, 0.01)  # the part of a group, of a layer's weights, that stays where nothing is said
+STRUCTURES = ("channels", "heads", "units", "groups", "blocks")  # the kinds of groups that structure.py finds
+CRITERIA = ("l1", "l2", "bn_scale", "taylor", "movement", "wanda", "random")
+LEARNED = ("taylor", "movement")  # need gradients
+SEEN = (*LEARNED, "wanda")  # need samples
+
+
+def _option(default: Any, doc: str, choices: tuple[Any, ...] = (), least: float | None = None, most: float = 0) -> Any:
+    """A field; ``metadata``: ``doc`` (one line), ``choices``, and the ``range`` of a number."""
+    limits = None if least is None else (least, most)
+    return field(default=default, metadata={"doc": doc, "choices": choices, "range": limits})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to prune (``metadata["doc"]`` of a field: what it does). ``NervureError`` for a value out of range.
+
+    ``structure`` is one of ``STRUCTURES``, several joined by ``+`` (``channels+heads``), ``all`` of them, or a sparse
+    pattern as ``patterns.parse`` reads it. ``target`` may be None for an N:M pattern alone, which says its own.
+    """
+
+    structure: str = _option("channels", "channels, heads, units, groups, blocks (joined by +), all; or a pattern")
+    criterion: str = _option("l2", "what says how much a weight matters", CRITERIA)
+    scope: str = _option("global", "one ranking over all layers, or the same part of each", ("global", "layer"))
+    target: Target | None = _option(None, "what is to be reached")
+    keep: tuple[str, ...] = _option((), "layers or weights that stay as they are (patterns of names)")
+    parts: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata={"doc": "part taken of single layers (patterns of names -> 0 to 1)", "choices": (), "range": None},
+    )
+    floor: float | None = _option(
+        None, "the part of a layer or group that always stays (default: 0.1 of a group, 0.01 of a layer)", (), 0, 1
+    )
+    rank: str = _option("auto", "what a ranking goes by: the score, or the score per cost", ("auto", "score", "cost"))
+    multiple: int | None = _option(None, "channels kept are a multiple of this (default: by target)", (), 1, 256)
+    tolerance: float = _option(0.02, "how far from the target is near enough, as a part of it", (), 1e-4, 0.5)
+    seed: int = _option(0, "of everything drawn by chance")
+    force: bool = _option(False, "keep patterns that do not pay on the machine")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, choices, limits = getattr(self, f.name), f.metadata["choices"], f.metadata["range"]
+            if choices and value not in choices:
+                wanted = ", ".join(map(str, choices))
+                raise NervureError(f"pruning: {f.name} is {value!r}", hint=f"use one of: {wanted}")
+            if limits is None or value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not limits[0] <= value <= limits[1]:
+                hint = f"a number from {limits[0]:g} to {limits[1]:g}"
+                raise NervureError(f"pruning: {f.name} is {value!r}", hint=hint)
+        wrong = sorted(n for n, part in self.parts.items() if not 0 <= part < 1)
+        if wrong:
+            raise NervureError(f"pruning: the part {self.parts[wrong[0]]!r} of {wrong[0]!r}", hint="from 0 to below 1")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of groups to be taken out; empty where ``structure`` is a sparse pattern."""
+        if self.structure == "all":
+            return STRUCTURES
+        words = self.structure.split("+")
+        return tuple(words) if all(w in STRUCTURES for w in words) else ()
+
+    @property
+    def least(self) -> float:
+        """The part of a group (structures) or of a layer's weights (patterns) that always stays."""
+        return self.floor if self.floor is not None else _FLOORS[0 if self.kinds else 1]
