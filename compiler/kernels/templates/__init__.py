@@ -47,6 +47,7 @@ NAMES = (
     "softmax",
     "softmax_integer",
     "sparse_blocks",
+    "sparse_rows",
     "tile",
     "topk",
     "transpose",
