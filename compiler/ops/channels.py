@@ -9,17 +9,15 @@ import numpy as np
 from ..types import TensorType
 from .axes import Change, Channels, Dot, Kept, Mark, Pin, Relation, Tie, aligned, fans, given, into, out, own, same
 from .record import Call
-from .shapes import broadcast_shapes, normalise_axes, normalise_axis
+from .shapes import normalise_axes, normalise_axis
 
 WINDOW = "a window moves over it"
 
 
 def _elementwise(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
-    """Operands that broadcast to the result; others (a scale for each block) are not spoken of, so they stay."""
-    present = given(call)
-    shapes = [call.type(i).shape for i in present]
-    if present and broadcast_shapes(*shapes) == outs[0].shape:
-        yield from aligned(call, outs, present)
+    """Operands that broadcast to the result. Where blocks of elements share a scale nothing is said, so all stays."""
+    if call.attrs.get("block") is None:
+        yield from aligned(call, outs, given(call))
 
 
 def _triangle(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
@@ -198,7 +196,6 @@ def _attention(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
     for i in range(3):
         yield from same(rank, but=(keys, features), tensor=i)
     yield from (Mark(out(i), "heads") for i in range(rank - 2))
-    yield Tie(into(0, keys), out(keys))
     yield Tie(into(0, features), into(1, features))
     yield Dot(into(0, features), into(1, features))
     yield Tie(into(2, features), out(features))

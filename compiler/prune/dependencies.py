@@ -214,9 +214,10 @@ class Dependencies:
         """The classes that can go, in the order of their first position."""
         slots = np.argsort(self._labels, kind="stable")
         labels = self._labels[slots]
-        starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]]) if len(slots) else np.zeros(0, np.int64)
+        starts = np.flatnonzero(np.diff(labels, prepend=-1))
         roots = np.searchsorted(self._offset, slots, side="right") - 1
-        for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(slots)], strict=True):
+        stops = np.append(starts, len(slots))[1:]
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             if int(labels[start]) not in self._reasons:
                 of = roots[start:stop]
                 places = slots[start:stop] - self._offset[of]

@@ -32,7 +32,7 @@ def zero(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Graph:
     made = graph.copy()
     for key in dependencies.order:
         node = graph.node(key)
-        if node.op == "const" and node.array.dtype.kind == "f" and not divides(graph, key):
+        if node.op == "const" and node.types[0].dtype != "bool" and not divides(graph, key):
             array = np.zeros_like(node.array) if key in silent else np.array(node.array)
             for axis in range(array.ndim):
                 places = lost.get(dependencies.tensor_axis(Value(key), axis))

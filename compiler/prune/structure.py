@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ir import STORED, Graph, Value
+from ..types import is_float
 from .blocks import Block, find_blocks
 from .dependencies import Class, Dependencies
 from .rules import is_layer
@@ -140,7 +141,7 @@ class _Reader:
             (value, axis, places)
             for bundle, places in found.places
             for value, axis in self._members.get(bundle, ())
-            if self._graph.node(value).op == "const" and self._graph.node(value).array.dtype.kind == "f"
+            if self._graph.node(value).op == "const" and is_float(self._graph.type(value).dtype)
         ]
 
     def _slices(self, found: Class) -> list[Slice]:
