@@ -22,7 +22,7 @@ from .samples import Loss, PerSample, misfit, one_tensor, positive, shown
 
 
 class Distillation(Loss):
-    """``alpha * loss(y_true, y_pred) + (1 - alpha) * T² * KL(teacher || network)``, both softened by the temperature T::
+    """``alpha * loss(y_true, y_pred) + (1 - alpha) * T² * KL(teacher || y_pred)``, softened by the temperature T::
 
         net.compile("adam", nv.losses.Distillation(teacher, "sparse_categorical_crossentropy"))
 
