@@ -81,7 +81,7 @@ def _by_the_clock(job: Job, settings: Settings, target: Target) -> tuple[Made, P
         if wanted >= 1:
             clock.record.write()
             raise NervureError(
-                f"the dense model takes {told('latency', dense)} already, the target is {told('latency', target.value)}",
+                f"the dense model takes {told('latency', dense)} already, asked is {told('latency', target.value)}",
                 hint="a smaller latency, or leave the model as it is",
             )
     trials = search(wanted, clock.attempt)

@@ -1,7 +1,8 @@
-"""One pruning: what is given, the candidates that were made, the one that was chosen, and what there is to say of it."""
+"""One pruning: what is given, what was made of it, and what there is to say of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..errors import NervureError
 from ..targets import get
 from . import accuracy as a
 from .build import compile
-from .calibration import spread
+from .calibration import Labelled, spread
 from .model import Model
 from .prune_data import NONE, Data, check_labels, read_data
 from .prune_layers import Form, form
@@ -131,6 +132,35 @@ class Job:
             self._score("pruned", made)
             self.final = self._trained(made, pruned, step)
 
+    def scan(self) -> None:
+        """Prunes each layer alone, and keeps what becomes of the outputs."""
+        from .sensitivity import sensitivity
+
+        held = self.data.test or self.data.samples
+        if held is None:
+            raise NervureError("a scan of the layers needs data", hint="data='test.npz', with the inputs and y")
+        if isinstance(held, Labelled):
+            at = spread(len(held.samples), SCORED)
+            held = Labelled(held.samples.take(at), [held.y[i] for i in at])
+        structure = next(iter(self.settings.kinds), self.settings.structure)
+        found = sensitivity(self.graph, held, structure=structure, samples=SCORED, progress=self.tell)
+        classes = found.rows[0].agreement is not None
+        best = 1.0 if found.dense is None else found.dense
+        self.scanned = {
+            "structure": structure,
+            "metric": found.metric or ("agreement with the dense model" if classes else "1 - noise"),
+            "samples": found.samples,
+            "dense": best,
+            "layers": [
+                {
+                    "name": name,
+                    "sparsities": [p.sparsity for p in found.rows if p.layer == name],
+                    "scores": [best - found.damage(p) for p in found.rows if p.layer == name],
+                }
+                for name in found.layers
+            ],
+        }
+
     def prune(self, settings: Settings) -> Pruned:
         """What the pruner makes of the model as it is now."""
         samples, labels = self._samples()
@@ -144,8 +174,12 @@ class Job:
         if target.kind != "sparsity":
             dense = budget.measure(self.graph, self.machine, (target.kind,))[target.kind]
             return budget.Target(target.kind, target.value * dense, relative=False)
-        was, now = (max(1, m.form.size) for m in (self.dense, self.final))
-        return replace(target, value=max(0.0, 1 - (1 - target.value) * was / now))
+        return replace(target, value=max(0.0, 1 - (1 - target.value) / self._left())) if self.settings.kinds else target
+
+    def _left(self) -> float:
+        """The part of the units, or weights, that is left after the steps so far; zeros stay, and count again."""
+        parts = [1 - p.amount for p in self.pruned]
+        return math.prod(parts) if self.settings.kinds else parts[-1]
 
     def _samples(self) -> tuple[list[dict[str, np.ndarray]] | None, np.ndarray | None]:
         if self.settings.criterion not in SEEN or self.data.samples is None:
@@ -207,7 +241,7 @@ class Job:
             dense, reached = latency["dense"] * 1e3, latency["pruned"] * 1e3
             reached = latency["ratio"] * dense if target.relative else reached
         elif kind == "sparsity":
-            dense, reached = 1.0, self.final.form.nonzeros / max(1, self.dense.form.size)
+            dense, reached = 1.0, self._left()
         else:
             dense, reached = (budget.measure(m.graph, self.machine, (kind,))[kind] for m in (self.dense, self.final))
         return {

@@ -1,4 +1,4 @@
-"""What the layers of a compiled model weigh and take: each step of the program counts for the layer that it computes."""
+"""What the layers of a compiled model weigh and take: each step of a program counts for the layer that it computes."""
 
 from __future__ import annotations
 

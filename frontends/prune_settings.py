@@ -32,7 +32,7 @@ class Tuning:
             raise NervureError(f"pruning: learning_rate is {self.learning_rate!r}", hint="for example 0.001")
         if self.distill and not self.epochs:
             raise NervureError("the dense model can teach only where there is training", hint="epochs=5, say")
-        if 1 < self.steps and self.epochs < self.steps:
+        if self.steps > max(1, self.epochs):
             why = f"{self.steps} steps with {self.epochs} epochs of training in all"
             raise NervureError("each step needs an epoch of training", why=why, hint=f"epochs={self.steps} or more")
 

@@ -170,8 +170,8 @@ def _scan(scan: Mapping[str, Any] | None) -> dict[str, Any] | None:
     values = [v for r in rows for v in r["scores"] if v is not None and math.isfinite(v)]
     low, high = min([*values, scan["dense"]]), max([*values, scan["dense"]])
     spread = (high - low) or 1.0
-    steps = scan["sparsities"]
-    right = max(steps) or 1.0
+    steps = sorted({s for r in rows for s in r["sparsities"]})
+    right = steps[-1] or 1.0
 
     def y(value: float) -> float:
         return 8 + SCAN_HEIGHT * (1 - (value - low) / spread)
@@ -182,7 +182,7 @@ def _scan(scan: Mapping[str, Any] | None) -> dict[str, Any] | None:
             "name": r["name"],
             "points": " ".join(
                 f"{SCAN_WIDTH * s / right:.1f},{y(v):.1f}"
-                for s, v in zip([0.0, *steps], [scan["dense"], *r["scores"]], strict=True)
+                for s, v in zip([0.0, *r["sparsities"]], [scan["dense"], *r["scores"]], strict=True)
                 if v is not None
             ),
             "colour": i if i < COLOURS else None,
@@ -197,7 +197,7 @@ def _scan(scan: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "low": score(low, scan["metric"]),
         "high": score(high, scan["metric"]),
         "metric": scan["metric"],
-        "ticks": [{"x": SCAN_WIDTH * s / right, "text": f"{s:.0%}"} for s in [0.0, *steps]],
+        "ticks": [{"x": SCAN_WIDTH * s / right, "text": f"{s:.0%}"} for s in [i * right / 5 for i in range(6)]],
         "height": SCAN_HEIGHT + 8,
         "width": SCAN_WIDTH,
     }

@@ -31,8 +31,8 @@ def prune_command(
         typer.Option(
             "--structure",
             metavar="WHAT",
-            help="channels, heads, units, groups, blocks (joined by +) or all: the network shrinks; unstructured, block, "
-            "block:4x16, 2:4, 2:4v, 2:4x16: zeros that kernels leave out.",
+            help="channels, heads, units, groups, blocks (joined by +) or all: the network shrinks; unstructured, "
+            "block, block:4x16, 2:4, 2:4v, 2:4x16: zeros that kernels leave out.",
             rich_help_panel=_WHAT,
         ),
     ] = "channels",
@@ -306,9 +306,8 @@ def lines(facts: dict[str, Any]) -> list[str]:
     a = facts["accuracy"]
     if a:
         tuned = "" if a["tuned"] is None else f", trained on {a['tuned']:.4f}"
-        said.append(
-            f"{a['metric']}: dense {a['dense']:.4f}, pruned {a['pruned']:.4f}{tuned}, drop {a['drop']:+.4f} on {a['on']}"
-        )
+        words = f"dense {a['dense']:.4f}, pruned {a['pruned']:.4f}{tuned}, drop {a['drop']:+.4f}"
+        said.append(f"{a['metric']}: {words} on {a['on']}")
     b = facts["budget"]
     if b:
         how = "measured" if b["measured"] else "by the cost model" if b["kind"] == "latency" else "reached"
