@@ -1,4 +1,4 @@
-"""``nv.prune``: a model becomes smaller and faster by leaving weights out, with a report of what it brought and cost."""
+"""``nv.prune``: a model becomes smaller and faster by leaving weights out, with a report of what that did."""
 
 from __future__ import annotations
 

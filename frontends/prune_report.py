@@ -25,7 +25,7 @@ class Report:
     ``us``, ``kernel`` (``dense`` and ``pruned`` of each; ``pruned`` is None where the layer is gone) and ``why`` (why
     it stayed as it was). ``rest_us``: the steps between layers. ``groups``: ``name``, ``kind``, ``units``, ``removed``
     and ``layers`` of what was taken out together; ``fixed``: ``where`` nothing could be and ``why``.
-    ``budget``: ``kind``, ``target`` (in words), ``dense``, ``wanted`` and ``reached`` in the kind's unit (of a sparsity:
+    ``budget``: ``kind``, ``target`` (in words), ``dense``, ``wanted`` and ``reached`` in the kind's unit (sparsity:
     the part that stays), ``measured``; None for a pattern that says its own.
     ``totals``: ``dense`` and ``pruned`` of ``macs``, ``params`` (that are not zero), ``ram``, ``onnx``, ``weights``,
     ``library``, ``estimate_us``. ``latency``: of both artifacts in the same run, and their ``ratio``, or None.

@@ -45,13 +45,15 @@ TRIALS = (
     {"asked": 0.48, "ratio": 0.61, "us": 54.0, "dense_us": 89.0},
 )
 SCAN = {
-    "metric": "accuracy", "dense": 0.9, "sparsities": [0.25, 0.5, 0.75],
-    "layers": [{"name": "stem", "scores": [0.88, 0.6, 0.2]}, {"name": "body", "scores": [0.9, 0.89, 0.85]}],
+    "metric": "accuracy", "dense": 0.9, "samples": 200, "structure": "channels",
+    "layers": [{"name": "stem", "sparsities": [0.25, 0.5, 0.75], "scores": [0.88, 0.6, 0.2]},
+               {"name": "body", "sparsities": [0.22, 0.5, 0.78], "scores": [0.9, 0.89, 0.85]}],
 }  # fmt: skip
 REPORT = Report(
     model="net", target="host", machine="znver4",
-    settings={"structure": "channels", "criterion": "l1", "keep": [], "layers": {"body": 0.5}, "force": False, "seed": 3},
-    budget={"kind": "latency", "target": "latency 0.6x", "dense": 89.0, "wanted": 53.4, "reached": 54.3, "measured": True},
+    settings={"structure": "channels", "criterion": "l1", "keep": [], "layers": {"body": 0.5}, "seed": 3},
+    budget={"kind": "latency", "target": "latency 0.6x", "dense": 89.0, "wanted": 53.4, "reached": 54.3,
+            "measured": True},
     layers=LAYERS, rest_us={"dense": 4.0, "pruned": 4.1}, timed=True,
     groups=({"name": "body", "kind": "channels", "units": 32, "removed": 16, "layers": ["body", "sparse"]},),
     fixed=({"where": "stem", "why": "its outputs are the network's (y)"},), totals=TOTALS,
@@ -79,7 +81,8 @@ def test_everything_is_on_it() -> None:
     for text in (
         "0.61x", "54.3 µs measured", "0.55x", "90.20%", "dense 91.00%", "+0.80 points", "latency 0.6x", "0.610x",
         "every 5th sample of data.npz", "3 epochs on 800 samples", "taught by the dense model", "a note", "stem",
-        "32 x 16 x 3 x 3", "16 x 16 x 3 x 3", "to nothing", "1.10x", "16 of 32", "its outputs are the network", "body: 0.5",
+        "32 x 16 x 3 x 3", "16 x 16 x 3 x 3", "to nothing", "1.10x", "16 of 32", "its outputs are the network",
+        "body: 0.5",
         "Sensitivity", "between layers", "target 0.60x", "32.2 KB (0.55x)",
     ):  # fmt: skip
         assert text in said, text
@@ -128,7 +131,7 @@ def test_the_most_sensitive_layer_comes_first() -> None:
 def test_names_are_text() -> None:
     evil = "<img src=x onerror=alert(1)>\x1b[31m</svg>"
     row = {**LAYERS[1], "name": evil, "why": evil, "kernel": {"dense": evil, "pruned": evil}}
-    scan = {**SCAN, "layers": [{"name": evil, "scores": [0.8, 0.7, 0.6]}]}
+    scan = {**SCAN, "layers": [{"name": evil, "sparsities": [0.25, 0.5, 0.75], "scores": [0.8, 0.7, 0.6]}]}
     groups = ({"name": evil, "kind": "channels", "units": 2, "removed": 1, "layers": [evil]},)
     page = render(
         replace(REPORT, model=evil, layers=(row,), scan=scan, groups=groups, fixed=({"where": evil, "why": evil},),
