@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .machine import Call, Feature, Instruction, Machine, dot2, one_call_dot4, pack_row, round_row, table_row
+from .machine import Call, Feature, Instruction, Machine, dot2, one_call_dot4, pack_row, pick_row, round_row, table_row
 
 # HWCAP bits of the Linux ABI (arch/arm64/include/uapi/asm/hwcap.h, arch/arm/include/uapi/asm/hwcap.h).
 ASIMD = Feature("asimd", "hwcap", 1)
@@ -63,10 +63,13 @@ PACK64 = (
     _pack("uint8", "llvm.aarch64.neon.sqxtn.v4i16", "llvm.aarch64.neon.sqxtun.v8i8"),
     round_row(4),
     table_row("tbl4", "llvm.aarch64.neon.tbl4.v16i8", 4, 16, _TABLE, wraps=False),
+    pick_row("tbl.16", "llvm.aarch64.neon.tbl1.v16i8", 16, 16),
+    pick_row("tbl.8", "llvm.aarch64.neon.tbl1.v8i8", 16, 8),
 )
 PACK32 = (
     _pack("int8", "llvm.arm.neon.vqmovns.v4i16", "llvm.arm.neon.vqmovns.v8i8"),
     _pack("uint8", "llvm.arm.neon.vqmovns.v4i16", "llvm.arm.neon.vqmovnsu.v8i8"),
+    pick_row("vtbl.8", "llvm.arm.neon.vtbl1", 8, 8),
 )
 
 

@@ -51,7 +51,8 @@ class Instruction:
 
     ``kind`` is what it computes (``"dot4"``: each int32 lane of the accumulator takes four products of neighbours;
     ``"pack.int8"``, ``"pack.uint8"``: see ``packed``; ``"round"``: float32 to the nearest int32, halves to even;
-    ``"table"``: see ``table_row``).
+    ``"table"``: see ``table_row``; ``"pick"``, ``"pick16"``: see ``pick_row``;
+    ``"permute"``: see ``permute_row``).
     ``operands`` names and types the inputs in order, accumulator first; ``lanes`` is the number of accumulator lanes;
     ``signed`` tells for each multiplied operand whether it is signed. ``saturates`` is True where intermediate sums
     can clip (then ``limit`` bounds the first factor so that they do not). ``reference`` is the numpy body.
@@ -258,3 +259,28 @@ def table_row(name: str, intrinsic: str, parts: int, lanes: int, args: tuple[str
         return kept
 
     return Instruction(name, "table", lanes, operands, kind, (call,), (False, False), reference)
+
+
+def pick_row(name: str, intrinsic: str, table: int, lanes: int, *, apart: bool = False) -> Instruction:
+    """The row that picks ``lanes`` bytes of the ``table`` bytes in ``t`` by their numbers in ``i``. ``apart``: each 16
+    bytes of the result from the 16 at the same place of ``t`` (kind ``pick16``)."""
+    operands = (("t", f"uint8x{table}"), ("i", f"uint8x{lanes}"))
+    call = Call("r", intrinsic, f"uint8x{lanes}", ("t", "i"), (f"int8x{table}", f"int8x{lanes}"))
+
+    def reference(t: np.ndarray, i: np.ndarray) -> np.ndarray:
+        return np.asarray(t[i + np.arange(lanes) // 16 * 16 * apart])
+
+    kind = "pick16" if apart else "pick"
+    return Instruction(name, kind, lanes, operands, f"uint8x{lanes}", (call,), (False, False), reference)
+
+
+def permute_row(name: str, intrinsic: str, lanes: int) -> Instruction:
+    """The row that picks ``lanes`` numbers of those in ``t`` by the low bits of ``i``."""
+    operands = (("t", f"float32x{lanes}"), ("i", f"int32x{lanes}"))
+    types = (operands[0][1], operands[1][1])
+    call = Call("r", intrinsic, types[0], ("t", "i"), types)
+
+    def reference(t: np.ndarray, i: np.ndarray) -> np.ndarray:
+        return np.asarray(t[i % lanes])
+
+    return Instruction(name, "permute", lanes, operands, types[0], (call,), (True, True), reference)

@@ -19,6 +19,8 @@ from .machine import (
     dot4_pairs_saturated,
     one_call_dot4,
     pack_row,
+    permute_row,
+    pick_row,
     round_row,
     table_row,
 )
@@ -71,7 +73,8 @@ VNNI512 = one_call_dot4("vpdpbusd.512", "llvm.x86.avx512.vpdpbusd.512", 16, (Fal
 VNNI256 = one_call_dot4("vpdpbusd.256", "llvm.x86.avx512.vpdpbusd.256", 8, (False, True))
 VNNI128 = one_call_dot4("vpdpbusd.128", "llvm.x86.avx512.vpdpbusd.128", 4, (False, True))
 TABLE512 = table_row("vpermi2b.512", "llvm.x86.avx512.vpermi2var.qi.512", 2, 64, ("t0", "i", "t1"), wraps=True)
-VNNI = (VNNI512, VNNI256, VNNI128, TABLE512)  # what came with Ice Lake and Zen 4
+PERMUTE512 = pick_row("vpermb.512", "llvm.x86.avx512.permvar.qi.512", 64, 64)
+VNNI = (VNNI512, VNNI256, VNNI128, TABLE512, PERMUTE512)  # what came with Ice Lake and Zen 4
 MADD256 = Instruction(
     name="pmaddubsw.256",
     kind="dot4",
@@ -117,9 +120,12 @@ PACK512 = tuple(
     _pack(to, 16, "llvm.x86.avx512.packssdw.512", f"llvm.x86.avx512.{name}.512")
     for to, name in (("int8", "packsswb"), ("uint8", "packuswb"))
 )
-NARROW128 = (*PACK128, round_row(4))
-NARROW256 = (*PACK256, round_row(8), *NARROW128)
-NARROW512 = (*PACK512, round_row(16), *NARROW256)
+NARROW128 = (*PACK128, round_row(4), pick_row("pshufb.128", "llvm.x86.ssse3.pshuf.b.128", 16, 16, apart=True))
+NARROW256 = (*PACK256, round_row(8), pick_row("pshufb.256", "llvm.x86.avx2.pshuf.b", 32, 32, apart=True), *NARROW128)
+PICK512 = pick_row("pshufb.512", "llvm.x86.avx512.pshuf.b.512", 64, 64, apart=True)
+NARROW512 = (*PACK512, round_row(16), PICK512, *NARROW256)
+NARROW256 = (permute_row("vpermps.256", "llvm.x86.avx2.permps", 8), *NARROW256)
+NARROW512 = (permute_row("vpermps.512", "llvm.x86.avx512.permvar.sf.512", 16), *NARROW512)
 
 
 def _words(lanes: int, prefix: str, multiply: str, shift: str) -> Instruction:

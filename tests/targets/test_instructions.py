@@ -92,6 +92,10 @@ def operands(row: Instruction, seed: int) -> list[np.ndarray]:
             halves = random.integers(-99999, 99999, int(lanes)) + 0.5
             made.append((halves if seed == 0 else halves * random.random(int(lanes))).astype(np.float32))
             continue
+        if name == "i" and row.kind.startswith("pick"):
+            numbers = 16 if row.kind == "pick16" else int(row.operands[0][1].split("x")[1])
+            made.append(random.integers(0, numbers, int(lanes)).astype(element))
+            continue
         if row.kind.startswith("pack."):
             reach = (300, 1 << 31, 40000)[seed % 3]
             same = np.full(int(lanes), random.integers(-128, 256), element)  # one zero point for all lanes

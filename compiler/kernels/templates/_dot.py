@@ -40,6 +40,7 @@ class Dot:
         self.start = k.arg("start", "int32", config["starts"])
         self.numbers = k.arg("numbers", "int32", config["numbers"])
         self.offsets = k.arg("offsets", "int32", config["starts"]) if config["offset"] else None
+        self.lists = {name: k.arg(name, dtype, size) for name, dtype, size in config.get("lists", ())}
         reads: list[Any] = [None] * len(program["inputs"])
         for i in config["reads"]:
             reads[i] = k.arg(f"x{i}", program["inputs"][i]["dtype"], program["inputs"][i]["span"])
@@ -137,10 +138,14 @@ class Dot:
         sums = [k.register("int32", widths[0], "sum") for _ in rows] if self.offsets is not None else []
         for r in sums:
             r.set(_constant(0, widths[0]))
-        Reduction(self, acc, sums, widths, rows).emit(config["taps"], a, b)
+        self.reduce(acc, sums, widths, rows, a, b)
         if sums:
             self._add_offsets(acc, sums, widths, starts)
         self._finish(outer, line[0], x, (high, wide), column, valid, acc)
+
+    def reduce(self, acc: Any, sums: Any, widths: list[int], rows: list[int], a: Any, b: Any) -> None:
+        """Adds all products to a tile's accumulators; ``a`` and ``b`` are where its A and B begin."""
+        Reduction(self, acc, sums, widths, rows).emit(self.config["taps"], a, b)
 
     def _places(self, outer: Sequence[Any], line: tuple[Any, Any], x: Any, packed: Any) -> tuple[Any, Any, Any]:
         """Where a tile's A and B lie, and the starts of its columns."""

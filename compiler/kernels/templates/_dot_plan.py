@@ -332,9 +332,17 @@ def configuration(region: Region, kit: Kit, walk: Walk, tile: Tile, outer: list[
 
 
 def finished(
-    region: Region, kit: Kit, tile: Tile, config: dict[str, Any], weights: Weights, template: str, zero: int
+    region: Region,
+    kit: Kit,
+    tile: Tile,
+    config: dict[str, Any],
+    weights: Weights,
+    template: str,
+    zero: int,
+    lists: Sequence[np.ndarray] | None = None,
 ) -> Plan:
-    """The plan with constant weights; ``zero`` is A's zero point in the region."""
+    """The plan with constant weights; ``zero`` is A's zero point in the region. ``lists`` are packed weights in another
+    form, and the arrays that say which those are (``config["lists"]``)."""
     columns = tile.columns
     bias = region.operand(2)
     held = None if bias is None else region.inputs[bias].const
@@ -348,11 +356,14 @@ def finished(
     border = config["border"]
     if border and border["channels"] == border["pixel"]:
         border["zero"] = numbers.put(border["zero"])
-    consts = [packed(weights, columns), np.append(spread(starts, columns), np.int32(1)), numbers.array]
-    config["weights"], config["starts"], config["numbers"] = (c.size for c in consts)
+    own = packed(weights, columns) if lists is None else lists[0]
+    consts = [own, np.append(spread(starts, columns), np.int32(1)), numbers.array]
+    config["starts"], config["numbers"] = (c.size for c in consts[1:])
+    config.setdefault("weights", own.size)
     if weights.offset is not None:
         config["offset"] = True
         consts.append(np.append(spread(weights.offset, columns), np.int32(0)))
+    consts += [] if lists is None else lists[1:]
     x = region.operand(0)
     assert x is not None
     args = [Arg("in", x), *(Arg("const", i) for i in range(len(consts)))]

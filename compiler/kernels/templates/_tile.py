@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Columns:
     widths: tuple[int, ...]
     valid: tuple[int, ...]
 
-    @property
+    @cached_property
     def full(self) -> int:
         """Number of groups of ``nv`` full vectors."""
         return sum(w == v == self.lanes for w, v in zip(self.widths, self.valid, strict=True)) // self.nv
