@@ -125,9 +125,9 @@ def stages(target: Target, steps: int) -> tuple[Target, ...]:
 def measure(
     graph: Graph, machine: Machine, kinds: Iterable[str] = KINDS, measured: Measure | None = None
 ) -> dict[str, float]:
-    """What a graph costs, by kind: multiply-adds of a run, parameters (both without zeros), bytes of RAM, bytes of file,
-    microseconds on one core; ``sparsity`` is the part of the layers' weights that is zero. Open sizes count as one.
-    ``measured``: how to tell the latency instead of by the cost model."""
+    """What a graph costs, by kind: multiply-adds of a run and parameters (both without zeros), bytes of RAM and of
+    file, microseconds on one core; ``sparsity`` is the part of the layers' weights that is zero. Open sizes count as
+    one. ``measured``: how to tell the latency instead of by the cost model."""
     wanted = tuple(kinds)
     graph = static(graph)
     found: dict[str, float] = {}

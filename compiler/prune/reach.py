@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,14 @@ from .budget import PLANNED, Measure, Target, planned
 from .select import Found, Ranking, search
 
 MEASURED = 6  # graphs that are measured on the machine, for one target
+
+
+@dataclass(frozen=True)
+class Timer:
+    """How a static graph's latency is measured, and what that of the dense one is (microseconds)."""
+
+    measure: Measure
+    dense: float
 
 
 class Prunable(Protocol):
@@ -33,21 +42,21 @@ def reach(
     tolerance: float,
     machine: Machine,
     why: Callable[[], str],
-    measure: Measure | None = None,
+    timer: Timer | None = None,
     tell: Progress = silent,
 ) -> Found:
     """How many items of the ranking go; ``NervureError`` where the target cannot be met. A latency that is to be
     measured is looked for with the cost model, which is corrected by each measurement."""
     tried = _Amounts(things, ranking, target.kind, machine, tell)
-    if target.kind != "latency" or measure is None:
+    if timer is None:
         return search(len(ranking), tried, target, tolerance, why)
-    dense = measure(things.made(ranking.removed(0)))
+    dense = timer.dense
     wanted = Target("latency", target.absolute(dense), relative=False)
     tried.scale = dense / max(tried(0), 1e-9)
     best: tuple[float, Found] | None = None
     for _ in range(MEASURED - 1):
         found = search(len(ranking), tried, wanted, tolerance / 2, why)
-        got = dense if not found.count else measure(things.made(ranking.removed(found.count)))
+        got = dense if not found.count else timer.measure(things.made(ranking.removed(found.count)))
         off = abs(got / wanted.value - 1)
         if best is None or off < best[0]:
             best = (off, Found(found.count, got, found.evaluations))
@@ -78,4 +87,4 @@ class _Amounts:
         return self._known[count] * self.scale
 
 
-__all__ = ["Prunable", "reach"]
+__all__ = ["Prunable", "Timer", "reach"]

@@ -22,13 +22,19 @@ EVALUATIONS = 24  # at most, for one target
 class Pool:
     """Items that are weighed against each other. ``keys`` [n] float64: the lowest go first; ``floor`` of them always
     stay. With ``part`` that part of them goes, whatever the target. The number that stays is a multiple of
-    ``multiple``, or all."""
+    ``multiple``, or all. ``scores``: what the keys are made of, where they are more than that."""
 
     name: str
     keys: np.ndarray
     floor: int = 1
     part: float | None = None
     multiple: int = 1
+    scores: np.ndarray | None = None
+
+    @property
+    def score(self) -> np.ndarray:
+        """What each item is worth, whatever it costs."""
+        return self.keys if self.scores is None else self.scores
 
 
 class Ranking:
@@ -68,14 +74,22 @@ class Ranking:
             found.append(self._rounded(i, gone))
         return found
 
+    def kept(self, removed: Sequence[np.ndarray]) -> float:
+        """The sum of the scores of what stays."""
+        return sum(float(p.score[~gone].sum()) for p, gone in zip(self.pools, removed, strict=True))
+
     def _rounded(self, index: int, gone: np.ndarray) -> np.ndarray:
         pool, kept = self.pools[index], int((~gone).sum())
         wanted = min(len(gone), math.ceil(kept / pool.multiple) * pool.multiple)
-        if wanted > kept:
-            places = np.flatnonzero(gone)
-            best = places[np.argsort(-self._ranks[index][places], kind="stable")[: wanted - kept]]
-            gone[best] = False
-        return gone
+        return self.restored(index, gone, wanted - kept)
+
+    def restored(self, index: int, gone: np.ndarray, count: int) -> np.ndarray:
+        """What goes of pool ``index`` when the best ``count`` of ``gone`` stay after all."""
+        places = np.flatnonzero(gone)
+        best = places[np.argsort(-self._ranks[index][places], kind="stable")[:count]]
+        found = gone.copy()
+        found[best] = False
+        return found
 
 
 def _ranks(keys: np.ndarray) -> np.ndarray:

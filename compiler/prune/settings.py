@@ -33,7 +33,7 @@ class Settings:
     structure: str = _option("channels", "channels, heads, units, groups, blocks (joined by +), all; or a pattern")
     criterion: str = _option("l2", "what says how much a weight matters", CRITERIA)
     scope: str = _option("global", "one ranking over all layers, or the same part of each", ("global", "layer"))
-    target: Target | None = _option(None, "what is to be reached")
+    target: Target | None = field(default=None, metadata={"doc": "what is to be reached", "choices": (), "range": None})
     keep: tuple[str, ...] = _option((), "layers or weights that stay as they are (patterns of names)")
     parts: Mapping[str, float] = field(
         default_factory=dict,

@@ -1,9 +1,9 @@
-"""Structures over a network: how much channels, heads, units and blocks matter, beside each other and beside their cost.
+"""Structures over a network: how much channels, heads, units and blocks matter, beside each other and their cost.
 
 A unit's score is the sum over all its weights, in every layer that it belongs to: the rows that make it and the columns
 that read it, the latter because what a channel is worth shows there too (Fang et al. 2023, "DepGraph"). Magnitudes are
-then divided by their group's mean, as torch-pruning does by default, because groups differ in scale and in the number of
-weights of a unit. Taylor's scores are changes of the loss, add up, and compare as they are (Molchanov et al. 2019).
+then divided by their group's mean, as torch-pruning does by default, because groups differ in scale and in how many
+weights a unit has. Taylor's scores are changes of the loss, add up, and compare as they are (Molchanov et al. 2019).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Units:
                 saved = np.array([self._saved(u, costs) for u in group.units])
                 keys = scores / np.maximum(saved, 1e-9 * max(1e-300, float(saved.max(initial=0.0))))
             floor = max(1, math.ceil(self._settings.least * len(keys)))
-            found.append(Pool(group.name, keys, floor, shares.get(group.name), self.multiple(group, finer)))
+            found.append(Pool(group.name, keys, floor, shares.get(group.name), self.multiple(group, finer), scores))
         return found
 
     def multiple(self, group: Group, finer: int = 1) -> int:
