@@ -49,7 +49,8 @@ class _Exclusive:
     """Which nodes are needed only for one tensor: those that it post-dominates."""
 
     def __init__(self, graph: Graph) -> None:
-        backwards: nx.DiGraph[int] = nx.DiGraph(graph.nx).reverse()
+        backwards: nx.DiGraph[int] = nx.DiGraph((user, made) for made, user, _ in graph.nx.edges(keys=True))
+        backwards.add_nodes_from(graph.nx)
         ends = {v.node for v in (*graph.outputs, *graph.bindings.values())} | set(graph.bindings)
         backwards.add_edges_from((_SINK, end) for end in sorted(ends))
         self._children: dict[int, list[int]] = {}
