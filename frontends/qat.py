@@ -81,9 +81,22 @@ def quantize_aware(
             plain = prepare(net.to_graph(bindings))
         return insert(plain, schemes, found.sites.floats, trained=True)
 
-    return QuantizedNetwork(
+    made = QuantizedNetwork(
         build, net._specs(), name or net.name, learn_scales=learn_scales, gradient_scale=gradient_scale
     )
+    _take_masks(made, net)
+    return made
+
+
+def _take_masks(made: QuantizedNetwork, net: Network) -> None:
+    """Masked weights stay masked: the zero point of weights is 0, so that zeros are zeros as integers, too. A folded
+    batch norm scales whole channels and keeps the name; a matrix that was kept turned has a new one."""
+    masks = {name: weight.mask for name, weight in net.named_weights() if weight.mask is not None}
+    turned = [mask.T for name, mask in sorted(masks.items()) if mask.ndim == 2 and not mask.all()]
+    for name, weight in made.named_weights():
+        own = [masks[name]] if name in masks else turned
+        fitting = (m for m in own if m.shape == weight.shape and not weight.array[~m].any())
+        weight.mask = next(fitting, None)
 
 
 def _check_bits(weights: int, activations: int) -> None:

@@ -28,6 +28,7 @@ from .sensitivity_picture import picture
 SPARSITIES = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95)
 SAMPLES = 256  # that are looked at, if nobody says how many
 ROWS = 32  # of a batch
+FEW = 32  # samples that are too few to say how many change their class
 
 Tell = Callable[[str, int, int], None]
 
@@ -271,7 +272,7 @@ class _Scan:
         found = self._outputs(variant.arrays)
         score = None if self.labelled is None else self.score(found)
         worst = max(noise(found, dense))
-        same = agreement(found, dense)
+        same = None if self.count < FEW else agreement(found, dense)
         return Point(variant.layer, variant.weights, variant.asked, variant.sparsity, score, same, worst)
 
     def score(self, outputs: Outputs) -> float:
