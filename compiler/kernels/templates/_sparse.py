@@ -6,7 +6,7 @@ because a sample tells; of one that is not, all templates share the matrix.
 
 from __future__ import annotations
 
-import weakref
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..spec import Region
 
 DENSE = 0.9  # part of the weights beyond which leaving out the others never pays
 _CHUNK, _CHUNKS = 512, 64  # neighbours and places of a sample
-_seen: dict[tuple[int, str], tuple[weakref.ref[np.ndarray], np.ndarray | None]] = {}
+_seen: deque[tuple[np.ndarray, str, np.ndarray | None]] = deque(maxlen=2)  # one template asks after the other
 
 
 def sparse_matrix(region: Region, arg: int = 1) -> np.ndarray | None:
@@ -29,15 +29,14 @@ def sparse_matrix(region: Region, arg: int = 1) -> np.ndarray | None:
     op = "matmul" if region.op.startswith("matmul") else "conv"
     if op == "matmul" and (const.ndim < 2 or const.size != const.shape[-2] * const.shape[-1]):
         return None
-    known = _seen.get((id(const), op))
-    if known is not None and known[0]() is const:
-        return known[1]
+    for known, known_op, matrix in _seen:
+        if known is const and known_op == op:
+            return matrix
     found = None
     if sampled_density(const) <= DENSE and np.count_nonzero(const) <= DENSE * const.size:
         flat = const.reshape(const.shape[-2:]) if op == "matmul" else const
         found = np.ascontiguousarray(to_matrix(flat, op))
-    key = (id(const), op)
-    _seen[key] = (weakref.ref(const, lambda _: _seen.pop(key, None)), found)
+    _seen.append((const, op, found))
     return found
 
 
