@@ -40,7 +40,7 @@ from ._tile import (
 from ._transposed import Phase
 from .conv import Geometry
 
-_MIN_CHANNELS = 12
+_MIN_CHANNELS = 4  # below, transforms cost more than the products that they save
 
 
 def weight_transform(m: int, taps: int = 3) -> np.ndarray:
