@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..compiler.prune.budget import Target, told
 from ..compiler.prune.settings import Settings
 from ..errors import NervureError
+from .prune_job import Made, already_met
 from .prune_layers import Form, form, timed
 from .prune_pace import TOLERANCE, Record, Trial, best, search, shape_key, time_alone, time_pair
 
 if TYPE_CHECKING:
     from ..compiler.prune.pruner import Pruned
-    from .prune_job import Job, Made
+    from .prune_job import Job
 
 PAYS = 0.97  # a pattern must take less than this part of the dense model's time, or bytes
 SHOWN = 6  # layers in an error
@@ -79,18 +81,14 @@ def _by_the_clock(job: Job, settings: Settings, target: Target) -> tuple[Made, P
         dense = clock.record.dense_us(lambda: time_alone(job.dense.model, job.feed))
         wanted = target.value / dense
         if wanted >= 1:
-            clock.record.write()
-            raise NervureError(
-                f"the dense model takes {told('latency', dense)} already, asked is {told('latency', target.value)}",
-                hint="a smaller latency, or leave the model as it is",
-            )
+            raise already_met(target, dense)
     trials = search(wanted, clock.attempt)
     job.trials = [{"asked": t.asked, "ratio": t.ratio, "us": t.us, "dense_us": t.dense_us} for t in trials]
     if not trials:
         assert clock.refused is not None
         raise clock.refused
-    nearest = best(trials, wanted)
     clock.record.write()
+    nearest = best(trials, wanted)
     if nearest.off(wanted) > TOLERANCE:
         raise _too_slow(job, nearest, trials, wanted, target)
     if nearest.off(wanted) < -TOLERANCE:
@@ -104,11 +102,15 @@ def _by_the_clock(job: Job, settings: Settings, target: Target) -> tuple[Made, P
 
 def _too_slow(job: Job, nearest: Trial, trials: list[Trial], wanted: float, target: Target) -> NervureError:
     fastest = min(trials, key=lambda t: t.ratio)
+    least = math.ceil(fastest.ratio * 100) / 100
     return NervureError(
-        f"a {target} is out of reach; nothing was written",
+        f"a latency of {target.value:g}x cannot be met; the nearest that can is {fastest.ratio:.2f}x"
+        if target.relative
+        else f"a latency of {told('latency', target.value)} cannot be met; the nearest that can is "
+        f"{told('latency', fastest.us)}",
         why=f"the fastest of {len(trials)} candidates that were measured takes {fastest.ratio:.2f}x of the dense "
         f"model's time ({told('latency', fastest.us)}); {wanted:.2f}x was asked for",
-        hint=f"the nearest reachable: latency {fastest.ratio + 0.01:.2f}x; or another structure, or fewer layers kept",
+        hint=f"{least:.2f}x is the nearest that can be reached; or another structure, or fewer layers kept",
     )
 
 
@@ -136,8 +138,8 @@ def _must_pay(job: Job, made: Made, target: Target | None) -> None:
         f"{job.settings.structure} does not pay on {job.target}; nothing was written",
         where=_lines(forms[0], forms[1]),
         why=f"{how}: {ratio:.2f}x of the dense model's time{even}",
-        hint="a pattern as wide as the machine's vectors (block, 2:4v), channels, a higher sparsity; "
-        "or force it for the bytes: --force",
+        hint="a pattern as wide as the machine's vectors (block, 2:4v), channels, a higher sparsity; or force it "
+        "(--force)",
     )
 
 

@@ -124,6 +124,7 @@ class Job:
         """Prunes, and trains on where that is wanted."""
         from .prune_choice import chosen
 
+        self._must_ask_for_less()
         self.final = self.dense
         for step, settings in enumerate(self._stages()):
             made, pruned = chosen(self, settings, step == self.how.steps - 1)
@@ -131,6 +132,15 @@ class Job:
             self.notes += [n for n in pruned.notes if n not in self.notes]
             self._score("pruned", made)
             self.final = self._trained(made, pruned, step)
+
+    def _must_ask_for_less(self) -> None:
+        """``NervureError`` where the dense model meets the target as it is."""
+        target = self.settings.target
+        if target is None or target.relative or (target.kind == "latency" and self.times):
+            return
+        dense = budget.measure(self.graph, self.machine, (target.kind,))[target.kind]
+        if target.value >= dense:
+            raise already_met(target, dense)
 
     def scan(self) -> None:
         """Prunes each layer alone, and keeps what becomes of the outputs."""
@@ -241,7 +251,7 @@ class Job:
             dense, reached = latency["dense"] * 1e3, latency["pruned"] * 1e3
             reached = latency["ratio"] * dense if target.relative else reached
         elif kind == "sparsity":
-            dense, reached = 1.0, self._left()
+            dense, reached = 1.0, float(self._left())
         else:
             dense, reached = (budget.measure(m.graph, self.machine, (kind,))[kind] for m in (self.dense, self.final))
         return {
@@ -298,6 +308,15 @@ class Job:
         if not self.settings.kinds:
             return []
         return [{"where": f.where, "why": f.why} for f in find_structure(self.graph, self.settings.kinds).fixed]
+
+
+def already_met(target: budget.Target, dense: float) -> NervureError:
+    """The error where there is nothing to do."""
+    was, asked = (budget.told(target.kind, v) for v in (dense, target.value))
+    return NervureError(
+        f"the dense model meets the target already: {target.kind} {was}, asked for is {asked}",
+        hint="ask for less, or leave the model as it is",
+    )
 
 
 def _joined(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ FORMAT = 1
 KIND = "nervure pruning record"
 ATTEMPTS = 6  # candidates that are compiled and timed at most
 CLOSE = 0.03  # a candidate this near to the wish ends the search
+EDGE = 1.05  # times the smallest that can be: nearer is not searched for
 TOLERANCE = 0.10  # and this far from it the target is missed
 ROUNDS, ROUND_SECONDS = 9, 0.1
 
@@ -74,23 +75,23 @@ def time_alone(model: Model, feed: Mapping[str, np.ndarray]) -> float:
 
 
 def search(wanted: float, attempt: Callable[[float], Trial | None]) -> list[Trial]:
-    """Asks for candidates until one takes ``wanted`` parts of the dense latency, or ``ATTEMPTS`` were tried.
+    """Asks for candidates until one takes ``wanted`` parts of the dense latency, or ``ATTEMPTS`` were measured.
 
     ``attempt(asked)`` makes the candidate that takes ``asked`` parts by the cost model and measures it; None where
     there is none that small. The trials in order; the nearest to the wish is ``best(trials, wanted)``.
     """
     found: list[Trial] = []
-    floor, asked = 0.0, wanted
-    for _ in range(ATTEMPTS):
+    floor, asked, refused = 0.0, wanted, 0
+    while len(found) < ATTEMPTS and refused < ATTEMPTS:
         trial = attempt(asked)
         if trial is None:
-            floor = max(floor, asked)
+            floor, refused = max(floor, asked), refused + 1
         else:
             found.append(trial)
             if abs(trial.off(wanted)) <= CLOSE:
                 break
-        asked, before = _next(wanted, found, floor), asked
-        if any(abs(asked - t.asked) < 1e-3 for t in found) or abs(asked - before) < 1e-3:
+        asked = _next(wanted, found, floor)
+        if asked <= floor or any(abs(asked / t.asked - 1) < 2e-3 for t in found):
             break
     return found
 
@@ -101,8 +102,9 @@ def best(trials: Sequence[Trial], wanted: float) -> Trial:
 
 
 def _next(wanted: float, found: Sequence[Trial], floor: float) -> float:
-    """What to ask the cost model for: on the line between the two measurements around the wish, where the dense model
-    is one (it is 1 of itself), else in proportion to how far off the last one was."""
+    """What to ask the cost model for: on the line between the two measurements around the wish (the dense model is 1 of
+    itself), else in proportion to how far off the nearest one was. ``floor`` was too little; at or below it means that
+    there is nothing left to try."""
     points = sorted({(t.ratio, t.asked) for t in found} | {(1.0, 1.0)})
     below = [p for p in points if p[0] <= wanted]
     above = [p for p in points if p[0] > wanted]
@@ -113,9 +115,11 @@ def _next(wanted: float, found: Sequence[Trial], floor: float) -> float:
         nearest = min(found, key=lambda t: abs(t.off(wanted)))
         guess = nearest.asked * wanted / nearest.ratio
     else:
-        guess = floor + 0.5 * (1 - floor)
-    lowest = floor + 0.02 * (1 - floor) if floor else 0.0
-    return min(0.995, max(lowest, guess, 0.01))
+        guess = 0.0
+    if guess <= floor:
+        lowest = min((t.asked for t in found), default=1.0)
+        guess = math.sqrt(floor * lowest) if lowest > EDGE * floor else floor
+    return min(0.995, guess)
 
 
 # -- the tuning record -------------------------------------------------------------------------------------------------
