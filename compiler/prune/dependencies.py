@@ -8,6 +8,7 @@ which a position is pinned stays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -51,7 +52,7 @@ class _Facts:
 
     extents: list[int] = field(default_factory=list)  # 0: not known
     ties: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
-    merges: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    merges: list[tuple[int, tuple[int, ...], str]] = field(default_factory=list)
     dots: list[tuple[int, int, str]] = field(default_factory=list)
     pins: list[Pinned] = field(default_factory=list)
     whole: list[Pinned] = field(default_factory=list)  # axes of which no rule speaks
@@ -128,7 +129,7 @@ class Dependencies:
                 facts.pins.append(Pinned(number(axis), why, at, name))
                 return {number(axis)}
             case Merge(whole, parts):
-                facts.merges.append((number(whole), tuple(number(p) for p in parts)))
+                facts.merges.append((number(whole), tuple(number(p) for p in parts), name))
                 return {number(whole), *(number(p) for p in parts)}
             case Dot(a, b):
                 facts.dots.append((number(a), number(b), name))
@@ -163,24 +164,52 @@ class Dependencies:
     # -- what follows --------------------------------------------------------------------------------------------------
 
     def _resolve(self) -> None:
-        """Chooses the part that goes along with each axis that counts through several."""
+        """Chooses the part that goes along with each axis that counts through several: heads, else the most."""
         facts, root = self._facts, self._bundles
-        stays = {root[p.axis] for p in (*facts.pins, *facts.whole) if p.at is None}
-        heads = {root[a] for a, kind in facts.marks if kind == "heads"}
-        for whole, parts in facts.merges:
+        stays: dict[int, Pinned] = {}
+        for pin in (*facts.pins, *facts.whole):
+            if pin.at is None:
+                stays.setdefault(root[pin.axis], pin)
+        heads = self._heads()
+        for whole, parts, name in facts.merges:
             sizes = [facts.extents[p] for p in parts]
             known = facts.extents[whole] > 0 and all(sizes)
             free = [i for i, p in enumerate(parts) if known and sizes[i] > 1 and root[p] not in stays]
-            chosen = max(free, key=lambda i: (root[parts[i]] in heads, sizes[i], -i)) if free else None
+            first = next((i for i in free if root[parts[i]] in heads), None)
+            chosen = first if first is not None else max(free, key=lambda i: (sizes[i], -i), default=None)
             if chosen is not None:
-                inner = int(np.prod(sizes[chosen + 1 :], dtype=np.int64))
-                at = np.arange(facts.extents[whole]) // inner % sizes[chosen]
+                at = np.arange(facts.extents[whole]) // math.prod(sizes[chosen + 1 :]) % sizes[chosen]
                 facts.ties.append((whole, parts[chosen], at))
+                which = "heads" if chosen == first else "others"
+                why, tensor = f"it shares an axis with {which}, which go instead", name
+            else:
+                cause = next(
+                    (stays[root[p]] for p, n in zip(parts, sizes, strict=True) if n > 1 and root[p] in stays), None
+                )
+                why, tensor = (cause.why, cause.tensor) if cause else ("it shares an axis with one of open size", name)
             rest = [p for i, p in enumerate(parts) if i != chosen] + ([whole] if chosen is None else [])
             for axis in rest:
-                facts.pins.append(Pinned(axis, "it is counted through together with an axis that stays", None, ""))
-                stays.add(root[axis])
-        self._stays = stays
+                pin = Pinned(axis, why, None, tensor)
+                facts.pins.append(pin)
+                stays.setdefault(root[axis], pin)
+        self._stays = set(stays)
+
+    def _heads(self) -> set[int]:
+        """The bundles that are heads, as far as there are weights for each: also those that heads count through
+        (queries that share keys)."""
+        marked = self._counted({self._bundles[axis] for axis, kind in self._facts.marks if kind == "heads"})
+        constants = [v for v in self._first if self.graph.node(v).op == "const"]
+        axes = (self._first[v] + axis for v in constants for axis in range(self.graph.type(v).rank))
+        return marked & self._counted({self._bundles[axis] for axis in axes})
+
+    def _counted(self, bundles: set[int]) -> set[int]:
+        """Bundles, and those that they count through."""
+        root, found = self._bundles, set(bundles)
+        while more := {
+            root[p] for whole, parts, _ in self._facts.merges if root[whole] in found for p in parts
+        }.difference(found):
+            found |= more
+        return found
 
     def _number(self) -> None:
         """Numbers the positions of every bundle, and finds their classes. A bundle that stays has one number."""

@@ -117,6 +117,7 @@ class _Reader:
         self._dependencies, self._graph = dependencies, dependencies.graph
         self._members = dependencies.members()
         self._rank = {key: i for i, key in enumerate(dependencies.order)}
+        self._stored: dict[int, list[tuple[Value, int, str]]] = {}
 
     def begin(self, found: Class) -> tuple[int, int]:
         """Where a class comes from: the first layer that makes it, else the first tensor."""
@@ -136,19 +137,24 @@ class _Reader:
         name = self._graph.node(self._dependencies.order[first]).names[0]
         return Group(name, self._dependencies.kind(classes[0]), units, self._layers(classes[0]))
 
-    def _constants(self, found: Class) -> list[tuple[Value, int, np.ndarray]]:
-        return [
-            (value, axis, places)
-            for bundle, places in found.places
-            for value, axis in self._members.get(bundle, ())
-            if self._graph.node(value).op == "const" and is_float(self._graph.type(value).dtype)
-        ]
+    def _constants(self, bundle: int) -> list[tuple[Value, int, str]]:
+        """The constants of which an axis is in a bundle, by name."""
+        if bundle not in self._stored:
+            self._stored[bundle] = [
+                (value, axis, self._graph.tensor_name(value))
+                for value, axis in self._members.get(bundle, ())
+                if self._graph.node(value).op == "const" and is_float(self._graph.type(value).dtype)
+            ]
+        return self._stored[bundle]
 
     def _slices(self, found: Class) -> list[Slice]:
-        return [Slice(self._graph.tensor_name(v), axis, places) for v, axis, places in self._constants(found)]
+        return [
+            Slice(name, axis, places) for bundle, places in found.places for _, axis, name in self._constants(bundle)
+        ]
 
     def _layers(self, found: Class) -> tuple[str, ...]:
-        users = {user for value, _, _ in self._constants(found) for user, _ in self._graph.users(value)}
+        constants = {value for bundle in found.bundles for value, _, _ in self._constants(bundle)}
+        users = {user for value in constants for user, _ in self._graph.users(value)}
         layers = sorted((self._rank[u], u) for u in users if self._is_layer(u))
         return tuple(self._graph.node(u).names[0] for _, u in layers)
 

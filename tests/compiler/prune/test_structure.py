@@ -153,6 +153,22 @@ def test_heads_go_whole() -> None:
     assert sizes(less)["q.w"] == (6, 8) and sizes(less)["o.w"] == (8, 6)
 
 
+def test_queries_that_share_keys_go_with_them() -> None:
+    """Two heads of keys and values, each for three of queries."""
+    net = Net(2, 5, 6)
+    q = net.graph.add("reshape", net.dense(net.x, "q", 24), shape=(2, 5, 6, 4))
+    k, v = (net.graph.add("reshape", net.dense(net.x, name, 8), shape=(2, 5, 2, 4)) for name in "kv")
+    shared = []
+    for x in (k, v):
+        x = net.graph.add("reshape", net.graph.add("transpose", x, perm=(0, 2, 1, 3)), shape=(2, 2, 1, 5, 4))
+        shared.append(net.graph.add("reshape", net.graph.add("expand", x, shape=(2, 2, 3, 5, 4)), shape=(2, 6, 5, 4)))
+    y = net.graph.add("attention", net.graph.add("transpose", q, perm=(0, 2, 1, 3)), *shared, scale=0.5, causal=True)
+    y = net.graph.add("reshape", net.graph.add("transpose", y, perm=(0, 2, 1, 3)), shape=(2, 5, 24))
+    assert shown(net.done(net.dense(y, "o", 6))) == [("q", "heads", 2)]
+    less = net.agrees(q=[0])
+    assert sizes(less)["q.w"] == (6, 12) and sizes(less)["k.w"] == (6, 4) and sizes(less)["o.w"] == (12, 6)
+
+
 def test_a_single_head_goes_by_its_features() -> None:
     net = Net(2, 5, 6)
     assert shown(net.done(attention(net, 1, 8))) == [("q", "channels", 8), ("v", "channels", 8)]
