@@ -199,8 +199,8 @@ def _walk(machine: Machine, problem: Problem, tile: dict[str, Any], cut: Cut, co
     fma = sum(w / lanes for w in tile["widths"]) / machine.fma_ports
     loads = sum(max(0.5, w / lanes) for w in tile["widths"]) / machine.load_ports + 1.0 / machine.load_ports / 2
     held = cut.block * vectors * lanes * 4
-    far = sum(tile["widths"]) * 4 / machine.l2_bandwidth * max(0.0, 1 - machine.l1 * 0.7 / held)
-    step = max(fma, loads, far) + 0.3
+    far = sum(tile["widths"]) * 4 / machine.l2_bandwidth * max(0.0, 1 - machine.l1 / 2 / held)
+    step = max(fma, loads) + 0.4 * far + 0.3
     groups = problem.outputs / cut.together * blocks
     begin = 12 + cut.together * vectors * (2.0 if blocks == 1 else 3.5)
     return count * step + groups * begin
