@@ -107,12 +107,6 @@ TINY = [
     (64, 8, 64, 1, 1, 1),
     (128, 8, 128, 1, 1, 1),
 ]
-    (16, 32, 16, 3, 1, 1),
-    (16, 32, 32, 3, 2, 1),
-    (64, 8, 64, 3, 1, 1),
-    (64, 8, 64, 1, 1, 1),
-    (128, 8, 128, 1, 1, 1),
-]
 
 
 def convs(family: str, layers: Sequence[tuple[int, ...]], pattern: str, sparsity: float | None = None) -> list[Case]:
