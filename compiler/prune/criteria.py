@@ -16,8 +16,9 @@ import numpy as np
 
 from ...errors import NervureError
 from ..ir import Graph, Value
-from ..quantize.observe import Progress, Watcher, silent
+from ..quantize.observe import Feeds, Progress, Visit, Watcher, silent, with_outputs
 from ..quantize.samples import Samples, feeds
+from .running import is_little, running
 from .settings import CRITERIA, LEARNED
 from .slopes import Labels, slopes
 from .weights import Use, Weight, scales, weights
@@ -44,6 +45,9 @@ def scores(
     if criterion not in CRITERIA:
         raise NervureError(f"there is no criterion {criterion!r}", hint=f"one of: {', '.join(CRITERIA)}")
     held = weights(graph)
+    for w in held:
+        if not np.isfinite(w.array).all():
+            raise NervureError(f"weight {w.name!r} holds NaN or infinity", hint="train or export the model again")
     if criterion == "wanda":
         return _wanda(graph, held, _needed(criterion, samples), tell)
     if criterion in LEARNED:
@@ -153,9 +157,24 @@ def _wanda(graph: Graph, held: tuple[Weight, ...], samples: Samples, tell: Progr
             part = _squares(graph, w, use, array.astype(np.float64))
             sums[w.name] = sums.get(w.name, 0.0) + part
 
-    with Watcher(graph, list(readers)) as watcher:
-        watcher.run(feeds(graph, samples), visit, tell, "activations")
+    _visit(graph, list(readers), feeds(graph, samples), visit, tell)
     return {w.name: np.abs(w.array.astype(np.float64)) * np.sqrt(sums[w.name]) for w in held}
+
+
+def _visit(graph: Graph, names: list[str], calls: Feeds, visit: Visit, tell: Progress) -> None:
+    """Each tensor of each call."""
+    places = {graph.tensor_name(v): v for key in graph.order() for v in graph.values(key)}
+    watched = with_outputs(graph, [places[name] for name in names])
+    if not is_little(watched, len(calls)):
+        with Watcher(graph, names) as watcher:  # in parts, where tensors are large
+            watcher.run(calls, visit, tell, "activations")
+        return
+    with running(watched, len(calls)) as run:
+        for i, call in enumerate(calls):
+            for name, array in zip(names, run(call), strict=True):
+                if not np.isfinite(array).all():
+                    raise NervureError(f"NaN or infinity in tensor {name!r} for sample {i}", hint="look at this sample")
+                visit(i, name, array)
 
 
 def _input_name(graph: Graph, use: Use) -> str:

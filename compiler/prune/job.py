@@ -21,7 +21,7 @@ from .patterns import Pattern
 from .reach import Prunable, Timer, reach
 from .rows import Row, make_rows, plans
 from .select import Found, Ranking
-from .settings import LEARNED, Settings
+from .settings import Settings
 from .structure import Group
 from .weights import Weight, positions, weights
 
@@ -30,8 +30,9 @@ from .weights import Weight, positions, weights
 class Pruned:
     """A pruned graph. ``masks``: for a pattern, which weights stay (bool, by weight name); ``removed``: for a
     structure, the numbers of the units that went, by group. ``before`` and ``after``: the whole network by every
-    measure of ``budget.measure``, latency by the cost model. ``amount``: what was reached, in the target's own unit (microseconds
-    as measured, if they were; for sparsity the part of the weights, or units, that take part that went)."""
+    measure of ``budget.measure``, latency by the cost model. ``amount``: what was reached, in the target's own unit
+    (microseconds as measured, if they were; for sparsity the part that went of the weights, or units, that take part).
+    """
 
     graph: Graph
     masks: Mapping[str, np.ndarray]
@@ -101,8 +102,7 @@ class Job:
 
     def costs(self, kind: str) -> dict[str, float] | None:
         """By weight, what the target's measure says of the whole of it, where items are ranked by score per cost."""
-        rank = self.settings.rank
-        if rank == "score" or (rank == "auto" and not (kind == "latency" and self.settings.criterion in LEARNED)):
+        if self.settings.rank == "score":
             return None
         if kind == "latency":
             us = {n: c.us for n, c in self.dense.layers.items()}

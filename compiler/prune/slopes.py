@@ -21,9 +21,10 @@ from ...errors import NervureError
 from ..autodiff.gradients import gradients, training_form
 from ..ir import Graph, Value
 from ..ops.gradient import Sym
-from ..quantize.observe import Progress, compiled, silent, with_outputs
+from ..quantize.observe import Progress, silent, with_outputs
 from ..quantize.samples import Samples, feeds
 from ..types import is_float
+from .running import running
 
 Labels = Any  # an array, or a mapping of them by output name
 
@@ -75,7 +76,8 @@ def slopes(
     if not used:
         raise NervureError("the network has no output that a loss could be of", hint="a criterion without gradients")
     backward = _backward(graph, used, names)
-    with compiled(with_outputs(graph, [e.value for e in used])) as forward, compiled(backward) as back:
+    said_by = with_outputs(graph, [e.value for e in used])
+    with running(said_by, len(calls)) as forward, running(backward, len(calls)) as back:
         for i, call in enumerate(calls):
             rng = np.random.default_rng([seed, i])
             arriving = {}
