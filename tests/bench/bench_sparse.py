@@ -5,7 +5,8 @@
 Both run the plan that the compiler would choose, called through ctypes; a layer whose zeros are not worth a plan of
 their own therefore shows a ratio of 1 (and in brackets what the best sparse plan would have been). ``asked`` is the
 ratio that the case is meant to reach; ``model`` is the ratio that the cost model expects; ``bytes`` are packed weights
-and indices against the dense ones. A family's last line weights its layers by how often the network has them.
+and indices against the dense ones. A family's last line weights its layers by how often the network has them. Times are
+medians over the rounds of the best within a round, ratios medians of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -207,14 +208,14 @@ def measure(case: Case, machine: Machine, rounds: int) -> Row | None:
         return None
     estimate = min(best.cost, mine.cost) / 2
     batch = max(1, int(2e4 / estimate))
-    repeat = max(3, min(300, int(1.5e6 / (estimate * batch))))
+    repeat = max(5, min(300, int(1.5e6 / (estimate * batch))))
     runs = [caller(r, p, a, repeat, batch) for r, p, a in ((dense, best, given), (sparse, mine, thin))]
     for run in runs:
         run()
     times: list[list[float]] = [[], []]
     for _ in range(rounds):
         for held, run in zip(times, runs, strict=True):
-            held.append(statistics.median(run()))
+            held.append(min(run()))
     return Row(
         case.name,
         case.family,
