@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..ir import Graph
-from ..passes.cse import eliminate_common_subexpressions
+from ..ir import Graph, Value
 from ..passes.dce import eliminate_dead_code
 from ..passes.empties import remove_empties
 from ..passes.fold import fold_constants
+from ..passes.rewrite import substitute
+from ..types import TensorType
 from .patterns import from_matrix, to_matrix
 
 
@@ -56,12 +58,26 @@ class Layer:
 
 
 def prepare(graph: Graph) -> Graph:
-    """The graph as pruning sees it: constants folded, each tensor once; batch norms are still there, so that it can be
+    """The graph as pruning sees it: constants folded, each matrix once; batch norms are still there, so that it can be
     trained on. It can be written as ONNX, and names are kept."""
     work = graph
-    for step in (eliminate_dead_code, remove_empties, fold_constants, eliminate_common_subexpressions):
+    for step in (eliminate_dead_code, remove_empties, fold_constants, _share_matrices):
         work = step(work)
     return work
+
+
+def _share_matrices(graph: Graph) -> Graph:
+    """Equal matrices and kernels are one: folding makes several of a weight that layers share. Vectors are left alone:
+    biases of zeros and scales of ones are equal by chance, and one vector would tie its layers' channels together."""
+    work, firsts = graph.copy(), dict[tuple[TensorType, bytes], int]()
+    for key in sorted(work.find("const")):
+        node = work.node(key)
+        if sum(d > 1 for d in node.array.shape) > 1 and work.uses(Value(key)):
+            digest = hashlib.blake2b(np.ascontiguousarray(node.array).data, digest_size=16).digest()
+            first = firsts.setdefault((node.types[0], digest), key)
+            if first != key:
+                substitute(work, Value(key), Value(first), (), fresh=False)
+    return eliminate_dead_code(work)
 
 
 def layers(graph: Graph) -> tuple[Layer, ...]:
