@@ -206,7 +206,7 @@ class Gradual(Callback):
                 "it is not known how many steps an epoch has", hint="give begin and end in steps, or steps_per_epoch="
             )
         factor = float(whole) if self.unit == "epochs" else 1.0
-        last = 0.75 * self.params["epochs"] * whole if end is None else end * factor
+        last = 0.5 * self.params["epochs"] * whole if end is None else end * factor
         first, last = round(begin * factor), round(last)
         if not 0 <= first <= last or (frequency is not None and frequency <= 0):
             raise NervureError(f"begin, end and frequency are {begin}, {end} and {frequency}", hint="0 <= begin <= end")

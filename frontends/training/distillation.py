@@ -13,10 +13,10 @@ from ...errors import NervureError
 from ..dsl import elementwise as e
 from ..dsl import nn
 from ..dsl.network import Network
-from ..dsl.promote import as_float
+from ..dsl.promote import as_float, as_tensor
 from ..dsl.reduce import sum
 from ..dsl.tensor import Tensor
-from ..dsl.trace import Frame, Root, Trace, current, leaves
+from ..dsl.trace import Frame, Root, Trace, current, leaves, public
 from .classification import scores_behind
 from .samples import Loss, PerSample, misfit, one_tensor, positive, shown
 
@@ -84,10 +84,12 @@ class Distillation(Loss):
         return list(given.values())
 
 
+@public
 def soft_loss(teacher: Any, student: Any, temperature: float = 4.0, axis: int = -1) -> Tensor:
     """``T² KL(softmax(teacher / T) || softmax(student / T))`` along ``axis``, for scores of equal shapes; of a softmax
     its scores are taken."""
-    logs = [nn.log_softmax(_scores(p, axis) * (1.0 / temperature), axis) for p in (teacher, student)]
+    both = [_scores(as_float(as_tensor(p)), axis) for p in (teacher, student)]
+    logs = [nn.log_softmax(p / temperature, axis) for p in both]
     return sum(e.exp(logs[0]) * (logs[0] - logs[1]), axis) * temperature**2
 
 

@@ -191,7 +191,7 @@ class GradualPruning(Gradual):
 
     ``structure``: ``unstructured``, ``block``, ``block:4x16``, ``2:4`` (from 4:4 by way of 3:4), ... for the vectors of
     ``target``. ``begin``, ``end`` and ``frequency`` count what ``unit`` says, ``steps`` or ``epochs`` (parts of one
-    too), from the start of ``fit``; by default the last quarter of the training is left for recovery. ``scope``:
+    too), from the start of ``fit``; by default the second half of the training is left for recovery. ``scope``:
     every layer gets the sparsity, or ``global``: all together. ``skip``: patterns of weights that stay dense.
 
     ``criterion``: ``magnitude``, ``l2`` or ``movement`` (Sanh et al. 2020), which keeps what has moved away from zero
