@@ -47,13 +47,13 @@ def _lost(
     dependencies: Dependencies, removed: Mapping[str, Sequence[int]]
 ) -> tuple[dict[int, np.ndarray], list[Block]]:
     """The positions that each bundle loses, and the branches that go."""
-    groups = {found.group.name: found for found in find_groups(dependencies)}
+    groups = {found.name: found for found in find_groups(dependencies)}
     classes: list[Class] = []
     blocks: list[Block] = []
     for name, units in removed.items():
         if name not in groups:
             raise NervureError(f"there is no group {name!r}", hint=f"there are {', '.join(groups) or 'none'}")
-        count, chosen = len(groups[name].group.units), sorted(set(map(int, units)))
+        count, chosen = groups[name].count, sorted(set(map(int, units)))
         if chosen and not 0 <= chosen[0] <= chosen[-1] < count:
             raise NervureError(f"group {name!r} has units 0 to {count - 1}, not {chosen[-1]}")
         if len(chosen) == count:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
@@ -64,19 +65,26 @@ class Structure:
 
 @dataclass(frozen=True)
 class Found:
-    """A group with the classes of positions that its units are."""
+    """A group before its units are spelt out: classes of positions, or branches."""
 
-    group: Group
-    classes: tuple[Class, ...]
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    classes: tuple[Class, ...] = ()
     blocks: tuple[Block, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return len(self.classes or self.blocks)
 
 
 def find_structure(graph: Graph, kinds: Sequence[str] = ALL_KINDS) -> Structure:
     """The groups of a prepared graph (``layers.prepare``), and the layers that stay. Names do not depend on
     ``kinds``."""
     dependencies = Dependencies(graph)
-    groups = [found.group for found in find_groups(dependencies)]
-    return Structure(tuple(g for g in groups if g.kind in kinds), _fixed(dependencies))
+    reader = _Reader(dependencies)
+    found = [f for f in find_groups(dependencies) if f.kind in kinds]
+    return Structure(tuple(Group(f.name, f.kind, reader.units(f), f.layers) for f in found), _fixed(dependencies))
 
 
 def find_groups(dependencies: Dependencies) -> list[Found]:
@@ -85,14 +93,15 @@ def find_groups(dependencies: Dependencies) -> list[Found]:
     for found in dependencies.classes():
         alike.setdefault(found.bundles, []).append(found)
     reader = _Reader(dependencies)
-    named: dict[str, int] = {}
+    taken = {"blocks"}
     groups = []
     for classes in sorted(alike.values(), key=lambda c: reader.begin(c[0])):
         made = reader.group(classes)
         if made is not None:
-            number = named[made.name] = named.get(made.name, 0) + 1
-            name = made.name if number == 1 else f"{made.name}#{number}"
-            groups.append(Found(Group(name, made.kind, made.units, made.layers), tuple(classes)))
+            numbered = (f"{made.name}#{i}" for i in count(2))
+            name = made.name if made.name not in taken else next(n for n in numbered if n not in taken)
+            taken.add(name)
+            groups.append(replace(made, name=name))
     blocks = find_blocks(dependencies.graph, dependencies.order)
     return [*groups, _branches(dependencies, blocks)] if len(blocks) > 1 else groups
 
@@ -101,13 +110,7 @@ def _branches(dependencies: Dependencies, blocks: Sequence[Block]) -> Found:
     graph = dependencies.graph
     inside = frozenset().union(*(b.inside for b in blocks))
     layers = tuple(graph.node(k).names[0] for k in dependencies.order if k in inside and is_layer(graph, k))
-    units = tuple(Unit(tuple(_whole(graph, key) for key in b.constants)) for b in blocks)
-    return Found(Group("blocks", "blocks", units, layers), (), tuple(blocks))
-
-
-def _whole(graph: Graph, key: int) -> Slice:
-    """All of a constant."""
-    return Slice(graph.node(key).names[0], 0, np.arange(graph.node(key).array.shape[0]))
+    return Found("blocks", "blocks", layers, blocks=tuple(blocks))
 
 
 class _Reader:
@@ -123,19 +126,27 @@ class _Reader:
         """Where a class comes from: the first layer that makes it, else the first tensor."""
         places = [(self._rank[v.node], v) for b in found.bundles for v, _ in self._members.get(b, ())]
         made = [(rank, v) for rank, v in places if self._graph.node(v).op not in STORED]
-        layers = [rank for rank, v in made if self._is_layer(v.node)]
+        layers = [rank for rank, v in made if is_layer(self._graph, v.node)]
         first = min(layers or [rank for rank, _ in made] or [len(self._rank)])
         return first, int(found.places[0][1][0])
 
-    def group(self, classes: Sequence[Class]) -> Group | None:
+    def group(self, classes: Sequence[Class]) -> Found | None:
+        """The group, named after the tensor that it begins with; None where there is nothing to take out."""
         first, _ = self.begin(classes[0])
-        if first == len(self._rank) or len(classes) < 2:
-            return None
-        units = tuple(Unit(tuple(self._slices(c))) for c in classes)
-        if not units[0].slices:
+        if first == len(self._rank) or len(classes) < 2 or not any(map(self._constants, classes[0].bundles)):
             return None
         name = self._graph.node(self._dependencies.order[first]).names[0]
-        return Group(name, self._dependencies.kind(classes[0]), units, self._layers(classes[0]))
+        return Found(name, self._dependencies.kind(classes[0]), self._layers(classes[0]), tuple(classes))
+
+    def units(self, found: Found) -> tuple[Unit, ...]:
+        """What the units of a group are in the constants."""
+        if found.blocks:
+            return tuple(Unit(tuple(map(self._whole, block.constants))) for block in found.blocks)
+        return tuple(Unit(tuple(self._slices(c))) for c in found.classes)
+
+    def _whole(self, key: int) -> Slice:
+        node = self._graph.node(key)
+        return Slice(node.names[0], 0, np.arange(node.array.shape[0]))
 
     def _constants(self, bundle: int) -> list[tuple[Value, int, str]]:
         """The constants of which an axis is in a bundle, by name."""
@@ -155,11 +166,8 @@ class _Reader:
     def _layers(self, found: Class) -> tuple[str, ...]:
         constants = {value for bundle in found.bundles for value, _, _ in self._constants(bundle)}
         users = {user for value in constants for user, _ in self._graph.users(value)}
-        layers = sorted((self._rank[u], u) for u in users if self._is_layer(u))
+        layers = sorted((self._rank[u], u) for u in users if is_layer(self._graph, u))
         return tuple(self._graph.node(u).names[0] for _, u in layers)
-
-    def _is_layer(self, key: int) -> bool:
-        return is_layer(self._graph, key)
 
 
 def _fixed(dependencies: Dependencies) -> tuple[Fixed, ...]:
