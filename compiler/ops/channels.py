@@ -30,7 +30,7 @@ def _triangle(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
 
 def _conv(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
     x, group = call.type(0), call.attrs["group"]
-    outputs = outs[0].dims[1] if isinstance(outs[0].shape[1], int) else call.type(1).dims[0]
+    outputs = call.type(1).dims[0]
     yield Tie(into(0, 0), out(0))
     yield Tie(into(1, 0), out(1))
     if 2 in given(call):
@@ -40,7 +40,7 @@ def _conv(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
         yield Tie(into(0, 1), into(1, 1))
         yield from _dot(call, 1)
     else:
-        yield from _grouped(x.dims[1], outputs, group)
+        yield from _grouped(int(x.shape[1]), outputs, group)
 
 
 def _dot(call: Call, axis: int) -> Iterable[Relation]:
@@ -73,7 +73,7 @@ def _conv_transpose(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation
         yield Tie(into(1, 1), out(1))
         yield from _dot(call, 0)
     else:
-        yield from _grouped(x.dims[1], call.type(1).dims[1] * group, group)
+        yield from _grouped(int(x.shape[1]), call.type(1).dims[1] * group, group)
 
 
 def _matmul(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
@@ -115,7 +115,7 @@ def _last_axes(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
 
 def _group_norm(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
     """Whole groups go: within one, each element changes the deviation."""
-    groups, channels = call.attrs["num_groups"], call.type(0).dims[1]
+    groups, channels = call.attrs["num_groups"], int(call.type(0).shape[1])
     yield Tie(into(0, 0), out(0))
     yield Tie(into(0, 1), out(1))
     yield Tie(into(0, 1), own(groups), fans(channels, groups))
@@ -185,7 +185,7 @@ def _recurrent(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
         if i == 4:  # lengths
             continue
         axis = 2 if i > 4 and call.type(i).rank == 3 else 1
-        yield Tie(into(i, axis), units, np.arange(call.type(i).dims[axis]) % hidden)
+        yield Tie(into(i, axis), units, np.arange(int(call.type(i).shape[axis])) % hidden)
     yield Tie(into(2, 2), units)
     yield from (Tie(out(result.rank - 1, i), units) for i, result in enumerate(outs))
 

@@ -137,7 +137,7 @@ def _pad(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
         if not (before or after):
             yield Tie(into(0, i), out(i))
         elif call.attrs["mode"] == "constant":
-            size = call.type(0).dims[i]
+            size = int(call.type(0).shape[i])
             yield Tie(into(0, i), out(i), np.arange(before, before + size))
         else:
             yield Pin(into(0, i), "its border is a copy of it")
@@ -187,7 +187,7 @@ def _gather_shrink(call: Call, outs: Sequence[TensorType], kept: Kept) -> Change
     if chosen is None:
         return Change()
     axis = normalise_axis(call.attrs["axis"], call.type(0).rank)
-    size = call.type(0).dims[axis]
+    size = int(call.type(0).shape[axis])
     places = np.full(size, -1)
     left = kept(into(0, axis))
     places[left] = np.arange(len(left))
