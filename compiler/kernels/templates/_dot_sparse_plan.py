@@ -20,9 +20,10 @@ from ._dot_plan import Kit, Tile, Walk, Work, _block, _kinds, _tiles, cover
 from ._tile import Columns, conflicts
 
 VECTORS = (1, 2, 3, 4, 6, 8)  # of a group
-OVERHEAD = 22.0  # cycles of a tile besides its steps and results
+OVERHEAD = 8.0  # cycles of a tile besides its steps and results
 BOUND = 1 << 30  # elements that no list has
 WORTH_BYTES = 0.95  # of the cycles of a smaller form
+WORTH_LISTS = 0.95  # of all steps
 PICKS_AT_ONCE = 1.0  # byte shuffles that are issued a cycle
 
 
@@ -121,6 +122,8 @@ class _Search:
         for nv in (n for n in form.vectors if n <= len(self.widths)):
             columns = self.columns(nv)
             counts = form.counts(columns)
+            if isinstance(form, Runs) and counts.sum() > WORTH_LISTS * columns.groups * form.taps * form.steps:
+                continue
             for tile in self.tiles(form.kind, columns, counts):
                 if tile.cycles < self.limit(form.kind):
                     self.below, self.found = tile.cycles, Choice(form, tile, int(counts.sum()))
@@ -186,7 +189,7 @@ def step_cycles(machine: Machine, kit: Kit, rows: int, widths: Sequence[int], wi
     split = 1 + max(0, window - 1) / machine.line  # a window may lie across two lines
     loads = 1 / spreads + rows * split / each + len(widths) * (2 if window else 1) / machine.load_ports
     if window:
-        picked = (rows + 0.5 * (window <= _dot_picks.NIBBLE)) * lanes / PICKS_AT_ONCE
+        picked = (rows + (window <= _dot_picks.NIBBLE)) * lanes / PICKS_AT_ONCE
         dots = max(dots, picked) + min(dots, picked) / 3
     waits = machine.fma_latency / chains(rows * len(widths), machine.fma_latency)
     return max(dots, loads, float(waits), 1.5) + (0.15 if machine.fma_ports >= 2 else 0.03) * loads
@@ -208,7 +211,8 @@ class Lists:
 
     @property
     def arrays(self) -> list[np.ndarray]:
-        return [self.weights, self.groups, self.places, *([] if self.picks is None else [self.picks])]
+        every = [self.weights, self.groups, self.places, *([] if self.picks is None else [self.picks])]
+        return [a if a.size else np.zeros(1, a.dtype) for a in every]
 
 
 def lists(form: Form, columns: Columns, taps: Sequence[Sequence[int]]) -> Lists:
