@@ -26,11 +26,18 @@ def call_of(graph: Graph, key: int) -> Call:
 
 
 def is_layer(graph: Graph, key: int) -> bool:
-    """Whether a node multiplies by constant weights."""
+    """Whether a node multiplies by constant weights, quantized ones too."""
     node = graph.node(key)
     if node.op in STORED or OPS[node.op].kind not in _LAYERS or not OPS[node.op].channels:
         return False
-    return any(graph.constant(a) is not None for a in graph.args(key))
+    return any(a is not None and _stored(graph, a) for a in graph.args(key))
+
+
+def _stored(graph: Graph, value: Value) -> bool:
+    node = graph.node(value)
+    if node.op == "dequantize":
+        return graph.constant(graph.args(value.node)[0]) is not None
+    return node.op == "const"
 
 
 def divides(graph: Graph, key: int) -> bool:

@@ -164,8 +164,9 @@ class _Reader:
         ]
 
     def _layers(self, found: Class) -> tuple[str, ...]:
-        constants = {value for bundle in found.bundles for value, _, _ in self._constants(bundle)}
-        users = {user for value in constants for user, _ in self._graph.users(value)}
+        values = {value for bundle in found.bundles for value, _ in self._members.get(bundle, ())}
+        weights = {v for v in values if self._graph.node(v).op in ("const", "dequantize")}
+        users = {user for value in weights for user, _ in self._graph.users(value)}
         layers = sorted((self._rank[u], u) for u in users if is_layer(self._graph, u))
         return tuple(self._graph.node(u).names[0] for _, u in layers)
 
