@@ -9,7 +9,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cut:
-    """``chunk`` outputs a task, ``block`` values of k at once, ``together`` outputs walked side by side."""
+    """``chunk`` outputs a task, ``block`` values of k at once (whole vectors of them, or whole taps), ``together``
+    outputs walked side by side."""
 
     chunk: int
     block: int
