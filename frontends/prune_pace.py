@@ -29,6 +29,7 @@ FORMAT = 1
 KIND = "nervure pruning record"
 ATTEMPTS = 6  # candidates that are compiled and timed at most
 CLOSE = 0.03  # a candidate this near to the wish ends the search
+STRIDE = 0.4  # a candidate is asked for no less than so much of the smallest so far
 EDGE = 1.05  # times the smallest that can be: nearer is not searched for
 TOLERANCE = 0.10  # and this far from it the target is missed
 ROUNDS, ROUND_SECONDS = 9, 0.1
@@ -102,18 +103,18 @@ def best(trials: Sequence[Trial], wanted: float) -> Trial:
 
 
 def _next(wanted: float, found: Sequence[Trial], floor: float) -> float:
-    """What to ask the cost model for: on the line between the two measurements around the wish (the dense model is 1 of
-    itself), else in proportion to how far off the nearest one was. ``floor`` was too little; at or below it means that
-    there is nothing left to try."""
-    points = sorted({(t.ratio, t.asked) for t in found} | {(1.0, 1.0)})
-    below = [p for p in points if p[0] <= wanted]
-    above = [p for p in points if p[0] > wanted]
-    if below and above:
-        (r0, a0), (r1, a1) = below[-1], above[0]
-        guess = a0 + (a1 - a0) * (wanted - r0) / (r1 - r0)
-    elif found:
-        nearest = min(found, key=lambda t: abs(t.off(wanted)))
-        guess = nearest.asked * wanted / nearest.ratio
+    """What to ask the cost model for: on the line between two measurements around the wish, of which the dense model is
+    one (it is 1 of itself), or through it, where nothing was small enough yet. ``floor`` was too little; at or below it
+    means that there is nothing left to try."""
+    under = max((t for t in found if t.ratio <= wanted), key=lambda t: t.asked, default=None)
+    low = 0.0 if under is None else under.asked
+    over = min((t for t in found if t.ratio > wanted and low < t.asked), key=lambda t: t.asked, default=None)
+    a1, r1 = (1.0, 1.0) if over is None else (over.asked, over.ratio)
+    if under is not None:
+        guess = low + (a1 - low) * (wanted - under.ratio) / (r1 - under.ratio)
+    elif over is not None:
+        slope = (1 - r1) / (1 - a1) if r1 < 1 else 0.0  # of what is saved, by the stopwatch and by the cost model
+        guess = max(1 - (1 - wanted) / slope if slope else 0.0, STRIDE * a1)
     else:
         guess = 0.0
     if guess <= floor:
