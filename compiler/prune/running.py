@@ -12,7 +12,7 @@ from ..ir import Graph, Value
 from ..ops import OPS, Call
 from ..quantize.observe import compiled
 
-LITTLE = 2e7  # operations that numpy does in less time than a compiler needs to start
+LITTLE = 2e8  # operations that numpy does in less time than a compiler needs to start
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
