@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import models
+import nervure as nv
 import numpy as np
 import pytest
 from nervure.compiler.interpret import interpret
@@ -12,7 +13,7 @@ from nervure.compiler.ir import Graph
 from nervure.compiler.prune.layers import prepare
 from nervure.compiler.prune.shrink import shrink, zero
 from nervure.compiler.prune.structure import Structure, find_structure
-from nervure.frontends.onnx import load, save
+from nervure.frontends.onnx import load, load_network, save, to_model
 
 # model -> groups that must be found, by kind
 WANTED = {
@@ -68,3 +69,28 @@ def test_a_model_loses_three_tenths_of_every_group(name: str, tmp_path: Path) ->
     feeds = dict(zip((i.name for i in session.get_inputs()), inputs.values(), strict=True))
     for got, whole in zip(session.run(None, feeds), wanted, strict=True):
         np.testing.assert_allclose(got, whole, rtol=1e-4, atol=1e-4 * max(1.0, float(np.abs(whole).max())))
+
+
+@nv.network
+def _net(x: nv.Input((3, 8, 8))):
+    for width in (8, 12, 12):
+        x = nv.relu(nv.layers.BatchNorm2d()(nv.layers.Conv2d(width, 3, padding="same")(x)))
+    return nv.layers.Dense(5)(nv.layers.Flatten()(x))
+
+
+def test_a_network_of_open_batch_shrinks_and_can_be_trained_on() -> None:
+    open_graph = prepare(_net.to_graph(symbolic=True))
+    groups = find_structure(open_graph).groups
+    assert [(g.kind, len(g.units)) for g in groups] == [("channels", 8), ("channels", 12), ("channels", 12)]
+    removed = {g.name: [1, 4, 5] for g in groups}
+    shrink(open_graph, removed).check()
+    graph = prepare(_net.to_graph())
+    less = shrink(graph, removed)
+    again = load_network(to_model(less).SerializeToString())
+    shapes = {name: weight.shape for name, weight in again.named_weights()}
+    wanted = {less.node(k).names[0]: less.node(k).types[0].dims for k in less.find("const")}
+    assert {name: shapes[name] for name in shapes if name in wanted} == {k: v for k, v in wanted.items() if k in shapes}
+    assert shapes["conv2d_1.weight"] == (9, 5, 3, 3) and shapes["batch_norm_2.weight"] == (9,)
+    x = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    zeroed = load_network(to_model(zero(graph, removed)).SerializeToString())
+    np.testing.assert_allclose(again(x), zeroed(x), rtol=1e-5, atol=1e-5)
