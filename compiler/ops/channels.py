@@ -170,6 +170,14 @@ def _arg(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
     yield Pin(into(0, axis), "its positions are the result")
 
 
+def _topk(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
+    rank = outs[0].rank
+    axis = normalise_axis(call.attrs["axis"], rank)
+    for result in (0, 1):
+        yield from same(rank, but=(axis,), result=result)
+    yield Pin(into(0, axis), "its positions are the result")
+
+
 # -- recurrent layers, attention ---------------------------------------------------------------------------------
 
 
@@ -222,5 +230,6 @@ POOL = Channels(_pool)
 REDUCE = Channels(_reduce)
 SUM = Channels(_sum)
 ARG = Channels(_arg)
+TOPK = Channels(_topk)
 RECURRENT = Channels(_recurrent)
 ATTENTION = Channels(_attention)

@@ -199,7 +199,8 @@ def _gather_shrink(call: Call, outs: Sequence[TensorType], kept: Kept) -> Change
 def _resize(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
     x, scales, roi = call.type(0), call.attrs["scales"], call.attrs["roi"]
     for i, size in enumerate(x.shape):
-        if size == outs[0].shape[i] and (scales is None or scales[i] == 1) and roi is None:
+        full = roi is None or (roi[i], roi[i + x.rank]) == (0, 1)
+        if size == outs[0].shape[i] and (scales is None or scales[i] == 1) and full:
             yield Tie(into(0, i), out(i))
         else:
             yield Pin(into(0, i), "it is resized")
@@ -214,4 +215,5 @@ CONCAT = Channels(_concat)
 PAD = Channels(_pad, _pad_shrink)
 TILE = Channels(_tile)
 GATHER = Channels(_gather, _gather_shrink)
+SAMPLED = Channels(lambda call, outs: [Tie(into(0, 1), out(1))])  # at places that data give, channel by channel
 RESIZE = Channels(_resize, _shape)

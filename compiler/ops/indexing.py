@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..types import Dim, TensorType
+from .channels import TOPK
 from .channels_moved import GATHER
 from .gradient import Call as Grad
 from .gradient import Sym
@@ -546,6 +547,7 @@ OPS = (
         cost=_topk_cost,
         cases=_topk_cases,
         gradient=_topk_gradient,
+        channels=TOPK,
     ),
     Op(
         "nonzero",

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import NervureError
 from ..types import TensorType, is_float
+from .channels_moved import SAMPLED
 from .gradient import Call as Grad
 from .gradient import Sym
 from .indexing import INDEX
@@ -328,6 +329,7 @@ OPS = (
         cost=_grid_sample_cost,
         cases=_grid_sample_cases,
         training=_grid_sample_training,
+        channels=SAMPLED,
     ),
     Op(
         "roi_align",
@@ -348,5 +350,6 @@ OPS = (
         cost=_roi_align_cost,
         cases=_roi_align_cases,
         training=_roi_align_training,
+        channels=SAMPLED,
     ),
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..ir import STORED, Graph, Value
+from ..ir import Graph, Value
 from ..ops import OPS
 from ..ops.axes import Channels
 from ..ops.channels import ELEMENTWISE
 from ..ops.record import Call, Kind
 
 _DIVISORS = {"div": 1, "mod": 1, "fmod": 1, "pow": 1}  # op -> the input that must not become 0
-_LAYERS = (Kind.CONTRACTION, Kind.OPAQUE)
+_LAYERS = ("conv", "conv_transpose", "matmul", "lstm", "gru", "rnn")
 
 
 def rule_of(op: str) -> Channels | None:
@@ -27,10 +27,7 @@ def call_of(graph: Graph, key: int) -> Call:
 
 def is_layer(graph: Graph, key: int) -> bool:
     """Whether a node multiplies by constant weights, quantized ones too."""
-    node = graph.node(key)
-    if node.op in STORED or OPS[node.op].kind not in _LAYERS or not OPS[node.op].channels:
-        return False
-    return any(a is not None and _stored(graph, a) for a in graph.args(key))
+    return graph.node(key).op in _LAYERS and any(a is not None and _stored(graph, a) for a in graph.args(key)[:2])
 
 
 def _stored(graph: Graph, value: Value) -> bool:

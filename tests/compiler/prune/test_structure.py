@@ -234,8 +234,9 @@ def test_kinds_choose_groups_and_do_not_rename_them() -> None:
         ("layer_norm", {"axis": -1, "epsilon": 1e-5}, "a norm is taken over it"),
         ("softmax", {"axis": -1}, "each element along it changes the others"),
         ("reduce_mean", {"axes": (-1,), "keepdims": True}, "all along it are folded into one"),
-        ("topk", {"k": 3}, "topk has no rule"),
+        ("topk", {"k": 3}, "its positions are the result"),
         ("relu", {}, "it is an output of the model"),
+        ("nonzero", {}, "nonzero has no rule"),
     ],
 )
 def test_what_cannot_go_says_why(op: str, attrs: dict[str, object], why: str) -> None:
