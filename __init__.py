@@ -33,6 +33,7 @@ _NAMES = {
     "masked": "frontends.training.pruning",
     "masks_of_zeros": "frontends.training.pruning",
     "sparsify": "frontends.training.pruning",
+    "shrunk": "frontends.training.units",
     "sensitivity": "frontends.sensitivity",
     "save_onnx": "frontends.onnx",
     "Graph": "compiler.ir",

@@ -29,8 +29,13 @@ TIMES = 20  # prunings between begin and end, if nobody says how many
 class Pattern(Protocol):
     """What of ``compiler.prune.patterns.Pattern`` is wanted here."""
 
-    keep: int
-    group: int
+    @property
+    def keep(self) -> int:
+        """Cells of a group that stay."""
+
+    @property
+    def group(self) -> int:
+        """Cells of a group; 0 without groups."""
 
     def pool(self, scores: np.ndarray, channels: int) -> np.ndarray:
         """The mean score of each cell."""
@@ -48,7 +53,9 @@ class Pattern(Protocol):
 class View(Protocol):
     """A weight as a matrix ``[K, N]`` with ``channels`` rows a tap, and back."""
 
-    channels: int
+    @property
+    def channels(self) -> int:
+        """Rows of a tap."""
 
     def matrix(self, weights: np.ndarray) -> np.ndarray:
         """The weight as a matrix."""
@@ -166,6 +173,10 @@ class Gradual(Callback):
         """How a weight of that shape is a matrix."""
         raise NotImplementedError
 
+    def prunes(self, name: str, rank: int) -> bool:
+        """Whether a masked weight with so many axes is pruned."""
+        return rank > 1
+
     def _check(self) -> None:
         for what, given, allowed in (
             ("unit", self.unit, ("steps", "epochs")),
@@ -205,7 +216,7 @@ class Gradual(Callback):
             raise NervureError(
                 "it is not known how many steps an epoch has", hint="give begin and end in steps, or steps_per_epoch="
             )
-        factor = float(whole) if self.unit == "epochs" else 1.0
+        factor = float(whole or 1) if self.unit == "epochs" else 1.0
         last = 0.5 * self.params["epochs"] * whole if end is None else end * factor
         first, last = round(begin * factor), round(last)
         if not 0 <= first <= last or (frequency is not None and frequency <= 0):
@@ -241,12 +252,15 @@ class Gradual(Callback):
             return
         session = self.trainer.session
         params = session.params()
-        names = self._names()
-        views = {n: self.view(n, params[n].shape) for n in names}
-        scores = {n: self._scores(n, params[n], params[n + MASK]) for n in names}
-        found = choose(scores, views, pattern, sparsity, self.scope)
-        session.set_params({n + MASK: found[n] & params[n + MASK] for n in names})
+        scores = {n: self._scores(n, params[n], params[n + MASK]) for n in self._names()}
+        found = self.chosen(scores, pattern, sparsity)
+        session.set_params({n + MASK: mask & params[n + MASK] for n, mask in found.items()})
         keep_zeros(session)
+
+    def chosen(self, scores: Mapping[str, np.ndarray], pattern: Pattern, sparsity: float) -> dict[str, np.ndarray]:
+        """The masks for scores of the weights' shapes."""
+        views = {n: self.view(n, s.shape) for n, s in scores.items()}
+        return choose(scores, views, pattern, sparsity, self.scope)
 
     def _pattern(self, sparsity: float) -> Pattern | None:
         """The pattern on the way to the last one: N:M comes from M:M (Kao et al. 2022). None keeps everything."""
@@ -269,7 +283,8 @@ class Gradual(Callback):
         return np.where(mask, moved, moved.min() - 1)
 
     def _names(self) -> list[str]:
-        names = masked_names(self.trainer.session)
+        ranks = {p.name: len(p.shape) for p in self.trainer.artifact.params}
+        names = [n for n in masked_names(self.trainer.session) if self.prunes(n, ranks[n])]
         return [n for n in names if not any(fnmatch.fnmatchcase(n, p) for p in self.skip)]
 
     # -- checkpoints -----------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ class Distillation(Loss):
         soft = soft_loss(taught, p, self.temperature, self.axis)
         if self.hard is None:
             return soft
-        return self.hard(y_true, p) * self.alpha + soft * (1.0 - self.alpha)
+        hard: Tensor = self.hard(y_true, p)
+        return hard * self.alpha + soft * (1.0 - self.alpha)
 
     def _taught(self, trace: Trace) -> Tensor:
         """What the teacher says of the network's inputs."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...compiler.ir import Graph, Value
 from ...compiler.prune.patterns import Pattern, from_matrix, parse, to_matrix
+from ...compiler.prune.structure import ALL_KINDS
 from ...errors import NervureError
 from ...runtime.pruning import MASK, Gradual, choose
 from ..dsl.network import Network
@@ -18,6 +19,7 @@ from ..dsl.place import user_place
 from ..dsl.spec import BATCH
 from ..dsl.tensor import Weight
 from ..dsl.trace import Trace
+from .units import Groups, Piece, groups_of, unit_masks
 
 THROUGH = ("identity", "cast", "quantize", "dequantize")  # what a weight may go through on its way to its layer
 
@@ -133,24 +135,45 @@ def sparsify(
     """Masks the weights of least magnitude at once: one shot, to be followed by ``fit``; a few of them with a ``fit``
     after each are iterative pruning. What is masked already stays so.
 
-    ``structure``: a pattern (``unstructured``, ``block``, ``2:4``, ... for ``target``). ``criterion``: ``magnitude`` or
-    ``l2``. ``scope``: ``sparsity`` of every layer, or ``global``: of all together. ``skip``: patterns of names.
+    ``structure``: a pattern (``unstructured``, ``block``, ``2:4``, ... for ``target``), or ``channels``, ``heads``,
+    ``units``, ``groups``, ``blocks``: then ``sparsity`` is the part of these, all weights of one go together, and
+    ``nv.shrunk(net)`` takes them out. ``criterion``: ``magnitude`` or ``l2``. ``scope``: ``sparsity`` of every layer,
+    or ``global``: of all together. ``skip``: patterns of names.
     """
     if criterion not in ("magnitude", "l2"):
         raise NervureError(f"criterion is {criterion!r}", hint="magnitude or l2; nv.prune has those that need data")
-    pattern = pattern_of(structure, target)
-    views = _chosen(net, (skip,) if isinstance(skip, str) else skip)
-    weights = dict(net.named_weights())
-    scores = {n: np.abs(weights[n].array.astype(np.float64)) for n in views}
-    if criterion == "l2":
-        scores = {n: s**2 for n, s in scores.items()}
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    net.ready()
+    kinds = structure in ALL_KINDS
+    pattern = Pattern() if kinds else pattern_of(structure, target)
     part = pattern.sparsity if sparsity is None else sparsity
     if part is None:
         raise NervureError(f"{structure} needs a sparsity", where=user_place().full, hint="nv.sparsify(net, 0.9)")
-    for name, mask in choose(scores, views, pattern, part, scope).items():
+    weights = dict(net.named_weights())
+    groups = _kept_groups(net, structure, skip) if kinds else {}
+    views = {} if kinds else _chosen(net, skip)
+    power = 2 if criterion == "l2" else 1
+    names = sorted(_weights_of(groups)) if kinds else list(views)
+    scores = {n: np.abs(weights[n].array.astype(np.float64)) ** power for n in names}
+    found = unit_masks(groups, scores, part, scope) if kinds else choose(scores, views, pattern, part, scope)
+    for name, mask in found.items():
         held = weights[name].mask
         weights[name].mask = mask if held is None else mask & held
     return net
+
+
+def _kept_groups(net: Network, kind: str, skip: Sequence[str]) -> dict[str, tuple[tuple[Piece, ...], ...]]:
+    """The groups of a kind whose own names, and whose weights' names, are not skipped."""
+    found = groups_of(net, kind)
+    for name in list(found):
+        touched = {name, *_weights_of({name: found[name]})}
+        if any(fnmatch.fnmatchcase(n, p) for n in touched for p in skip):
+            del found[name]
+    return found
+
+
+def _weights_of(groups: Groups) -> set[str]:
+    return {piece.weight for units in groups.values() for unit in units for piece in unit}
 
 
 def pattern_of(structure: str, target: str = "host") -> Pattern:
@@ -190,9 +213,10 @@ class GradualPruning(Gradual):
         net.fit(x, y, epochs=4, callbacks=[nv.callbacks.GradualPruning(final_sparsity=0.9)])
 
     ``structure``: ``unstructured``, ``block``, ``block:4x16``, ``2:4`` (from 4:4 by way of 3:4), ... for the vectors of
-    ``target``. ``begin``, ``end`` and ``frequency`` count what ``unit`` says, ``steps`` or ``epochs`` (parts of one
-    too), from the start of ``fit``; by default the second half of the training is left for recovery. ``scope``:
-    every layer gets the sparsity, or ``global``: all together. ``skip``: patterns of weights that stay dense.
+    ``target``; or ``channels``, ``heads``, ``units``, ``groups``, ``blocks``, which ``nv.shrunk(net)`` takes out.
+    ``begin``, ``end`` and ``frequency`` count what ``unit`` says, ``steps`` or ``epochs`` (parts of one too), from the
+    start of ``fit``; by default the second half of the training is left for recovery. ``scope``: every layer gets the
+    sparsity, or ``global``: all together. ``skip``: patterns of weights that stay dense.
 
     ``criterion``: ``magnitude``, ``l2`` or ``movement`` (Sanh et al. 2020), which keeps what has moved away from zero
     since the training began. Gradients stay inside of the step, so movement is read off the weights: the sum over the
@@ -218,7 +242,7 @@ class GradualPruning(Gradual):
         target: str = "host",
     ) -> None:
         super().__init__(
-            pattern_of(structure, target),
+            Pattern() if structure in ALL_KINDS else pattern_of(structure, target),
             final_sparsity,
             begin,
             end,
@@ -229,15 +253,38 @@ class GradualPruning(Gradual):
             scope=scope,
             skip=skip,
         )
+        self.structure = structure
         self._views: dict[str, Matrix] = {}
+        self._groups: Groups = {}
 
     def prepare(self, network: Any) -> None:
         """Gives the weights that will be pruned masks, so that the step is compiled with them."""
+        network.ready()
         weights = dict(network.named_weights())
-        self._views = _chosen(network, self.skip)
-        for name in self._views:
+        if self.structure in ALL_KINDS:
+            self._groups = _kept_groups(network, self.structure, self.skip)
+            chosen = sorted(_weights_of(self._groups))
+        else:
+            self._views = _chosen(network, self.skip)
+            chosen = list(self._views)
+        for name in chosen:
             if weights[name].mask is None and weights[name].trained:
                 weights[name].mask = np.ones(weights[name].shape, bool)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.structure in ALL_KINDS and not self._groups:
+            raise NervureError(f"{self.structure} are found on a network", hint="net.fit(..., callbacks=[...])")
+        super().on_train_begin(logs)
+
+    def prunes(self, name: str, rank: int) -> bool:
+        if self.structure in ALL_KINDS:
+            return name in _weights_of(self._groups)
+        return name in self._views if self._views else rank > 1
+
+    def chosen(self, scores: Mapping[str, np.ndarray], pattern: Any, sparsity: float) -> dict[str, np.ndarray]:
+        if self.structure in ALL_KINDS:
+            return unit_masks(self._groups, scores, sparsity, self.scope)
+        return super().chosen(scores, pattern, sparsity)
 
     def view(self, name: str, shape: tuple[int, ...]) -> Matrix:
         known = self._views.get(name)

@@ -205,7 +205,7 @@ def fashion() -> Any:
     net = lenet()
     dense = learn(net, parts, 3, 0.002)
     state = net.state_dict()
-    return parts, state, dense, learn(net, parts, 3, 0.002)
+    return parts, state, dense, learn(net, parts, 3, 0.003)
 
 
 PARTS = ("train", "test")
@@ -230,7 +230,7 @@ def test_lenet_on_fashion_mnist_loses_little(structure: str, sparsity: float | N
     net = lenet()
     net.load_state_dict(state)
     scope = "global" if sparsity else "layer"
-    pruned = learn(net, parts, 3, 0.002, Gradual(sparsity, structure, scope=scope))
+    pruned = learn(net, parts, 3, 0.003, Gradual(sparsity, structure, scope=scope))
     arrays = [w.array for _, w in net.named_weights() if w.array.ndim > 1]
     share = sum((a == 0).sum() for a in arrays) / sum(a.size for a in arrays)
     print(f"{structure}: dense {dense:.2%}, trained on {beside:.2%}, with {share:.1%} zeros {pruned:.2%}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def masks(share: float = 0.6, seed: int = 1) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     shapes = {"body.weight": (6, 16), "body.bias": (16,), "head.weight": (16, 3)}
     return {n: rng.random(s) > share for n, s in shapes.items()}
+
+
+def open_() -> nv.Network:
+    """With masks that keep everything."""
+    return nv.masked(made(), {n: np.ones(m.shape) for n, m in masks().items()})
 
 
 def check_zeros(arrays: Any, kept: dict[str, np.ndarray]) -> None:
@@ -79,9 +85,9 @@ def test_no_optimizer_revives_a_zero(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_masks_that_keep_everything_change_no_bit(name: str) -> None:
     plain = trained(made(), OPTIMIZERS[name]())
-    open_ = trained(nv.masked(made(), {n: np.ones(m.shape) for n, m in masks().items()}), OPTIMIZERS[name]())
+    held = trained(open_(), OPTIMIZERS[name]())
     for key, array in plain.state_dict().items():
-        np.testing.assert_array_equal(open_.state_dict()[key], array, err_msg=key)
+        np.testing.assert_array_equal(held.state_dict()[key], array, err_msg=key)
 
 
 def test_a_mask_gives_what_masked_arithmetic_gives() -> None:
@@ -111,8 +117,44 @@ def test_a_network_without_masks_is_compiled_to_the_same_bytes(tmp_path: Path) -
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+def test_a_mask_is_part_of_the_kernel_that_updates_its_weight() -> None:
+    training = nv.Training(SCE, O.AdamW(0.01), batch=BATCH)
+    plain, held = (nv.compile(n, training=training).artifact.entry("train_step") for n in (made(), open_()))
+    assert [s["op"] for s in plain.steps] == [s["op"].removesuffix("+where") for s in held.steps]
+    assert sum(s["op"].endswith("+where") for s in held.steps) == 3
+    assert plain.arena_bytes() == held.arena_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_masks_cost_little_time(name: str) -> None:
+    """Steps with and without masks of all matrices and kernels, in turns."""
+    from training_nets import NETS
+
+    spec, runs = NETS[name], []
+    for masked in (False, True):
+        net = spec.ours()
+        if masked:
+            weights = dict(net.named_weights())
+            nv.masked(net, {n: np.ones(weights[n].shape) for n in matrices(net)})
+        step = nv.Trainer(nv.compile(net, training=spec.training("adamw")).session).bound()
+        for array, given in zip(step.feed.arrays.values(), spec.data(spec.batch), strict=False):
+            array[...] = given
+        step.rate[...] = 1e-4
+        runs.append(step.run)
+    times: list[list[float]] = [[], []]
+    for turn in range(400):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            start = time.perf_counter()
+            runs[which]()
+            times[which].append(time.perf_counter() - start)
+    ratio = float(np.median(np.array(times[1]) / np.array(times[0])))
+    print(f"{name}: {1e6 * min(times[0]):.0f} us, with masks {1e6 * min(times[1]):.0f} us, median ratio {ratio:.3f}")
+    assert ratio < 1.15
+
+
 def test_the_host_changes_masks_while_the_program_stays(tmp_path: Path) -> None:
-    net = nv.masked(made(), {n: np.ones(m.shape) for n, m in masks().items()})
+    net = open_()
     trainer = nv.Trainer(nv.compile(net, training=nv.Training(SCE, O.Adam(0.01), batch=BATCH)).session)
     trainer.fit(X, Y, epochs=1, verbose=0)
     kept = masks()
@@ -151,7 +193,7 @@ def test_a_resumed_training_has_the_masks_and_the_same_bits(tmp_path: Path) -> N
     kept = masks()
     whole = trained(nv.masked(made(), kept), O.Adam(0.01), 4)
     trained(nv.masked(made(), kept), O.Adam(0.01), 2, checkpoint=tmp_path)
-    again = nv.masked(made(), {n: np.ones(m.shape) for n, m in kept.items()})  # the checkpoint knows better
+    again = open_()  # the checkpoint knows better
     trained(again, O.Adam(0.01), 4, checkpoint=tmp_path, resume=True)
     for name, array in whole.state_dict().items():
         np.testing.assert_array_equal(again.state_dict()[name], array, err_msg=name)
