@@ -15,6 +15,7 @@ from .dependencies import Class, Dependencies
 from .rules import is_layer
 
 ALL_KINDS = ("channels", "heads", "units", "groups", "blocks")
+_ALONE = "no two of its channels go the same ways, and one must stay of each"
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ def find_structure(graph: Graph, kinds: Sequence[str] = ALL_KINDS) -> Structure:
     ``kinds``."""
     dependencies = Dependencies(graph)
     reader = _Reader(dependencies)
-    found = [f for f in find_groups(dependencies) if f.kind in kinds]
-    return Structure(tuple(Group(f.name, f.kind, reader.units(f), f.layers) for f in found), _fixed(dependencies))
+    found = find_groups(dependencies)
+    groups = tuple(Group(f.name, f.kind, reader.units(f), f.layers) for f in found if f.kind in kinds)
+    return Structure(groups, _fixed(dependencies, found))
 
 
 def find_groups(dependencies: Dependencies) -> list[Found]:
@@ -171,14 +173,17 @@ class _Reader:
         return tuple(self._graph.node(u).names[0] for _, u in layers)
 
 
-def _fixed(dependencies: Dependencies) -> tuple[Fixed, ...]:
+def _fixed(dependencies: Dependencies, groups: Sequence[Found]) -> tuple[Fixed, ...]:
     graph, found = dependencies.graph, []
+    grouped = {bundle for group in groups for part in group.classes for bundle in part.bundles}
     for key in dependencies.order:
-        if is_layer(graph, key):
-            node = graph.node(key)
-            axis = 1 if node.op.startswith("conv") else node.types[0].rank - 1
-            pin = dependencies.stays(Value(key), axis) if axis >= 0 else None
-            if pin is not None and node.types[0].shape[axis] != 1:
+        node = graph.node(key)
+        axis = 1 if node.op.startswith("conv") else node.types[0].rank - 1
+        if is_layer(graph, key) and axis >= 0 and node.types[0].shape[axis] != 1:
+            pin = dependencies.stays(Value(key), axis)
+            if pin is not None:
                 at = f" ({pin.tensor})" if pin.tensor and pin.tensor != node.names[0] else ""
                 found.append(Fixed(node.names[0], pin.why + at, node.origin))
+            elif dependencies.tensor_axis(Value(key), axis) not in grouped:
+                found.append(Fixed(node.names[0], _ALONE, node.origin))
     return tuple(found)

@@ -248,6 +248,14 @@ def test_what_cannot_go_says_why(op: str, attrs: dict[str, object], why: str) ->
     assert fixed.origin
 
 
+def test_channels_that_go_ways_of_their_own_stay() -> None:
+    net = Net(1, 3, 4, 4)
+    x = net.conv(net.x, "a", 2)
+    cut = [net.graph.add("slice", x, starts=(0, i, 0, 0), stops=(1, i + 1, 4, 4), steps=(1,) * 4) for i in (0, 1)]
+    found = net.done(net.graph.add("sub", net.conv(cut[0], "b", 2), net.conv(cut[1], "c", 2)))
+    assert found.groups == () and found.fixed[0].where == "a" and found.fixed[0].why.startswith("no two")
+
+
 def test_a_thousand_nodes_take_less_than_a_second() -> None:
     net = Net(1, 3, 8, 8)
     x = net.conv(net.x, "stem", 32)
