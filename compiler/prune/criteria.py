@@ -195,7 +195,7 @@ def _squares(graph: Graph, w: Weight, use: Use, x: np.ndarray) -> np.ndarray:
     if use.op in ("lstm", "gru", "rnn"):
         if use.arg == 1:
             return _over_others(x, x.ndim - 1)
-        return np.square(x).sum(axis=(0, 2))[:, None, :]  # y [T,D,B,H] -> [D,1,H]
+        return np.asarray(np.square(x).sum(axis=(0, 2)))[:, None, :]  # y [T,D,B,H] -> [D,1,H]
     sums, rest = _over_others(x, 1), (1,) * (w.array.ndim - 2)
     if use.op == "conv_transpose":
         return sums.reshape(-1, 1, *rest)

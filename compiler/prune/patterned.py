@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...errors import NervureError
+from .breakeven import break_even
 from .cells import Cells, candidates, masked
 from .criteria import Scores
 from .job import Job, Pruned, lines, nothing
+from .layers import layers
 from .patterns import Pattern
 from .rows import losing, plans, refusal
 from .select import Found, Ranking
@@ -48,15 +50,16 @@ class Patterned:
             losers = {} if self.settings.force else self._losers(masks)
             if not losers:
                 break
-            refused |= losers
+            evens = self._evens(losers)
+            refused |= {name: f"{told}; {evens[name]}" for name, told in losers.items()}
             parts, _ = candidates(job.fixed, self.pattern, job.shares(), self.kept | refused)
             if not parts:
-                raise refusal(self.pattern, job.machine, refused, self._evens(refused))
+                raise refusal(self.pattern, job.machine, refused)
             self.parts = parts
         else:
             masks = {w: m for w, m in masks.items() if w not in self._weights_of(losers)}
         if not masks and refused:
-            raise refusal(self.pattern, job.machine, refused, self._evens(refused))
+            raise refusal(self.pattern, job.machine, refused)
         patterns = dict.fromkeys(masks, self.pattern)
         amount = place.amount if place is not None else 1 - (self.pattern.sparsity or 0.0)
         if refused:
@@ -89,9 +92,13 @@ class Patterned:
     def _weights_of(self, layers: Mapping[str, str]) -> set[str]:
         return {p.layer.weight for p in self.parts if p.layer.name in layers}
 
-    def _evens(self, layers: Mapping[str, str]) -> dict[str, str]:
-        """By layer, the density below which the pattern would pay."""
-        return {}
+    def _evens(self, refused: Mapping[str, str]) -> dict[str, str]:
+        """By layer, how few of its weights may be left for the pattern to pay."""
+        found = {}
+        for layer in (m for m in layers(self.job.fixed) if m.name in refused):
+            even = break_even(layer, self.job.machine, self.pattern, self.job.fixed)
+            found[layer.name] = f"it pays with {even:.1%} of the weights or fewer" if even else "it never pays here"
+        return found
 
     def _why(self) -> str:
         if self.pattern.sparsity is not None:

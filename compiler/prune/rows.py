@@ -150,9 +150,9 @@ def losing(
     return found
 
 
-def refusal(pattern: Pattern, machine: Machine, numbers: Mapping[str, str], evens: Mapping[str, str]) -> NervureError:
-    """The error where no layer gains; ``evens``: by layer, below which density it would."""
-    lines = [f"{name}: {told}" + (f"; {evens[name]}" if evens.get(name) else "") for name, told in numbers.items()]
+def refusal(pattern: Pattern, machine: Machine, refused: Mapping[str, str]) -> NervureError:
+    """The error where no layer gains, with the numbers of each."""
+    lines = [f"{name}: {told}" for name, told in refused.items()]
     return NervureError(
         f"{pattern} does not pay in any layer on {machine.name}; nothing was pruned",
         where=lines,

@@ -158,12 +158,12 @@ def test_numbers_of_channels_suit_the_machine(kind: str) -> None:
 def test_the_same_comes_out_twice() -> None:
     for criterion in ("l2", "random", "taylor"):
         settings = Settings(target=Target("macs", 0.6), criterion=criterion, seed=3)
-        first, again = (prune(_network(), settings, MACHINE, _samples()) for _ in range(2))
+        first, again = (prune(_network(width=16), settings, MACHINE, _samples()) for _ in range(2))
         assert first.removed == again.removed and first.rows == again.rows
         ours, theirs = _constants(first.graph), _constants(again.graph)
         assert list(ours) == list(theirs) and all(ours[n].tobytes() == theirs[n].tobytes() for n in ours)
-    other = prune(_network(), replace(settings, criterion="random", seed=4), MACHINE)
-    assert other.removed != _prune(_network(), target=Target("macs", 0.6), criterion="random", seed=3).removed
+    other = prune(_network(width=16), replace(settings, criterion="random", seed=4), MACHINE)
+    assert other.removed != _prune(_network(width=16), target=Target("macs", 0.6), criterion="random", seed=3).removed
 
 
 def test_an_open_batch_stays_open() -> None:
@@ -319,7 +319,8 @@ def test_layers_in_which_a_pattern_does_not_pay_stay_dense(slow_layer: Callable[
     found = _prune(_dense(), "unstructured", Target("sparsity", 0.8))
     rows = {r.layer: r for r in found.rows}
     assert "w1" not in found.masks and {"w0", "w2"} == set(found.masks)
-    assert "us dense" in rows["d1"].refused and rows["d1"].kept == 1 and not rows["d0"].refused
+    assert "us dense" in rows["d1"].refused and " pays " in rows["d1"].refused
+    assert rows["d1"].kept == 1 and not rows["d0"].refused
     assert found.notes and found.amount == pytest.approx(0.8, abs=0.01)
     forced = _prune(_dense(), "unstructured", Target("sparsity", 0.8), force=True)
     assert "w1" in forced.masks and not forced.notes
@@ -404,12 +405,13 @@ def test_resnet_loses_a_branch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v2", "bert_mini_128"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mlp_784"])
 def test_ninety_percent_of_each_layer(name: str) -> None:
     found = _prune(_model(name), "unstructured", Target("sparsity", 0.9), scope="layer", force=True)
     parts = [float(m.mean()) for m in found.masks.values()]
     assert found.amount == pytest.approx(0.9, abs=0.005) and max(parts) < 0.13
-    assert found.after["file"] < 0.5 * found.before["file"]
+    limit = {"mobilenet_v2": 0.2, "mlp_784": 0.55}[name]  # of one row the fastest kernel is not the smallest
+    assert found.after["file"] <= limit * found.before["file"] and found.after["latency"] < found.before["latency"]
 
 
 @pytest.mark.slow
