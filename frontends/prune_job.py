@@ -239,7 +239,7 @@ class Job:
         s, h = self.settings, self.how
         found = {n: getattr(s, n) for n in s.__dataclass_fields__ if n not in ("target", "parts", "keep")}
         found |= {"target": None if s.target is None else str(s.target), "keep": list(s.keep), "layers": dict(s.parts)}
-        return found | {n: getattr(h, n) for n in h.__dataclass_fields__}
+        return found | ({n: getattr(h, n) for n in h.__dataclass_fields__} if h.epochs else {})
 
     def budget(self, latency: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """What was asked for and what was reached, in the unit of its kind; None for a pattern that says its own."""

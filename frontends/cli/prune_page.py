@@ -111,16 +111,14 @@ def _pairs(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _layer(row: Mapping[str, Any], most: float) -> dict[str, Any]:
-    """A row of the table with its bars. What is kept: all of what is left, of that the part that is not zero."""
-    kept, density = row["kept"], row["density"]
-    left = kept / density if density else 0.0
-    us = row["us"]
+    """A row of the table with its bars: all of what is left, and of that the part that is not zero."""
+    kept, left, us = row["kept"], row["left"], row["us"]
     faster = None if us["pruned"] is None or not us["dense"] else us["pruned"] / us["dense"]
     gone = us["pruned"] is None
     return {
         **row,
-        "left": KEPT_WIDTH * min(1.0, left),
-        "alive": KEPT_WIDTH * min(1.0, kept),
+        "left_w": KEPT_WIDTH * left,
+        "alive_w": KEPT_WIDTH * left * (row["density"] or 0.0),
         "dense_w": max(1.0, TIME_WIDTH * us["dense"] / most) if us["dense"] else 0.0,
         "pruned_w": max(1.0, TIME_WIDTH * us["pruned"] / most) if us["pruned"] else 0.0,
         "ratio": faster,

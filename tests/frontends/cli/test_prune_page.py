@@ -21,7 +21,8 @@ def layer(name: str, shapes: tuple[Any, Any], nonzeros: tuple[int, int], us: tup
     gone = shapes[1] is None
     return {
         "name": name, "op": "conv", "weight": f"{name}.w", "shape": {"dense": list(shapes[0]), "pruned": shapes[1]},
-        "kept": nonzeros[1] / size, "density": None if gone else nonzeros[1] / now,
+        "kept": nonzeros[1] / nonzeros[0], "left": 0.0 if gone else now / size,
+        "density": None if gone else nonzeros[1] / now,
         "macs": {"dense": nonzeros[0] * 64, "pruned": None if gone else nonzeros[1] * 64},
         "bytes": {"dense": 4 * size, "pruned": None if gone else 4 * now}, "us": {"dense": us[0], "pruned": us[1]},
         "kernel": {"dense": "direct", "pruned": None if gone else "sparse rows"}, "why": "", **more,
@@ -104,12 +105,14 @@ def test_a_report_with_little_in_it() -> None:
 
 def test_bars_tell_what_is_left() -> None:
     stem, body, sparse, lost = (_layer(row, 40.0) for row in LAYERS)
-    assert (stem["left"], stem["alive"]) == (KEPT_WIDTH, KEPT_WIDTH) and stem["grade"] == ""
-    assert body["left"] == body["alive"] == pytest.approx(KEPT_WIDTH / 2) and body["grade"] == "good"
+    assert (stem["left_w"], stem["alive_w"]) == (KEPT_WIDTH, KEPT_WIDTH) and stem["grade"] == ""
+    assert body["left_w"] == body["alive_w"] == pytest.approx(KEPT_WIDTH / 2) and body["grade"] == "good"
     assert (
-        sparse["left"] == KEPT_WIDTH and sparse["alive"] == pytest.approx(KEPT_WIDTH / 4) and sparse["grade"] == "bad"
+        sparse["left_w"] == KEPT_WIDTH
+        and sparse["alive_w"] == pytest.approx(KEPT_WIDTH / 4)
+        and sparse["grade"] == "bad"
     )
-    assert lost["left"] == lost["alive"] == lost["pruned_w"] == 0 and lost["gone"]
+    assert lost["left_w"] == lost["alive_w"] == lost["pruned_w"] == 0 and lost["gone"]
     assert body["dense_w"] > sparse["dense_w"] > stem["dense_w"] > lost["dense_w"] > 0
 
 
