@@ -152,4 +152,4 @@ def _paired(numbers: np.ndarray) -> np.ndarray:
     steps, *shape = numbers.shape
     padded = np.zeros((steps + steps % 2, *shape), np.uint8)
     padded[:steps] = numbers
-    return padded[::2] | padded[1::2] << 4
+    return np.asarray(padded[::2] | padded[1::2] << 4)

@@ -54,7 +54,7 @@ class Steps:
     def __init__(self, of: Sparse, acc: Any, widths: list[int], rows: list[int]) -> None:
         self.of, self.k, self.widths, self.rows, self.fold = of, of.k, widths, rows, of.fold
         self.window, self.width = of.config["window"], sum(widths) * of.fold
-        count = chains(len(rows) * len(widths), of.config["latency"])
+        count = chains(len(rows) * len(widths), *of.config["waits"])
         self.sets = [acc] + [
             [[self.k.register("int32", w, "acc") for w in widths] for _ in rows] for _ in range(count - 1)
         ]

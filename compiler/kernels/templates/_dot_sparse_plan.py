@@ -27,9 +27,9 @@ WORTH_LISTS = 0.95  # of all steps
 PICKS_AT_ONCE = 1.0  # byte shuffles that are issued a cycle
 
 
-def chains(sums: int, latency: int) -> int:
+def chains(sums: int, latency: int, registers: int) -> int:
     """Sets of a tile's sums, so that enough instructions wait for none of the others."""
-    return next((n for n in (1, 2) if sums * n >= latency), 4)
+    return next((n for n in (4, 2) if sums * n <= registers // 2 and sums * (n // 2) < latency), 1)
 
 
 class Runs:
@@ -57,7 +57,7 @@ class Runs:
     @cached_property
     def held(self) -> np.ndarray:
         """Bool ``[taps * steps, columns]``."""
-        return self.cells.any(axis=1)
+        return np.asarray(self.cells.any(axis=1))
 
     def alive(self, columns: Columns) -> np.ndarray:
         """Bool ``[groups, taps * steps]``."""
@@ -67,7 +67,7 @@ class Runs:
         return self._alive[columns.nv]
 
     def counts(self, columns: Columns) -> np.ndarray:
-        return self.alive(columns).sum(axis=1)
+        return np.asarray(self.alive(columns).sum(axis=1))
 
     def places(self, at: np.ndarray, columns: Columns) -> np.ndarray:
         steps = np.arange(self.steps) * self.fold
@@ -99,7 +99,7 @@ def choose(machine: Machine, kit: Kit, walk: Walk, work: Work, matrix: np.ndarra
     search = _Search(machine, kit, walk, work, below)
     search.take(Runs(matrix, kit.fold, walk.overlap))
     kinds = _dot_picks.kinds(machine, kit, walk.run)
-    dense = -(-np.count_nonzero(matrix) // (kit.fold * kit.lanes))  # steps if all places were used
+    dense = -(-int(np.count_nonzero(matrix)) // (kit.fold * kit.lanes))  # steps if all places were used
     if any(search.could_gain(kind, dense) for kind in kinds):
         sequences = Sequences(matrix, kit.lanes, search.valid)
         fewest = sequences.fewest(kit.fold)
@@ -191,7 +191,7 @@ def step_cycles(machine: Machine, kit: Kit, rows: int, widths: Sequence[int], wi
     if window:
         picked = (rows + (window <= _dot_picks.NIBBLE)) * lanes / PICKS_AT_ONCE
         dots = max(dots, picked) + min(dots, picked) / 3
-    waits = machine.fma_latency / chains(rows * len(widths), machine.fma_latency)
+    waits = machine.fma_latency / chains(rows * len(widths), machine.fma_latency, machine.registers)
     return max(dots, loads, float(waits), 1.5) + (0.15 if machine.fma_ports >= 2 else 0.03) * loads
 
 
@@ -244,7 +244,7 @@ def described(config: dict[str, Any], machine: Machine, kit: Kit, form: Form, pa
     so that layers of one shape share their kernel whatever is zero in them."""
     config["weights"] = BOUND
     config["window"] = form.kind.window
-    config["latency"] = machine.fma_latency
+    config["waits"] = [machine.fma_latency, machine.registers]
     rows = _dot_picks.rows(machine, kit, form.kind.window) if form.kind.window else {}
     config["picks"] = {str(n): r.name for n, r in rows.items()}
     config["lists"] = [["groups", "int32", packed.groups.size], ["places", str(packed.places.dtype), BOUND]]
