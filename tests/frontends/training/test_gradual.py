@@ -165,6 +165,20 @@ def test_iterative_pruning_compiles_once() -> None:
     assert len(net._fitting._trainers) == 1
 
 
+def test_a_quantized_network_is_pruned_while_it_learns_from_the_float_one() -> None:
+    net = made()
+    net.compile("adam", SCE)
+    net.fit(X, Y, BATCH, 3, verbose=0)
+    small = nv.quantize_aware(net, X, samples=32)
+    small.compile(nv.optimizers.Adam(0.003), nv.losses.Distillation(net, SCE))
+    small.fit(X, Y, BATCH, 4, verbose=0, callbacks=[Gradual(0.75)])
+    assert {n: s for n, s in zeros(small).items() if n in zeros(net)} == {"body.weight": 0.75, "head.weight": 0.75}
+    graph = small.to_graph()
+    integers = [graph.node(k).array for k in graph.find("const") if graph.node(k).array.dtype == np.int8]
+    assert all((a == 0).mean() >= 0.75 for a in integers if a.ndim == 2)
+    np.testing.assert_array_equal(nv.compile(small)(X[:1]), small.predict(X)[:1])
+
+
 def test_wrong_arguments_are_one_clear_error() -> None:
     for make, said in (
         (lambda: Gradual(), "final_sparsity is None"),
