@@ -21,10 +21,11 @@ class Report:
     """What a pruning brought. Sizes in bytes, ``latency`` in ms, ``us`` of layers in microseconds.
 
     ``layers``: a row a layer of the dense model, in its order: ``name``, ``op``, ``weight``, ``shape``, ``kept`` (part
-    of its non-zero weights), ``left`` (part of its size), ``density`` (part of what is left that is not zero), ``macs``,
+    of its non-zero weights), ``left`` (part of its size), ``density`` (part of that which is not zero), ``macs``,
     ``bytes`` (packed), ``us``, ``kernel`` (``dense`` and ``pruned`` of each; ``pruned`` is None where the layer is
-    gone) and ``why`` (why it stayed as it was). ``rest_us``: the steps between layers. ``groups``: ``name``, ``kind``, ``units``, ``removed``
-    and ``layers`` of what was taken out together; ``fixed``: ``where`` nothing could be and ``why``.
+    gone) and ``why`` (why it stayed as it was). ``rest_us``: the steps between layers. ``groups``: ``name``, ``kind``,
+    ``units``, ``removed`` and ``layers`` of what was taken out together; ``fixed``: ``where`` nothing could be, and
+    ``why``.
     ``budget``: ``kind``, ``target`` (in words), ``dense``, ``wanted`` and ``reached`` in the kind's unit (sparsity:
     the part that stays), ``measured``; None for a pattern that says its own.
     ``totals``: ``dense`` and ``pruned`` of ``macs``, ``params`` (that are not zero), ``ram``, ``onnx``, ``weights``,
