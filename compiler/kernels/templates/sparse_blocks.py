@@ -19,7 +19,7 @@ import numpy as np
 from ....targets.machine import Machine
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _sparse_walks, conv, matmul
-from ._sparse import alive_columns, compact, sparse_matrix
+from ._sparse import DENSE, alive_columns, compact, sparse_matrix
 from ._tile import (
     GHZ,
     Columns,
@@ -52,10 +52,30 @@ class Walked:
 
 
 @dataclass(frozen=True)
+class Lists:
+    """Columns in groups, and the rows that each group has (bool ``[K, groups]``). ``kinds``: groups of equal widths as
+    ``(widths, entries, groups)``."""
+
+    columns: Columns
+    groups: np.ndarray
+    kinds: tuple[tuple[tuple[int, ...], int, int], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Weights and places that are kept."""
+        return sum(entries * (4 * sum(widths) + 2) for widths, entries, _ in self.kinds)
+
+    @property
+    def kept(self) -> float:
+        """The part of the weights that is kept, as vectors have them."""
+        return self.nbytes / max(1, self.groups.shape[0] * self.columns.packed * 4)
+
+
+@dataclass(frozen=True)
 class Choice:
     tile: Tile
     unroll: int
-    groups: np.ndarray  # bool [K, groups]: the rows that each group has
+    lists: Lists
 
 
 def plan(region: Region) -> list[Plan]:
@@ -66,10 +86,10 @@ def plan(region: Region) -> list[Plan]:
     if matrix is None or region.inputs[region.operand(0)].type.dtype != "float32":  # type: ignore[index]
         return []
     reads = epilogue_inputs(region)
-    return [_product(region, matrix, reads) if region.op == "matmul" else _convolution(region, matrix, reads)]
+    return _product(region, matrix, reads) if region.op == "matmul" else _convolution(region, matrix, reads)
 
 
-def _product(region: Region, matrix: np.ndarray, reads: list[int]) -> Plan:
+def _product(region: Region, matrix: np.ndarray, reads: list[int]) -> list[Plan]:
     p = matmul.product(region, reads)
     shape = Shape(
         rows=p.rows.extent,
@@ -83,11 +103,13 @@ def _product(region: Region, matrix: np.ndarray, reads: list[int]) -> Plan:
         alone=True,
     )
     choice = choose(region.machine, Walked(shape), matrix)
+    if choice is None:
+        return []
     config = matmul.configure(region, p, choice.tile, "float32", reads, False)
-    return _assemble(region, matrix, choice, config, np.arange(p.depth) * p.a_step, 1)
+    return [_assemble(region, matrix, choice, config, np.arange(p.depth) * p.a_step, 1)]
 
 
-def _convolution(region: Region, matrix: np.ndarray, reads: list[int]) -> Plan:
+def _convolution(region: Region, matrix: np.ndarray, reads: list[int]) -> list[Plan]:
     g = conv.Geometry(region)
     if g.flat(region, reads):
         g.flatten()
@@ -99,45 +121,52 @@ def _convolution(region: Region, matrix: np.ndarray, reads: list[int]) -> Plan:
     border = min(1.0, g.kernel[2] * 8 / max(1, g.out[2])) if g.border(2) else 0.0
     shape = conv.shape_of(region, g)
     choice = choose(region.machine, Walked(shape, lists, border, math.prod(inside)), matrix)
+    if choice is None:
+        return []
     config = conv.configure(region, g, choice.tile, "float32", reads)
     taps = np.zeros(1, np.int64)
     for step, dilation, kernel in zip(g.step, g.dilations, g.kernel, strict=True):
         taps = (taps[:, None] + np.arange(kernel) * (step * dilation)).reshape(-1)
     places = (taps[:, None] + np.arange(g.depth) * g.x.strides[1]).reshape(-1)
-    return _assemble(region, matrix, choice, config, places, lists)
+    return [_assemble(region, matrix, choice, config, places, lists)]
 
 
 # -- how it is cut -------------------------------------------------------------------------------------------------
 
 
-def choose(machine: Machine, walked: Walked, matrix: np.ndarray) -> Choice:
-    """The cheapest register tile; deterministic."""
+def choose(machine: Machine, walked: Walked, matrix: np.ndarray) -> Choice | None:
+    """The cheapest register tile (deterministic); None where next to nothing can be left out."""
     shape = walked.shape
     widths, valid = vectors(shape.columns, machine.lanes, exact=shape.exact_columns)
-    alone = alive_columns(matrix, widths)
+    alive = alive_columns(matrix, widths)
+    if alive.mean() > DENSE:
+        return None
+    tiles = sorted(tile_candidates(machine, shape, len(widths)))
     best: Choice | None = None
     for nv in VECTORS:
         if nv > len(widths):
             break
-        columns = Columns(shape.columns, machine.lanes, nv, widths, valid)
-        spans = _spans(columns)
-        groups = np.logical_or.reduceat(alone, [first for first, _ in spans], axis=1)
-        for rows in sorted({r for r, n in tile_candidates(machine, shape, len(widths)) if n == nv}):
+        lists = _lists(Columns(shape.columns, machine.lanes, nv, widths, valid), alive)
+        for rows in [r for r, n in tiles if n == nv]:
             unroll = _unroll(machine, rows, nv)
-            cycles = _cycles(machine, walked, columns, groups, rows, unroll)
+            cycles = _cycles(machine, walked, lists, rows, unroll)
             if best is None or cycles < 0.995 * best.tile.cycles:
-                best = Choice(Tile(rows, columns, 1, 0, cycles), unroll, groups)
+                best = Choice(Tile(rows, lists.columns, 1, 0, cycles), unroll, lists)
     assert best is not None
-    tile, kept = best.tile, _bytes(best.tile.columns, best.groups)
-    small = replace(shape, cold=False)
-    line_block, row_block, extra = cut_blocks(machine, small, tile.rows, tile.columns, kept, tile.cycles * shape.lines)
+    tile, kept = best.tile, best.lists.nbytes
+    line_block, row_block, extra = cut_blocks(machine, shape, tile.rows, tile.columns, kept, tile.cycles)
     return replace(best, tile=replace(tile, line_block=line_block, row_block=row_block, cycles=tile.cycles + extra))
 
 
-def _spans(columns: Columns) -> list[tuple[int, int]]:
-    """The vectors of each group."""
-    whole = [(g * columns.nv, (g + 1) * columns.nv) for g in range(columns.full)]
-    return [*whole, *columns.rests]
+def _lists(columns: Columns, alive: np.ndarray) -> Lists:
+    """The rows of each group of columns, from those that each vector has."""
+    spans = [(g * columns.nv, (g + 1) * columns.nv) for g in range(columns.full)] + columns.rests
+    groups = np.logical_or.reduceat(alive, [first for first, _ in spans], axis=1)
+    kinds: dict[tuple[int, ...], tuple[int, int]] = {}
+    for (i, j), count in zip(spans, groups.sum(axis=0).tolist(), strict=True):
+        entries, number = kinds.get(columns.widths[i:j], (0, 0))
+        kinds[columns.widths[i:j]] = entries + count, number + 1
+    return Lists(columns, groups, tuple((widths, *found) for widths, found in kinds.items()))
 
 
 def _unroll(machine: Machine, rows: int, nv: int) -> int:
@@ -146,35 +175,23 @@ def _unroll(machine: Machine, rows: int, nv: int) -> int:
     return min(4, wanted, max(1, (machine.registers - 2) // (2 * rows * nv)))
 
 
-def _bytes(columns: Columns, groups: np.ndarray) -> int:
-    """Weights and places that are kept."""
-    lanes = np.array([sum(columns.widths[i:j]) for i, j in _spans(columns)])
-    return int((groups.sum(axis=0) * (lanes * 4 + 2)).sum())
-
-
-def _cycles(machine: Machine, walked: Walked, columns: Columns, groups: np.ndarray, rows: int, unroll: int) -> float:
+def _cycles(machine: Machine, walked: Walked, lists: Lists, rows: int, unroll: int) -> float:
     """All tiles of all lines."""
-    shape, total = walked.shape, 0.0
-    kept = _bytes(columns, groups)
+    shape, kept, total = walked.shape, lists.nbytes, 0.0
     stream = machine.l2_bandwidth if kept <= machine.l2 else machine.l3_bandwidth
     if kept > max(machine.l3, machine.l2):
         stream = machine.memory_bandwidth
-    entries: dict[tuple[int, ...], list[int]] = {}
-    for (i, j), count in zip(_spans(columns), groups.sum(axis=0), strict=True):
-        entry = entries.setdefault(columns.widths[i:j], [0, 0])
-        entry[0] += int(count)
-        entry[1] += 1
     runs = 1 + walked.border * (walked.lists - 1)
     for r, tiles in ((rows, shape.rows // rows), (shape.rows % rows, 1)):
         if not r or not tiles:
             continue
-        for widths, (count, number) in entries.items():
+        for widths, entries, number in lists.kinds:
             step = entry_cycles(machine, r, widths, unroll)
             if conflicts(machine, r, shape.row_step):
                 step *= 1.4
             step = max(step, (sum(widths) * 4 + 2) / stream)
             around = 14 + 10 * runs + r * len(widths) * (1.5 + shape.epilogue) + unroll * r * len(widths) / 2
-            total += tiles * (count * step * walked.inside + number * around)
+            total += tiles * (entries * step * walked.inside + number * around)
     cold = kept / (machine.l3_bandwidth if machine.l3 and kept < machine.l3 / 16 else machine.memory_bandwidth)
     return total * shape.lines + 0.5 * cold
 
@@ -198,7 +215,7 @@ def _assemble(
     """The plan of a contraction with a chosen cut. ``places``: where A begins for each row of the matrix."""
     columns = choice.tile.columns
     index, unit = compact(places)
-    weights, rows, starts = packed(matrix, columns, choice.groups, lists)
+    weights, rows, starts = packed(matrix, columns, choice.lists.groups, lists)
     config["lists"] = {
         "dtype": index.dtype.name,
         "unit": unit,
@@ -223,14 +240,13 @@ def _assemble(
     y = region.outputs[0]
     if region.op == "conv" and y.type.dims[1] > 1 and y.strides[1] != 1:
         cycles += 2.0 * y.type.size  # channels apart in memory: vectors are stored lane by lane
-    kept = 100 * rows.size // (matrix.shape[0] * columns.groups)
     return Plan(
         "sparse_blocks",
         (Draft(KernelSpec("sparse_blocks", config), tuple(args), matmul.tasks_of(config)),),
         cost=cycles / GHZ + 50,
         consts=tuple(consts),
         inplace=inplace_pairs(region),
-        detail=f"lists {choice.tile.describe()}, {kept} % kept",
+        detail=f"lists {choice.tile.describe()}, {choice.lists.kept:.0%} kept",
     )
 
 

@@ -10,16 +10,21 @@ import pytest
 from harness import channels_last, check_region, extra_input, machines, region_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from models import model
 from nervure import targets
 from nervure.compiler.interpret import interpret
 from nervure.compiler.ir import Graph
 from nervure.compiler.kernels.templates import plans
-from nervure.compiler.kernels.templates._sparse import compact, sampled_density, sparse_matrix
+from nervure.compiler.kernels.templates._sparse import DENSE, alive_columns, compact, sampled_density, sparse_matrix
+from nervure.compiler.kernels.templates._tile import vectors
 from nervure.compiler.library import run_elsewhere
-from nervure.compiler.pipeline import EntryGraph, Options, compile_entries
+from nervure.compiler.pipeline import EntryGraph, Options, compile_entries, plan_program
+from nervure.compiler.prune.layers import layers, prepare
 from nervure.compiler.prune.patterns import from_matrix, parse
 from nervure.compiler.types import type_of
 from nervure.errors import MissingTool
+from nervure.frontends.onnx import load_onnx
+from nervure.runtime.session import load
 
 BOTH = pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
 
@@ -128,6 +133,20 @@ def test_epilogue_with_residual_and_runtime_bias():
     check_region(region, arrays, template="sparse_blocks")
 
 
+def test_an_epilogue_that_differs_by_batch_keeps_it_apart():
+    scale = np.random.default_rng(1).standard_normal((2, 1, 1, 1), np.float32)
+    region, arrays = product((2, 3, 9, 40), 72, 16, 0.3, epilogue=lambda g, y: g.add("mul", y, extra_input(g, scale)))
+    assert proposed(region)[0].phases[0].spec.config["outer"]
+    check_region(region, arrays, template="sparse_blocks")
+
+
+@pytest.mark.parametrize("columns", [77, 19, 15])
+def test_unpadded_columns(columns):
+    region, arrays = product((9, 40), columns, 4, 0.2, small=True)
+    check_region(region, arrays, template="sparse_blocks")
+    assert proposed(region)[0].phases[0].spec.config["columns"]["rests"]
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     size=st.tuples(st.integers(3, 9), st.integers(3, 17)),
@@ -144,8 +163,8 @@ def test_any_convolution(size, channels, outputs, kernel, strides, pads, density
     region, arrays = convolution(x, outputs, kernel, 8, density, strides=strides, pads=pads, seed=seed)
     if proposed(region):
         check_region(region, arrays, template="sparse_blocks")
-    else:
-        assert sparse_matrix(region) is None
+    elif (matrix := sparse_matrix(region)) is not None:
+        assert alive_columns(matrix, vectors(outputs, region.machine.lanes)[0]).mean() > DENSE
 
 
 def elsewhere():
@@ -179,6 +198,33 @@ def test_under_emulators(target, tmp_path):
         pytest.skip(str(missing))
     (want,) = interpret(graph, list(feeds.values()))
     np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.slow
+def test_a_real_network(tmp_path):
+    """The wide layers of the shipped MobileNet in 2:4 shared by the outputs of a vector: lists, half the file, and
+    the results of the same network interpreted."""
+    path, feeds = model("shipped")
+    machine = targets.host()
+    whole = prepare(load_onnx(path))
+    thin, masked = whole.copy(), 0
+    for layer in layers(whole):
+        if layer.group == 1 and layer.channels >= machine.lanes:
+            node = whole.args(layer.node)[1].node
+            matrix = layer.matrix(whole.node(node).array)
+            mask = parse("2:4v", machine).mask(np.abs(matrix), layer.channels)
+            thin.set_node(node, attrs={"value": layer.array(matrix * mask).astype(np.float32)})
+            masked += 1
+    program, _ = plan_program([EntryGraph(thin)], machine, Options())
+    assert sum("lists" in step.detail for step in program.entries[0].steps) >= 0.9 * masked
+    sizes = []
+    for name, graph in (("whole", whole), ("thin", thin)):
+        compile_entries([EntryGraph(graph)], machine, tmp_path / f"{name}.so")
+        sizes.append((tmp_path / f"{name}.so").stat().st_size)
+    assert sizes[1] < 0.65 * sizes[0]
+    (have,) = load(tmp_path / "thin.so", threads=1).run(None, feeds)
+    (want,) = interpret(thin, [feeds[thin.node(n).names[0]] for n in thin.inputs])
+    np.testing.assert_allclose(have, want, rtol=1e-3, atol=1e-5)
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------------
