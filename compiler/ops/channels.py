@@ -12,6 +12,7 @@ from .record import Call
 from .shapes import normalise_axes, normalise_axis
 
 WINDOW = "a window moves over it"
+NORMED = "a norm is taken over it, which each element changes"
 
 
 def _elementwise(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
@@ -110,14 +111,14 @@ def _last_axes(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
     rank = outs[0].rank
     axis = normalise_axis(call.attrs["axis"], rank)
     yield from same(rank, but=range(axis, rank))
-    yield from (Pin(into(0, i), "a norm is taken over it, which each element changes") for i in range(axis, rank))
+    yield from (Pin(into(0, i), NORMED) for i in range(axis, rank))
 
 
 def _group_norm(call: Call, outs: Sequence[TensorType]) -> Iterable[Relation]:
     """Whole groups go: within one, each element changes the deviation."""
     groups, channels = call.attrs["num_groups"], int(call.type(0).shape[1])
-    yield Tie(into(0, 0), out(0))
-    yield Tie(into(0, 1), out(1))
+    yield from same(2)
+    yield from (Pin(into(0, i), NORMED) for i in range(1 if groups == 1 else 2, outs[0].rank))
     yield Tie(into(0, 1), own(groups), fans(channels, groups))
     yield from (Tie(into(i, 0), out(1)) for i in given(call) if i)
     if channels > groups:
