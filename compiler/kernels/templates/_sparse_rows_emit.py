@@ -85,6 +85,8 @@ class _Tile:
 
     def _places(self) -> dict[str, Any]:
         """For each row of the tile where its first tap lies: address and coordinates."""
+        from ..tir import constant
+
         k, walk = self.k, self.c["walk"]
         rows = sum(self.valid)
         held = {name: k.array("int32", self.pitch, name) for name in ("at", "line", "point")}
@@ -92,9 +94,9 @@ class _Tile:
             row = self.first + r
             line = k.bind(row // walk["width"] * walk["line"]["stride"] - walk["line"]["pad"], "line")
             point = k.bind(row % walk["width"] * walk["point"]["stride"] - walk["point"]["pad"], "point")
-            k.store(held["line"], r, line)
-            k.store(held["point"], r, point)
-            k.store(held["at"], r, line * walk["line"]["step"] + point * walk["point"]["step"])
+            at = line * walk["line"]["step"] + point * walk["point"]["step"]
+            for name, value in (("line", line), ("point", point), ("at", at)):
+                k.store(held[name], r, constant(value, "int32") if isinstance(value, int) else value)
         return held
 
     def _gather(self, block: Any, where: Any) -> None:

@@ -25,6 +25,7 @@ from ._tile import GHZ, TASKS, WORTH_SHARING, epilogue_inputs, epilogue_work, fi
 from .conv import Geometry
 from .matmul import product
 
+SCRATCH = 0.3  # part of the bytes that come and go, which fits beside them in most arenas
 _ROLLED = 3  # elementwise operations beyond which the epilogue is not written out for each row
 
 
@@ -82,7 +83,7 @@ def _conv(region: Region, reads: list[int]) -> Problem | None:
 
 
 def plan(region: Region) -> list[Plan]:
-    """One plan where the weights are a constant with zeros."""
+    """One plan where the weights are a constant with zeros, and one of less scratch where it takes much."""
     matrix = sparse_matrix(region)
     if matrix is None or not fits(region) or region.operand(0) is None:
         return []
@@ -92,8 +93,13 @@ def plan(region: Region) -> list[Plan]:
     problem = (_matmul if region.op == "matmul" else _conv)(region, reads)
     if problem is None or _bias(region) is False:
         return []
-    tiling = choose(region.machine, problem, int(np.count_nonzero(matrix)), epilogue_work(region))
-    return [_assemble(region, problem, tiling, matrix, reads)]
+    kept, work = int(np.count_nonzero(matrix)), epilogue_work(region)
+    best = choose(region.machine, problem, kept, work)
+    found = [best]
+    room = SCRATCH * 4 * (problem.x["span"] + region.anchor_type.size)
+    if sum(scratch(problem, best, region.machine.lanes)) > room:
+        found.append(choose(region.machine, problem, kept, work, room))
+    return [_assemble(region, problem, tiling, matrix, reads) for tiling in found]
 
 
 def _types(region: Region) -> set[str]:
@@ -138,17 +144,29 @@ def kinds(rows: int, lanes: int, most: int) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def choose(machine: Machine, problem: Problem, count: int, epilogue: int) -> Tiling:
-    """The cheapest tile and cut; deterministic."""
+def choose(machine: Machine, problem: Problem, count: int, epilogue: int, room: float = math.inf) -> Tiling:
+    """The cheapest tile and cut whose scratch fits in ``room`` bytes (or that with the least); deterministic."""
     best: Tiling | None = None
+    least: Tiling | None = None
     for most in range(1, min(8, machine.registers // 2) + 1):
         tiles = kinds(problem.rows, machine.lanes, most)
         for cut in _cuts(machine, problem, max(len(t["widths"]) for t in tiles)):
             found = _timed(machine, problem, tiles, cut, count, epilogue)
-            if best is None or found.cycles < best.cycles * 0.999:
+            need = sum(scratch(problem, found, machine.lanes))
+            if least is None or need < sum(scratch(problem, least, machine.lanes)):
+                least = found
+            if need <= room and (best is None or found.cycles < best.cycles * 0.999):
                 best = found
-    assert best is not None
-    return best
+    found = best or least
+    assert found is not None
+    return found
+
+
+def scratch(problem: Problem, tiling: Tiling, lanes: int) -> tuple[int, int]:
+    """Bytes of columns and of sums, for each worker."""
+    pitch = tiling.pitch * lanes * 4
+    columns = (min(tiling.cut.block, problem.depth) + lanes) * pitch
+    return -(-columns // 64) * 64, tiling.cut.padded * pitch
 
 
 def _cuts(machine: Machine, problem: Problem, vectors: int) -> Iterator[Cut]:
@@ -156,14 +174,14 @@ def _cuts(machine: Machine, problem: Problem, vectors: int) -> Iterator[Cut]:
     together = max(1, min(4, machine.registers // 4 // vectors, problem.outputs))
     unit = problem.channels if problem.taps > 1 else lanes
     blocks = {problem.depth}
-    for size in (machine.l1 * 3 // 4, machine.l2 // 4):
+    for size in (machine.l2 // 4, *(machine.l1 * n // 8 for n in (6, 4, 2, 1))):
         held = size // (vectors * lanes * 4) // unit * unit
         blocks |= {max(unit, min(problem.depth, held))}
     sums = machine.l2 // 3 // (vectors * lanes * 4)
     for block in sorted(blocks):
         if block >= 1 << 16:
             continue
-        for tasks in (1, 2, 4, 8, 16):
+        for tasks in (1, 2, 4, 8, 16, 32, 64):
             chunk = -(-problem.outputs // tasks)
             chunk = min(-(-chunk // lanes) * lanes, max(lanes, sums // lanes * lanes), 1 << 15)
             yield Cut(chunk, block, together)
@@ -200,7 +218,8 @@ def _walk(machine: Machine, problem: Problem, tile: dict[str, Any], cut: Cut, co
     loads = sum(max(0.5, w / lanes) for w in tile["widths"]) / machine.load_ports + 1.0 / machine.load_ports / 2
     held = cut.block * vectors * lanes * 4
     far = sum(tile["widths"]) * 4 / machine.l2_bandwidth * max(0.0, 1 - machine.l1 / 2 / held)
-    step = max(fma, loads) + 0.4 * far + 0.3
+    apart = 0.25 * min(fma, loads) if lanes == 4 else 0.0  # narrow cores load and multiply in two instructions
+    step = max(fma, loads) + apart + 0.4 * far + 0.3
     groups = problem.outputs / cut.together * blocks
     begin = 12 + cut.together * vectors * (2.0 if blocks == 1 else 3.5)
     return count * step + groups * begin
@@ -212,14 +231,13 @@ def _assemble(region: Region, problem: Problem, tiling: Tiling, matrix: np.ndarr
     constant = _bias(region)
     bias = pad_bias(constant, problem.outputs, cut)
     chunks, blocks = -(-problem.outputs // cut.chunk), -(-problem.depth // cut.block)
-    held = (min(cut.block, problem.depth) + lanes) * tiling.pitch * lanes
-    sums = cut.padded * tiling.pitch * lanes
+    held, sums = scratch(problem, tiling, lanes)
     tasks = chunks * problem.repeats * sum(t["repeat"] for t in tiling.tiles)
     config = {
         "program": serialize(region),
         "lanes": lanes,
         "index": packed.index.dtype.name,
-        "sizes": _sizes(packed, bias, held, sums),
+        "sizes": _sizes(packed, bias, held // 4, sums // 4),
         "x": problem.x,
         "outer": problem.outer,
         "axes": problem.axes,
@@ -244,13 +262,13 @@ def _assemble(region: Region, problem: Problem, tiling: Tiling, matrix: np.ndarr
     assert x is not None
     args = [Arg("in", x), *(Arg("const", i) for i in range(len(consts))), *(Arg("in", i) for i in reads)]
     args += [Arg("out", j) for j in range(len(region.outputs))]
-    args += [Arg("worker", 0), Arg("worker", 0, -(-held * 4 // 64) * 64)]
+    args += [Arg("worker", 0), Arg("worker", 0, held)]
     return Plan(
         "sparse_rows",
         (Draft(KernelSpec("sparse_rows", config), tuple(args), tasks if tasks > 1 else None),),
         cost=tiling.cycles / GHZ + 50,
         consts=tuple(consts),
-        worker_bytes=-(-held * 4 // 64) * 64 + sums * 4,
+        worker_bytes=held + sums,
         inplace=inplace_pairs(region),
         detail=f"sparse rows {tiling.pitch}v{lanes}x{cut.together}, k {cut.block}, outputs {cut.chunk}",
     )

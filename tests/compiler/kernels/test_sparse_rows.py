@@ -129,7 +129,7 @@ CUTS = [Cut(48, 32, 4), Cut(16, 64, 1), Cut(96, 48, 3), Cut(32, 320, 2)]
 @pytest.mark.parametrize("rows", [16, 5, 77])
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_every_cut_gives_the_same(cut, rows, monkeypatch):
-    def choose(machine, problem, count, epilogue):
+    def choose(machine, problem, count, epilogue, *room):
         tiles = sparse_rows.kinds(problem.rows, machine.lanes, 2)
         return sparse_rows._timed(machine, problem, tiles, replace(cut, block=min(cut.block, 300)), count, epilogue)
 
