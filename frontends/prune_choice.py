@@ -6,7 +6,10 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..compiler.prune.breakeven import break_even, measured_break_even
 from ..compiler.prune.budget import Target, told
+from ..compiler.prune.layers import layers
+from ..compiler.prune.patterns import parse
 from ..compiler.prune.settings import Settings
 from ..errors import NervureError
 from .prune_job import Made, already_met
@@ -18,17 +21,16 @@ if TYPE_CHECKING:
     from .prune_job import Job
 
 PAYS = 0.97  # a pattern must take less than this part of the dense model's time, or bytes
-SHOWN = 6  # layers in an error
+SHOWN, TRIED = 6, 3  # layers in an error, and of these those whose break-even density is looked for
 
 
 def chosen(job: Job, settings: Settings, last: bool) -> tuple[Made, Pruned]:
     """The pruned model that meets the target. ``last``: of several steps, the one that has to."""
     target = settings.target
     if last and target is not None and target.kind == "latency" and (job.times or job.record is not None):
-        made, pruned = _by_the_clock(job, settings, target)
-    else:
-        pruned = job.prune(settings)
-        made = job.made(pruned.graph)
+        return _by_the_clock(job, settings, target)
+    pruned = job.prune(settings)
+    made = job.made(pruned.graph)
     if last and not settings.kinds and not settings.force:
         _must_pay(job, made, target)
     return made, pruned
@@ -90,7 +92,7 @@ def _by_the_clock(job: Job, settings: Settings, target: Target) -> tuple[Made, P
     clock.record.write()
     nearest = best(trials, wanted)
     if nearest.off(wanted) > TOLERANCE:
-        raise _too_slow(job, nearest, trials, wanted, target)
+        raise _too_slow(trials, wanted, target)
     if nearest.off(wanted) < -TOLERANCE:
         job.notes.append(
             f"no candidate lies nearer to {wanted:.2f}x of the dense latency than {nearest.ratio:.2f}x: "
@@ -100,14 +102,14 @@ def _by_the_clock(job: Job, settings: Settings, target: Target) -> tuple[Made, P
     return made or job.made(pruned.graph), pruned
 
 
-def _too_slow(job: Job, nearest: Trial, trials: list[Trial], wanted: float, target: Target) -> NervureError:
+def _too_slow(trials: list[Trial], wanted: float, target: Target) -> NervureError:
     fastest = min(trials, key=lambda t: t.ratio)
     least = math.ceil(fastest.ratio * 100) / 100
+    asked, nearest = told("latency", target.value), told("latency", fastest.us)
+    if target.relative:
+        asked, nearest = f"{target.value:g}x", f"{fastest.ratio:.2f}x"
     return NervureError(
-        f"a latency of {target.value:g}x cannot be met; the nearest that can is {fastest.ratio:.2f}x"
-        if target.relative
-        else f"a latency of {told('latency', target.value)} cannot be met; the nearest that can is "
-        f"{told('latency', fastest.us)}",
+        f"a latency of {asked} cannot be met; the nearest that can is {nearest}",
         why=f"the fastest of {len(trials)} candidates that were measured takes {fastest.ratio:.2f}x of the dense "
         f"model's time ({told('latency', fastest.us)}); {wanted:.2f}x was asked for",
         hint=f"{least:.2f}x is the nearest that can be reached; or another structure, or fewer layers kept",
@@ -118,10 +120,9 @@ def _too_slow(job: Job, nearest: Trial, trials: list[Trial], wanted: float, targ
 
 
 def _must_pay(job: Job, made: Made, target: Target | None) -> None:
-    """``NervureError`` with the figures where a pattern brings nothing of what it is meant for: bytes where RAM or file
-    were the target, time otherwise."""
-    if target is not None and target.kind in ("file", "ram"):
-        return  # the target itself says that it is smaller
+    """``NervureError`` with the figures where a pattern brings no time, though bytes were not what it is for."""
+    if target is not None and target.kind in ("file", "ram", "params"):
+        return
     forms = [job.dense.form, made.form]
     if job.times:
         job.tell("timing", 0, 1)
@@ -133,29 +134,38 @@ def _must_pay(job: Job, made: Made, target: Target | None) -> None:
         ratio, how = now / (was or 1.0), "estimated"
     if ratio < PAYS:
         return
-    even = _break_even(job, forms)
     raise NervureError(
         f"{job.settings.structure} does not pay on {job.target}; nothing was written",
-        where=_lines(forms[0], forms[1]),
-        why=f"{how}: {ratio:.2f}x of the dense model's time{even}",
+        where=_lines(job, forms[0], forms[1]),
+        why=f"{how}: {ratio:.2f}x of the dense model's time",
         hint="a pattern as wide as the machine's vectors (block, 2:4v), channels, a higher sparsity; or force it "
         "(--force)",
     )
 
 
-def _lines(dense: Form, pruned: Form) -> list[str]:
-    """The layers with most time: ``fc1: 12.0 us dense, 14.1 us at density 25%``."""
+def _lines(job: Job, dense: Form, pruned: Form) -> list[str]:
+    """The layers with most time: ``fc1: 12.0 us dense, 14.1 us with 25% of the weights; it pays with 8% or fewer``."""
     rows = [(was, pruned.layers[name]) for name, was in dense.layers.items() if name in pruned.layers]
     rows = [(was, now) for was, now in rows if now.nonzeros < was.nonzeros]
     rows.sort(key=lambda pair: -pair[0].us)
+    job.tell("looking for the break-even density", 0, 1)
+    evens = _evens(job, [was.name for was, _ in rows[:TRIED]])
     said = [
-        f"{was.name}: {was.us:.1f} us dense, {now.us:.1f} us at density {now.nonzeros / max(1, now.size):.0%} "
-        f"({now.kernel or 'no kernel of its own'})"
+        f"{was.name}: {was.us:.3g} us dense, {now.us:.3g} us with {now.nonzeros / max(1, was.nonzeros):.0%} of the "
+        f"weights{evens.get(was.name, '')}"
         for was, now in rows[:SHOWN]
     ]
     return [*said, f"and {len(rows) - SHOWN} more layers"] if len(rows) > SHOWN else said
 
 
-def _break_even(job: Job, forms: list[Form]) -> str:
-    """The density below which a pattern pays, where it is known."""
-    return ""
+def _evens(job: Job, names: list[str]) -> dict[str, str]:
+    """By layer, how few of its weights may be left for the pattern to pay: measured, where times can be had."""
+    pattern = parse(job.settings.structure, job.machine)
+    found = {}
+    for layer in (m for m in layers(job.graph) if m.name in names):
+        if job.times:
+            even = measured_break_even(layer, job.graph, pattern).break_even
+        else:
+            even = break_even(layer, job.machine, pattern, job.graph)
+        found[layer.name] = f"; it pays with {even:.0%} or fewer" if even else "; it never pays here"
+    return found
