@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compiler" / "kernels"))
 from bench_kernels import caller
-from harness import channels_last, region_of
+from harness import channels_last, extra_input, region_of
 from nervure import targets
 from nervure.compiler.kernels.spec import Plan, Region
 from nervure.compiler.kernels.templates import plans
@@ -109,8 +109,24 @@ TINY = [
 ]
 
 
-def convs(family: str, layers: Sequence[tuple[int, ...]], pattern: str, sparsity: float | None = None) -> list[Case]:
-    return [Case(family, "conv", c[:5], pattern, sparsity, None, c[5], "{}@{}->{} {}x{} s{}".format(*c[:4], *c[3:5]))
+def bytes_gemms(k: int, n: int) -> list[Case]:
+    """8-bit products; a block is as deep as a dot product takes at once."""
+    patterns = (
+        ("block:4x16", 0.75, 2.0),
+        ("block:4x16", 0.9, 3.5),
+        ("1:4", None, 2.0),
+        ("2:4", None, 1.2),
+        ("unstructured", 0.9, 2.0),
+        ("unstructured", 0.75, None),
+        ("unstructured", 0.5, None),
+    )
+    return [Case("int8", "matmul_integer", (m, k, n), p, s, asked) for m in (1, 16, 128) for p, s, asked in patterns]
+
+
+def convs(
+    family: str, layers: Sequence[tuple[int, ...]], pattern: str, sparsity: float | None = None, op: str = "conv"
+) -> list[Case]:
+    return [Case(family, op, c[:5], pattern, sparsity, None, c[5], "{}@{}->{} {}x{} s{}".format(*c[:4], *c[3:5]))
             for c in layers]  # fmt: skip
 
 
@@ -123,9 +139,16 @@ CASES = [
     *convs("resnet18-75%", RESNET18, "block:1x16", 0.75),
     *convs("resnet18-90%", RESNET18, "block:1x16", 0.9),
     *convs("tiny-75%", TINY, "block:1x16", 0.75),
+    *bytes_gemms(768, 3072),
+    *convs("int8-mobilenetv2-2:4", MOBILENET, "2:4", op="conv_integer"),
+    *convs("int8-mobilenetv2-1:4", MOBILENET, "1:4", op="conv_integer"),
+    *convs("int8-mobilenetv2-75%", MOBILENET, "block:4x16", 0.75, op="conv_integer"),
+    *convs("int8-resnet18-2:4", RESNET18, "2:4", op="conv_integer"),
+    *convs("int8-resnet18-75%", RESNET18, "block:4x16", 0.75, op="conv_integer"),
+    *convs("int8-resnet18-90%", RESNET18, "unstructured", 0.9, op="conv_integer"),
     *[Case("tiny-fc", "matmul", (1, k, n), "block:1x16", 0.75) for k, n in ((640, 128), (128, 128), (784, 256))],
 ]
-ASKED = {"mobilenetv2-2:4": 1.4}  # of a family's sum
+ASKED = {"mobilenetv2-2:4": 1.4, "int8-mobilenetv2-2:4": 1.2}  # of a family's sum
 
 
 # -- regions -----------------------------------------------------------------------------------------------------------
@@ -164,7 +187,46 @@ def conv(case: Case, machine: Machine) -> tuple[Built, Built]:
     return dense, sparse
 
 
-BUILDERS: dict[str, Callable[[Case, Machine], tuple[Built, Built]]] = {"matmul": matmul, "conv": conv}
+def integers(case: Case, machine: Machine) -> tuple[Built, Built]:
+    """The 8-bit layer behind which sums are taken to 8 bits again, as in a quantized network."""
+    rng, float_op = np.random.default_rng(0), case.op.removesuffix("_integer")
+    attrs: dict[str, Any] = {"zero_point": 3}
+    if float_op == "matmul":
+        m, k, n = case.size
+        x, w = (m, k), (k, n)
+        attrs["b_zero_point"], channels = 0, k
+    else:
+        channels, size, n, kernel, stride = case.size
+        x, w = (1, channels, size, size), (n, channels, kernel, kernel)
+        attrs |= {"strides": (stride,) * 2, "pads": (kernel // 2,) * 4, "dilations": (1, 1), "group": 1}
+    low = 0 if machine.steps_dtype == "uint8" else -128
+    values = rng.integers(low, low + 256, x).astype(machine.steps_dtype)
+    weights = (rng.integers(1, 128, w) * rng.choice([-1, 1], w)).astype(np.int8)
+    bias = rng.integers(-999, 999, n).astype(np.int32)
+    scale = rng.uniform(1e-4, 4e-3, (n, 1, 1) if float_op == "conv" else n).astype(np.float32)
+
+    def rescaled(g: Any, y: Any) -> Any:
+        return g.add("requantize", y, extra_input(g, scale), zero_point=7, to=str(values.dtype))
+
+    matrix = to_matrix(weights, float_op)
+    thin = pruned(matrix, parse(case.pattern, machine, "int8"), channels, case.sparsity)
+    options: dict[str, Any] = {
+        "consts": (1, 2),
+        "machine": machine,
+        "order": lambda rank: channels_last(4) if rank == 4 else range(rank),
+        "epilogue": rescaled,
+    }
+    both = (weights, np.ascontiguousarray(from_matrix(thin, w, float_op)).astype(np.int8))
+    dense, sparse = (region_of(case.op, [values, v, bias], attrs, **options) for v in both)
+    return dense, sparse
+
+
+BUILDERS: dict[str, Callable[[Case, Machine], tuple[Built, Built]]] = {
+    "matmul": matmul,
+    "conv": conv,
+    "matmul_integer": integers,
+    "conv_integer": integers,
+}
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
