@@ -68,7 +68,7 @@ class Lists:
     @property
     def kept(self) -> float:
         """The part of the weights that is kept, as vectors have them."""
-        return self.nbytes / max(1, self.groups.shape[0] * self.columns.packed * 4)
+        return self.nbytes / max(1, int(self.groups.shape[0]) * self.columns.packed * 4)
 
 
 @dataclass(frozen=True)
