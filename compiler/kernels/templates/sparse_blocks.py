@@ -4,7 +4,8 @@ Lanes are columns, as in the dense kernels. A group of columns (a vector, or sev
 of the rows in which it has any weight: where A begins for that row, as a small integer, and the weights themselves. A
 register tile takes one entry of the list after the other, so that what is left out costs neither time nor bytes, and
 equal shapes share a kernel whatever their zeros are. Any pattern fits whose cells span a vector (``block:1x16``,
-``2:4x16``); which of the others have vectors that are zero by chance is for the cost to say.
+``2:4x16``); which of the others have vectors that are zero by chance is for the cost to say. What a weight of zero
+makes of an infinite or undefined input is left out with it.
 """
 
 from __future__ import annotations

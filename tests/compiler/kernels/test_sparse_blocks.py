@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from dataclasses import replace
 
@@ -14,6 +16,8 @@ from models import model
 from nervure import targets
 from nervure.compiler.interpret import interpret
 from nervure.compiler.ir import Graph
+from nervure.compiler.kernels import worker
+from nervure.compiler.kernels.lower import c99
 from nervure.compiler.kernels.templates import plans
 from nervure.compiler.kernels.templates._sparse import DENSE, alive_columns, compact, sampled_density, sparse_matrix
 from nervure.compiler.kernels.templates._tile import vectors
@@ -198,6 +202,17 @@ def test_under_emulators(target, tmp_path):
         pytest.skip(str(missing))
     (want,) = interpret(graph, list(feeds.values()))
     np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc (apt-get install gcc)")
+def test_one_lane_and_portable_c(tmp_path):
+    machine = replace(machines()[0], name="one lane", lanes=1, registers=16, features=())
+    region, arrays = product((5, 40), 24, 4, 0.3, machine=machine)
+    check_region(region, arrays, template="sparse_blocks")
+    (draft,) = proposed(region)[0].phases
+    function, _ = worker.build(draft.spec.template, dict(draft.spec.config), draft.spec.name, machine.record())
+    (tmp_path / "k.c").write_text(c99([function]))
+    subprocess.run(["gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-c", "k.c"], cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow
