@@ -11,7 +11,7 @@ from .prune_pace import time_pair
 from .quantize_report import _plain
 
 if TYPE_CHECKING:
-    from .prune import _Job
+    from .prune_job import Job
 
 GAIN = 0.97  # of the dense model's time or bytes: less than that is a gain
 
@@ -60,7 +60,7 @@ class Report:
         return {name: _plain(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
-def make_report(job: _Job, latency: bool, started: float) -> Report:
+def make_report(job: Job, latency: bool, started: float) -> Report:
     """The report of a finished pruning; times both artifacts in turns if ``latency`` and they run here."""
     here = latency and job.here
     dense, pruned = job.dense, job.final
@@ -92,12 +92,12 @@ def make_report(job: _Job, latency: bool, started: float) -> Report:
         trials=tuple(job.trials),
         scan=job.scanned,
         gained=gained,
-        notes=tuple([*job.notes, *_plainly(totals, measured, gained)]),
+        notes=tuple([*job.notes, *_plainly(totals, measured, gained, bool(job.settings.kinds))]),
         seconds=time.perf_counter() - started,
     )
 
 
-def _totals(job: _Job) -> dict[str, dict[str, float]]:
+def _totals(job: Job) -> dict[str, dict[str, float]]:
     from .onnx import to_model
 
     found: dict[str, dict[str, float]] = {}
@@ -127,7 +127,7 @@ def _gained(totals: dict[str, dict[str, float]], latency: dict[str, Any] | None)
 
 
 def _plainly(
-    totals: dict[str, dict[str, float]], latency: dict[str, Any] | None, gained: dict[str, float]
+    totals: dict[str, dict[str, float]], latency: dict[str, Any] | None, gained: dict[str, float], structure: bool
 ) -> list[str]:
     """What a reader might take for granted, and did not happen."""
     said = []
@@ -141,6 +141,6 @@ def _plainly(
         said.append(f"it is not faster: it {word} {speed:.2f}x of the dense model's time")
     if "library" not in gained:
         said.append(f"the library is not smaller: {now['library'] / was['library']:.2f}x of the dense one's bytes")
-    if "onnx" not in gained and share < GAIN:
+    if "onnx" not in gained and share < GAIN and not structure:
         said.append("the ONNX file is as large as before, since it keeps zeros as numbers; the library leaves them out")
     return said

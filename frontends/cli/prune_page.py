@@ -172,7 +172,7 @@ def _scan(scan: Mapping[str, Any] | None) -> dict[str, Any] | None:
     right = steps[-1] or 1.0
 
     def y(value: float) -> float:
-        return 8 + SCAN_HEIGHT * (1 - (value - low) / spread)
+        return float(8 + SCAN_HEIGHT * (1 - (value - low) / spread))
 
     ranked = sorted(rows, key=lambda r: min((v for v in r["scores"] if v is not None), default=high))
     lines = [
