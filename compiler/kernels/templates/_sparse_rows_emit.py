@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from ._contract import equal, least, part
+from ._sparse_rows_pack import pitch_of
 from ._tile import pieces
 
 
@@ -71,7 +72,7 @@ class _Tile:
     def __init__(self, of: _Rows, kind: dict[str, Any], chunk: Any, base: Any, first: Any) -> None:
         self.of, self.k, self.c, self.lanes = of, of.k, of.c, of.lanes
         self.widths, self.valid = kind["widths"], kind["valid"]
-        self.pitch = len(self.widths) * self.lanes
+        self.pitch = pitch_of(self.widths, self.lanes)
         self.chunk, self.base, self.first = chunk, base, of.k.bind(first, "first")
 
     def emit(self) -> None:
@@ -166,15 +167,18 @@ class _Tile:
             return
         from .transpose import transposed
 
-        last = self.c["channels"] - lanes
+        last, width = self.c["channels"] - lanes, min(lanes, self.pitch)
         exact = isinstance(count, int) and count % lanes == 0
         with k.loop((count + lanes - 1) // lanes, name="c") as i:
             # the last vector overlaps the one before: same values
             channel = first + i * lanes if exact else k.bind(least(first + i * lanes, last), "channel")
             rows = [k.bind(self._read(s, channel, lanes), "row") for s in spots]
+            if self.pitch == 1:
+                k.store(self.of.columns, self._column(row + channel - first), rows[0])
+                return
             rows += [k.bind(_zero(lanes), "row")] * (lanes - len(rows))
             for r, column in enumerate(transposed(k, rows)):
-                k.store(self.of.columns, self._column(row + channel - first + r) + lane, column)
+                k.store(self.of.columns, self._column(row + channel - first + r) + lane, part(column, 0, width))
 
     def _column(self, row: Any) -> Any:
         return (row + self.lanes) * self.pitch  # a vector's rows of room, for one that begins before its block
@@ -272,6 +276,9 @@ class _Results:
 
         k, lanes, of = self.k, self.lanes, self.of
         at = n * self.tile.pitch + lane
+        if self.tile.pitch == 1:
+            self._store(n, valid, lane, k.bind(k.load(of.sums, at, lanes), "row"))
+            return
         lines = [k.bind(k.load(of.sums, at + i * self.tile.pitch, lanes), "sum") for i in range(lanes)]
         turned = transposed(k, lines)
         if not self.c["rolled"]:

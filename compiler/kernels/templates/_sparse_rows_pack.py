@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,11 @@ class Cut:
     def padded(self) -> int:
         """Rows of sums: outputs of a chunk, and those that fill the last group."""
         return self.chunk + self.together
+
+
+def pitch_of(widths: Sequence[int], lanes: int) -> int:
+    """Elements from one column in scratch to the next: whole vectors, but a tile of few rows lies close."""
+    return widths[0] if len(widths) == 1 else len(widths) * lanes
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ leaves the layout to the network; here it changes inside the kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _sparse_rows_emit
 from ._sparse import sparse_matrix
-from ._sparse_rows_pack import Cut, Packed, pack, pad_bias
+from ._sparse_rows_pack import Cut, Packed, pack, pad_bias, pitch_of
 from ._tile import GHZ, TASKS, WORTH_SHARING, epilogue_inputs, epilogue_work, fits, inplace_pairs, joinable, vectors
 from .conv import Geometry
 from .matmul import product
@@ -150,7 +150,7 @@ def choose(machine: Machine, problem: Problem, count: int, epilogue: int, room: 
     least: Tiling | None = None
     for most in range(1, min(8, machine.registers // 2) + 1):
         tiles = kinds(problem.rows, machine.lanes, most)
-        for cut in _cuts(machine, problem, max(len(t["widths"]) for t in tiles)):
+        for cut in _cuts(machine, problem, tiles):
             found = _timed(machine, problem, tiles, cut, count, epilogue)
             need = sum(scratch(problem, found, machine.lanes))
             if least is None or need < sum(scratch(problem, least, machine.lanes)):
@@ -164,20 +164,21 @@ def choose(machine: Machine, problem: Problem, count: int, epilogue: int, room: 
 
 def scratch(problem: Problem, tiling: Tiling, lanes: int) -> tuple[int, int]:
     """Bytes of columns and of sums, for each worker."""
-    pitch = tiling.pitch * lanes * 4
+    pitch = max(pitch_of(t["widths"], lanes) for t in tiling.tiles) * 4
     columns = (min(tiling.cut.block, problem.depth) + lanes) * pitch
-    return -(-columns // 64) * 64, tiling.cut.padded * pitch
+    return -(-columns // 64) * 64, tiling.cut.padded * pitch + lanes * 4  # a vector is read from the last row on
 
 
-def _cuts(machine: Machine, problem: Problem, vectors: int) -> Iterator[Cut]:
-    lanes = machine.lanes
+def _cuts(machine: Machine, problem: Problem, tiles: Sequence[dict[str, Any]]) -> Iterator[Cut]:
+    lanes, vectors = machine.lanes, max(len(t["widths"]) for t in tiles)
+    pitch = max(pitch_of(t["widths"], lanes) for t in tiles) * 4
     together = max(1, min(4, machine.registers // 4 // vectors, problem.outputs))
     unit = problem.channels if problem.taps > 1 else lanes
     blocks = {problem.depth}
     for size in (machine.l2 // 4, *(machine.l1 * n // 8 for n in (6, 4, 2, 1))):
-        held = size // (vectors * lanes * 4) // unit * unit
+        held = size // pitch // unit * unit
         blocks |= {max(unit, min(problem.depth, held))}
-    sums = machine.l2 // 3 // (vectors * lanes * 4)
+    sums = machine.l2 // 3 // pitch
     for block in sorted(blocks):
         if block >= 1 << 16:
             continue
@@ -197,6 +198,8 @@ def _timed(
         vectors = len(tile["widths"])
         turned = problem.depth * chunks * TURN * (2.0 if problem.walk else 1.0)
         back = problem.outputs * (TURN + 1.5 + epilogue)
+        if pitch_of(tile["widths"], machine.lanes) == 1:
+            turned, back = (2 * n / machine.lanes for n in (turned, back))
         cycles += tile["repeat"] * (own + vectors * (turned + back))
     cycles *= problem.repeats
     tasks = chunks * problem.repeats * sum(t["repeat"] for t in tiles)
@@ -216,10 +219,12 @@ def _walk(machine: Machine, problem: Problem, tile: dict[str, Any], cut: Cut, co
     lanes, vectors = machine.lanes, len(tile["widths"])
     fma = sum(w / lanes for w in tile["widths"]) / machine.fma_ports
     loads = sum(max(0.5, w / lanes) for w in tile["widths"]) / machine.load_ports + 1.0 / machine.load_ports / 2
-    held = cut.block * vectors * lanes * 4
+    held = cut.block * pitch_of(tile["widths"], lanes) * 4
     far = sum(tile["widths"]) * 4 / machine.l2_bandwidth * max(0.0, 1 - machine.l1 / 2 / held)
     apart = 0.25 * min(fma, loads) if lanes == 4 else 0.0  # narrow cores load and multiply in two instructions
     step = max(fma, loads) + apart + 0.4 * far + 0.3
+    if sum(tile["widths"]) * 4 <= lanes:
+        step *= 1.5  # dense kernels of few rows wait for memory in the model, but not where caches hold the weights
     groups = problem.outputs / cut.together * blocks
     begin = 12 + cut.together * vectors * (2.0 if blocks == 1 else 3.5)
     return count * step + groups * begin
