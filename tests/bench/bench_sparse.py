@@ -109,6 +109,12 @@ TINY = [
 ]
 
 
+def scattered_gemms(k: int, n: int) -> list[Case]:
+    """Zeros of single outputs."""
+    patterns = (("unstructured", 0.9, 1.0), ("unstructured", 0.75, None), ("1:4", None, None), ("2:4", None, None))
+    return [Case("scattered", "matmul", (m, k, n), p, s, asked) for m in (1, 16, 128) for p, s, asked in patterns]
+
+
 def bytes_gemms(k: int, n: int) -> list[Case]:
     """8-bit products; a block is as deep as a dot product takes at once."""
     patterns = (
@@ -139,6 +145,11 @@ CASES = [
     *convs("resnet18-75%", RESNET18, "block:1x16", 0.75),
     *convs("resnet18-90%", RESNET18, "block:1x16", 0.9),
     *convs("tiny-75%", TINY, "block:1x16", 0.75),
+    *scattered_gemms(768, 3072),
+    *convs("mobilenetv2-plain-2:4", MOBILENET, "2:4"),
+    *convs("mobilenetv2-plain-1:4", MOBILENET, "1:4"),
+    *convs("mobilenetv2-scattered-90%", MOBILENET, "unstructured", 0.9),
+    *convs("resnet18-scattered-90%", RESNET18, "unstructured", 0.9),
     *bytes_gemms(768, 3072),
     *convs("int8-mobilenetv2-2:4", MOBILENET, "2:4", op="conv_integer"),
     *convs("int8-mobilenetv2-1:4", MOBILENET, "1:4", op="conv_integer"),
@@ -148,7 +159,7 @@ CASES = [
     *convs("int8-resnet18-90%", RESNET18, "unstructured", 0.9, op="conv_integer"),
     *[Case("tiny-fc", "matmul", (1, k, n), "block:1x16", 0.75) for k, n in ((640, 128), (128, 128), (784, 256))],
 ]
-ASKED = {"mobilenetv2-2:4": 1.4, "int8-mobilenetv2-2:4": 1.2}  # of a family's sum
+ASKED = {"mobilenetv2-2:4": 1.4, "mobilenetv2-plain-2:4": 1.4, "int8-mobilenetv2-2:4": 1.2}  # of a family's sum
 
 
 # -- regions -----------------------------------------------------------------------------------------------------------
