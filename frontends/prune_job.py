@@ -152,14 +152,16 @@ class Job:
         if isinstance(held, Labelled):
             at = spread(len(held.samples), SCORED)
             held = Labelled(held.samples.take(at), [held.y[i] for i in at])
-        structure = next(iter(self.settings.kinds), self.settings.structure)
-        found = sensitivity(self.graph, held, structure=structure, samples=SCORED, progress=self.tell)
-        classes = found.rows[0].agreement is not None
-        best = 1.0 if found.dense is None else found.dense
+        there = {g.kind for g in find_structure(self.graph, self.settings.kinds).groups}
+        if self.settings.kinds and not there:
+            return  # nothing can be pruned: what comes next says why
+        kinds = [k for k in self.settings.kinds if k in there] or [self.settings.structure]
+        scans = [sensitivity(self.graph, held, structure=k, samples=SCORED, progress=self.tell) for k in kinds]
+        classes = scans[0].rows[0].agreement is not None
+        best = 1.0 if scans[0].dense is None else scans[0].dense
         self.scanned = {
-            "structure": structure,
-            "metric": found.metric or ("agreement with the dense model" if classes else "1 - noise"),
-            "samples": found.samples,
+            "metric": scans[0].metric or ("agreement with the dense model" if classes else "1 - noise"),
+            "samples": scans[0].samples,
             "dense": best,
             "layers": [
                 {
@@ -167,6 +169,7 @@ class Job:
                     "sparsities": [p.sparsity for p in found.rows if p.layer == name],
                     "scores": [best - found.damage(p) for p in found.rows if p.layer == name],
                 }
+                for found in scans
                 for name in found.layers
             ],
         }

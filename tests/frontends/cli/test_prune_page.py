@@ -46,7 +46,7 @@ TRIALS = (
     {"asked": 0.48, "ratio": 0.61, "us": 54.0, "dense_us": 89.0},
 )
 SCAN = {
-    "metric": "accuracy", "dense": 0.9, "samples": 200, "structure": "channels",
+    "metric": "accuracy", "dense": 0.9, "samples": 200,
     "layers": [{"name": "stem", "sparsities": [0.25, 0.5, 0.75], "scores": [0.88, 0.6, 0.2]},
                {"name": "body", "sparsities": [0.22, 0.5, 0.78], "scores": [0.9, 0.89, 0.85]}],
 }  # fmt: skip
