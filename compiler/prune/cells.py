@@ -21,9 +21,10 @@ from ..ir import Graph, Value
 from .budget import counted
 from .criteria import Scores
 from .layers import Layer, layers
-from .patterns import Pattern
+from .patterns import UNSTRUCTURED, Pattern
 from .select import Pool
 from .settings import Settings
+from .weights import positions
 
 _FEW = 4  # a first convolution with so few inputs stays: it is small, and everything is computed from it
 _NATURAL = ("taylor", "movement", "random")  # scores that mean the same in all layers
@@ -80,9 +81,28 @@ class Cells:
 
     def __init__(self, graph: Graph, parts: Sequence[Part], pattern: Pattern, scores: Scores, settings: Settings):
         self.graph, self.parts, self.pattern = graph, tuple(parts), pattern
-        self._matrices = [p.layer.matrix(scores[p.layer.weight]) for p in self.parts]
-        self._cells = [pattern.pool(m, p.layer.channels) for m, p in zip(self._matrices, self.parts, strict=True)]
+        lowest = min((float(scores[p.layer.weight].min()) for p in self.parts), default=0.0)
+        held = [np.where(p.array == 0, lowest, scores[p.layer.weight]) for p in self.parts]  # what is zero goes first
+        self._matrices = [p.layer.matrix(a) for a, p in zip(held, self.parts, strict=True)]
+        self._cells = [self._pooled(m, p.layer) for m, p in zip(self._matrices, self.parts, strict=True)]
+        self._alive = [self._counted(p) for p in self.parts]
+        self._dense, self._runs = counted(graph), positions(graph)
         self._settings = settings
+
+    def _pooled(self, matrix: np.ndarray, layer: Layer) -> np.ndarray:
+        if self.pattern == UNSTRUCTURED:
+            return matrix.reshape(-1, layer.channels, matrix.shape[1])
+        return self.pattern.pool(matrix, layer.channels)
+
+    def _counted(self, part: Part) -> np.ndarray:
+        """How many weights of each cell are not zero."""
+        matrix = part.layer.matrix(part.array) != 0
+        if self.pattern == UNSTRUCTURED:
+            return matrix.ravel()
+        shape, channels = (matrix.shape[0], matrix.shape[1]), part.layer.channels
+        return (
+            np.rint(self.pattern.pool(matrix, channels) * self.pattern.sizes(shape, channels)).astype(np.int64).ravel()
+        )
 
     def pools(self, costs: Mapping[str, float] | None = None) -> list[Pool]:
         """The pools; with ``costs`` (of whole layers, by name) keys are scores per cost that goes."""
@@ -118,17 +138,35 @@ class Cells:
             else:
                 if not removed[i].any():
                     continue
-                kept = self.pattern.spread(~removed[i].reshape(self._cells[i].shape), matrix.shape, part.layer.channels)
+                kept = ~removed[i].reshape(self._cells[i].shape)
+                if self.pattern != UNSTRUCTURED:
+                    kept = self.pattern.spread(kept, (matrix.shape[0], matrix.shape[1]), part.layer.channels)
+                kept = kept.reshape(matrix.shape)
             found[part.layer.weight] = np.ascontiguousarray(part.layer.array(kept))
         return found
 
     def counts(self, removed: Sequence[np.ndarray]) -> dict[str, float]:
         """Multiply-adds and parameters of the graph; ``sparsity``: the part of the weights that take part that is not
         zero."""
-        masks = self.masks(removed)
-        alive = sum(np.count_nonzero(p.array * masks.get(p.layer.weight, True)) for p in self.parts)
+        lost = [self._lost(i, removed) for i in range(len(self.parts))]
         every = sum(p.array.size for p in self.parts)
-        return {**counted(self.graph, masks), "sparsity": alive / max(1, every)}
+        alive = sum(int(a.sum()) for a in self._alive) - sum(lost)
+        return {
+            "macs": self._dense["macs"]
+            - sum(n * self._runs[p.layer.weight] for n, p in zip(lost, self.parts, strict=True)),
+            "params": self._dense["params"] - sum(lost),
+            "sparsity": alive / max(1, every),
+        }
+
+    def _lost(self, index: int, removed: Sequence[np.ndarray]) -> int:
+        """How many weights of a part become zero."""
+        if not self.pattern.group:
+            return int(self._alive[index][removed[index]].sum())
+        if not removed[0][index]:
+            return 0
+        part = self.parts[index]
+        kept = part.layer.array(self.pattern.mask(self._matrices[index], part.layer.channels))
+        return int(np.count_nonzero(part.array) - np.count_nonzero(part.array * kept))
 
     def made(self, removed: Sequence[np.ndarray]) -> Graph:
         """The graph with the zeros."""

@@ -101,8 +101,12 @@ class Job:
         return self.measure(self.fixed)
 
     def costs(self, kind: str) -> dict[str, float] | None:
-        """By weight, what the target's measure says of the whole of it, where items are ranked by score per cost."""
-        if self.settings.rank == "score":
+        """By weight, what the target's measure says of the whole of it, where items are ranked by score per cost: by
+        themselves only Taylor's, which are changes of the loss and add up (magnitudes per cost starve what many layers
+        read)."""
+        settings = self.settings
+        additive = settings.criterion == "taylor" and settings.scope == "global" and kind in ("macs", "latency")
+        if settings.rank == "score" or (settings.rank == "auto" and not additive):
             return None
         if kind == "latency":
             us = {n: c.us for n, c in self.dense.layers.items()}
@@ -122,6 +126,8 @@ class Job:
         left_out: Mapping[str, str],
     ) -> Pruned:
         """The result, from the pruned graph and the same with its sizes bound."""
+        if not masks and not removed:
+            self.notes.append("the network meets the target as it is: nothing was pruned")
         plan = plans(after, self.machine)
         rows = make_rows(self.fixed, after, self.dense, plan, patterns, refused, left_out)
         target = self.settings.target

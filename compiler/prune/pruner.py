@@ -16,7 +16,7 @@ from ..ir import Graph
 from ..quantize.observe import Progress, silent
 from ..quantize.samples import Samples
 from .budget import Measure
-from .criteria import scores
+from .criteria import Scores, scores
 from .job import Job, Pruned, constant, sizes_of
 from .patterned import Patterned
 from .patterns import parse
@@ -35,13 +35,15 @@ def prune(
     *,
     measure: Measure | None = None,
     gradients: Mapping[str, np.ndarray] | None = None,
+    scored: Scores | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Pruned:
     """Prunes a graph to ``settings.target`` for ``machine``.
 
-    ``samples`` and ``labels`` serve the criteria that look at data (``criteria.scores``), ``gradients`` instead of
-    them. ``measure`` tells the latency of a static graph in microseconds; without it the cost model does. Open sizes
-    are those of the samples or of ``sizes``, else one, for the criteria and the measures; in the result they are open.
+    ``samples`` and ``labels`` serve the criteria that look at data (``criteria.scores``); ``gradients`` instead of
+    them, or ``scored``, the scores themselves, where one graph is pruned to several targets. ``measure`` tells the
+    latency of a static graph in microseconds; without it the cost model does. Open sizes are those of the samples or of
+    ``sizes``, else one, for the criteria and the measures; in the result they are open.
 
     ``NervureError``: nothing can be pruned, the target cannot be met (it names the nearest), data do not fit, names
     match nothing, or the pattern pays in no layer.
@@ -52,8 +54,9 @@ def prune(
     else:
         work = Patterned(job, parse(settings.structure, machine))
     work.check()
-    found = scores(job.fixed, settings.criterion, samples, gradients, settings.seed, labels=labels, tell=tell)
-    return work.run(found)
+    if scored is None:
+        scored = scores(job.fixed, settings.criterion, samples, gradients, settings.seed, labels=labels, tell=tell)
+    return work.run(scored)
 
 
 __all__ = ["Pruned", "constant", "prune", "sizes_of"]

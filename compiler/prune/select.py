@@ -43,18 +43,16 @@ class Ranking:
     def __init__(self, pools: Sequence[Pool], scope: str = "global") -> None:
         self.pools = tuple(pools)
         self._ranks = [_ranks(p.keys) for p in self.pools]
-        keys, owner, item = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        keys, owner = [np.zeros(0)], [np.zeros(0, np.int32)]
         for i, pool in enumerate(self.pools):
             free = np.flatnonzero(self._ranks[i] < len(pool.keys) - pool.floor)
             if pool.part is not None or not free.size:
                 continue
             by = pool.keys if scope == "global" else (self._ranks[i] + 0.5) / len(pool.keys)
             keys.append(by[free])
-            owner.append(np.full(free.size, i))
-            item.append(free)
+            owner.append(np.full(free.size, i, np.int32))
         order = np.argsort(np.concatenate(keys)[::-1], kind="stable")
         self._owner = np.concatenate(owner)[::-1][order]
-        self._item = np.concatenate(item)[::-1][order]
 
     def __len__(self) -> int:
         """How many items may go at most."""
@@ -63,15 +61,11 @@ class Ranking:
     def removed(self, count: int) -> list[np.ndarray]:
         """Which items of each pool go (bool), when the first ``count`` of the ranking do."""
         found = []
-        owner, item = self._owner[:count], self._item[:count]
+        counts = np.bincount(self._owner[:count], minlength=len(self.pools))
         for i, pool in enumerate(self.pools):
             n = len(pool.keys)
-            gone = np.zeros(n, bool)
-            if pool.part is not None:
-                gone = self._ranks[i] < min(round(pool.part * n), n - pool.floor)
-            else:
-                gone[item[owner == i]] = True
-            found.append(self._rounded(i, gone))
+            going = counts[i] if pool.part is None else min(round(pool.part * n), n - pool.floor)
+            found.append(self._rounded(i, self._ranks[i] < going))
         return found
 
     def kept(self, removed: Sequence[np.ndarray]) -> float:

@@ -42,7 +42,7 @@ class Settings:
     floor: float | None = _option(
         None, "the part of a layer or group that always stays (default: 0.1 of a group, 0.01 of a layer)", (), 0, 1
     )
-    rank: str = _option("score", "what a ranking goes by: the score, or the score per cost", ("score", "cost"))
+    rank: str = _option("auto", "what a ranking goes by: the score, or the score per cost", ("auto", "score", "cost"))
     multiple: int | None = _option(None, "channels kept are a multiple of this (default: by target)", (), 1, 256)
     tolerance: float = _option(0.02, "how far from the target is near enough, as a part of it", (), 1e-4, 0.5)
     seed: int = _option(0, "of everything drawn by chance")

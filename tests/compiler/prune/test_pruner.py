@@ -12,6 +12,7 @@ from nervure.compiler.interpret import interpret
 from nervure.compiler.ir import Graph, Value
 from nervure.compiler.prune import patterned
 from nervure.compiler.prune.budget import Target, counted, measure, parse, planned, static
+from nervure.compiler.prune.criteria import scores
 from nervure.compiler.prune.patterns import parse as pattern_of
 from nervure.compiler.prune.pruner import Pruned, prune
 from nervure.compiler.prune.rows import Cost, Plans, losing
@@ -83,6 +84,27 @@ def test_every_budget_is_met_within_two_percent(kind: str, scope: str) -> None:
     assert found.amount == found.after[kind] == measure(found.graph, MACHINE)[kind]
     fine = 0.06 if kind == "ram" else 0.02  # a tensor's channels are laid out in whole vectors
     assert 1 - fine <= found.after[kind] / (0.55 * found.before[kind]) <= 1 + 1e-9
+
+
+def test_taylor_scores_are_weighed_against_what_they_cost() -> None:
+    """Of two groups whose channels are worth the same those go first that save more."""
+    graph = _network()
+    weights = {n: a for n, a in _constants(graph).items() if a.ndim > 1}
+    slopes = {n: 1 / np.where(a == 0, 1, a) / a.size for n, a in weights.items()}  # each tensor is worth 1
+    settings = Settings(target=Target("macs", 0.7), criterion="taylor", multiple=1)
+    by_cost = prune(graph, settings, MACHINE, gradients=slopes)
+    plain = prune(graph, replace(settings, rank="score"), MACHINE, gradients=slopes)
+    assert by_cost.removed != plain.removed
+    lost = [sum(1 - r.kept for r in found.rows) for found in (by_cost, plain)]
+    assert lost[0] < lost[1] and all(f.after["macs"] <= 0.7 * f.before["macs"] for f in (by_cost, plain))
+
+
+def test_scores_serve_several_targets() -> None:
+    graph = _network(width=16)
+    scored = scores(graph, "l1")
+    for left in (0.8, 0.5):
+        settings = Settings(target=Target("macs", left), criterion="l1")
+        assert prune(graph, settings, MACHINE, scored=scored).removed == prune(graph, settings, MACHINE).removed
 
 
 def test_an_absolute_target_is_met() -> None:
