@@ -44,10 +44,12 @@ def table(row: Instruction) -> int:
 
 
 class Kind(NamedTuple):
-    """What steps cost: the window that columns pick from (0: none), and bytes of weights and picks for a column."""
+    """What steps cost: the window that columns pick from (0: none), bytes of weights and picks for a column, and the
+    window that is gathered from before (0: nothing is)."""
 
     window: int
     bytes: float
+    gathered: int = 0
 
 
 def kinds(machine: Machine, kit: Kit, run: int) -> list[Kind]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ._contract import part
 from ._dot import FLIP, Dot
+from ._dot_gathers import PART
 from ._dot_picks import NIBBLE, table
 from ._dot_sparse_plan import chains
 from ._tile import vector_spans
@@ -44,7 +45,7 @@ class Sparse(Dot):
         return a, packed // size, starts
 
     def reduce(self, acc: Any, sums: Any, widths: list[int], rows: list[int], a: Any, b: Any) -> None:
-        Steps(self, acc, widths, rows).emit(a, b)
+        (Gathered if "gathers" in self.config else Steps)(self, acc, widths, rows).emit(a, b)
 
 
 class Steps:
@@ -65,19 +66,33 @@ class Steps:
     def emit(self, a: Any, group: Any) -> None:
         k, table = self.k, self.of.lists["groups"]
         first, count, weights, picks = (k.bind(k.load(table, group * GROUP + i), "at") for i in range(GROUP))
+        self._clear()
+
+        def one(step: Any, acc: Any, odd: int) -> None:
+            if self.window:
+                self._load_picks(picks, step, odd)
+            self._step(a, first + step, weights + step * self.width, acc)
+
+        self._walk(count, one)
+        self._join()
+
+    def _clear(self) -> None:
         for row in (row for extra in self.sets[1:] for row in extra):
             for w, register in zip(self.widths, row, strict=True):
                 register.set(_constant(0, w))
+
+    def _walk(self, count: Any, one: Any) -> None:
+        """``one(step, sums, place among those that are written out)`` for all steps."""
+        k = self.k
         done: Any = 0
         for size in self._sizes():
             times = k.bind((count - done) // size, "times") if size > 1 else count - done
             with k.loop(times) as i:
                 for u in range(size):
-                    step = done + i * size + u
-                    if self.window:
-                        self._load_picks(picks, step, u % 2)
-                    self._step(a, first + step, weights + step * self.width, self.sets[u % len(self.sets)])
+                    one(done + i * size + u, self.sets[u % len(self.sets)], u % 2)
             done = k.bind(done + times * size, "done")
+
+    def _join(self) -> None:
         for extra in self.sets[1:]:
             for to, row in zip(self.sets[0], extra, strict=True):
                 for register, other in zip(to, row, strict=True):
@@ -141,6 +156,63 @@ class Steps:
             return part(picked, 0, w * self.fold)
 
         return spread
+
+
+class Gathered(Steps):
+    """Part after part: the bytes that count are gathered for all points, then the steps go over them."""
+
+    def __init__(self, of: Sparse, acc: Any, widths: list[int], rows: list[int]) -> None:
+        from ....targets import instruction
+
+        super().__init__(of, acc, widths, rows)
+        data = of.config["gathers"]
+        self.instruction, self.reach, self.size = instruction(data["row"]), data["window"], data["size"]
+        self.line = PART + 64
+        self.held = self.k.array("uint8", len(rows) * self.line, "held")
+
+    def emit(self, a: Any, group: Any) -> None:
+        k, lists = self.k, self.of.lists
+        first, count, weights = (k.bind(k.load(lists["groups"], group * GROUP + i), "at") for i in range(3))
+        at = k.register("int32", 1, "weights")
+        at.set(weights)
+        self._clear()
+        with k.loop(count) as i:
+            part_first, gathers, steps = (k.bind(k.load(lists["parts"], (first + i) * 3 + j), "part") for j in range(3))
+            with k.loop(gathers) as e:
+                self._gather(a, part_first + e)
+            begin = k.bind(at.get(), "begin")
+            self._walk(steps, lambda step, acc, _: self._dense(begin, step, acc))
+            at.set(begin + steps * self.width)
+        self._join()
+
+    def _gather(self, a: Any, number: Any) -> None:
+        from ..tir import as_dtype, constant, joined, reinterpreted
+
+        k, row = self.k, self.instruction
+        place = k.bind(a + k.load(self.of.lists["places"], number).astype("int32"), "place")
+        end = k.bind(k.load(self.of.lists["ends"], number).astype("int32"), "end")
+        index = k.load(self.of.lists["picks"], number * self.size, self.size)
+        index = k.bind(joined([index] * (row.lanes // self.size)), "index")
+        words, whole = self.reach // 4, table(row) // 4
+        for p, offset in enumerate(self.rows):
+            x = reinterpreted(k.load(self.of.source, place + offset, self.reach), as_dtype("int32", words))
+            x = x ^ _constant(FLIP[4], words) if self.of.flip else x
+            x = joined([k.bind(x, "x"), constant(0, "int32", whole - words)]) if whole > words else x
+            picked = k.bind(k.instruction(row, t=x, i=index), "picked")
+            k.store(self.held, end + p * self.line, part(picked, 0, self.size))
+
+    def _dense(self, weights: Any, step: Any, acc: Any) -> None:
+        from ..tir import reinterpret, splat
+
+        k = self.k
+        for (at, w), register in zip(vector_spans(self.widths), self.b, strict=True):
+            register.set(k.load(self.of.b, weights + step * self.width + at * self.fold, w * self.fold))
+        for p in range(len(self.rows)):
+            x = reinterpret(f"int{8 * self.fold}", k.load(self.held, step * self.fold + p * self.line, self.fold))
+            x = k.bind(x, "x")
+            for w, register, sums in zip(self.widths, self.b, acc[p], strict=True):
+                row = self.of.rows[w]
+                sums.set(k.instruction(row, acc=sums.get(), a=splat(x, w), b=register.get()))
 
 
 def _constant(value: int, lanes: int, dtype: str = "int32") -> Any:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ....targets.machine import Machine
-from . import _dot_picks
+from . import _dot_gathers, _dot_picks
+from ._dot_gathers import GATHERED, PART, Gathers
 from ._dot_picks import Kind, Picks, Sequences
 from ._dot_plan import Kit, Tile, Walk, Work, _block, _kinds, _tiles, cover
 from ._tile import Columns, conflicts
@@ -22,6 +23,7 @@ from ._tile import Columns, conflicts
 VECTORS = (1, 2, 3, 4, 6, 8)  # of a group
 OVERHEAD = 8.0  # cycles of a tile besides its steps and results
 BOUND = 1 << 30  # elements that no list has
+WAIT = 40.0  # cycles from the gathers of a part to its steps, which read what was just stored
 WORTH_BYTES = 0.95  # of the cycles of a smaller form
 WORTH_LISTS = 0.95  # of all steps
 PICKS_AT_ONCE = 1.0  # byte shuffles that are issued a cycle
@@ -83,7 +85,7 @@ class Runs:
             yield weights, None
 
 
-Form = Runs | Picks
+Form = Runs | Picks | Gathers
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,12 @@ class Choice:
     steps: int  # of all groups
 
 
-def choose(machine: Machine, kit: Kit, walk: Walk, work: Work, matrix: np.ndarray, below: float) -> Choice | None:
-    """The cheapest form, tile and blocking for weights ``[taps, run, columns]`` if it takes fewer cycles than
-    ``below``; deterministic."""
-    search = _Search(machine, kit, walk, work, below)
+def choose(
+    machine: Machine, kit: Kit, walk: Walk, work: Work, matrix: np.ndarray, below: float, most: float
+) -> Choice | None:
+    """The cheapest form, tile and blocking for weights ``[taps, run, columns]`` if it takes fewer cycles than ``below``
+    and no more than ``most`` bytes; deterministic."""
+    search = _Search(machine, kit, walk, work, below, most)
     search.take(Runs(matrix, kit.fold, walk.overlap))
     kinds = _dot_picks.kinds(machine, kit, walk.run)
     dense = -(-int(np.count_nonzero(matrix)) // (kit.fold * kit.lanes))  # steps if all places were used
@@ -106,14 +110,16 @@ def choose(machine: Machine, kit: Kit, walk: Walk, work: Work, matrix: np.ndarra
         for kind in kinds:
             if search.could_gain(kind, fewest):
                 search.take(Picks(sequences, kind, kit.fold))
+    search.take_gathers(matrix)
     return search.found
 
 
 class _Search:
     """The best choice up to now, which another one must beat; more bytes must be worth it."""
 
-    def __init__(self, machine: Machine, kit: Kit, walk: Walk, work: Work, below: float) -> None:
-        self.machine, self.kit, self.walk, self.work, self.below = machine, kit, walk, work, below
+    def __init__(self, machine: Machine, kit: Kit, walk: Walk, work: Work, below: float, most: float) -> None:
+        self.machine, self.kit, self.walk, self.work = machine, kit, walk, work
+        self.below, self.most = below, most
         self.widths, self.valid = cover(work.columns, [lanes for lanes, _ in kit.rows])
         self.found: Choice | None = None
 
@@ -128,6 +134,21 @@ class _Search:
                 if tile.cycles < self.limit(form.kind):
                     self.below, self.found = tile.cycles, Choice(form, tile, int(counts.sum()))
 
+    def take_gathers(self, matrix: np.ndarray) -> None:
+        """Tries gathers where enough bytes of A count for no column of a group."""
+        sizes = _dot_gathers.worth(self.machine, self.kit, self.walk.run)
+        for nv in (n for n in VECTORS if n <= len(self.widths) and sizes is not None):
+            assert sizes is not None
+            columns = self.columns(nv)
+            form = Gathers(matrix, self.kit.fold, *sizes, columns)
+            least = form.fewest()
+            gathers = -(-least * self.kit.fold // form.size)
+            if any(t.cycles < self.limit(form.kind) for t in self.tiles(form.kind, columns, least, gathers)):
+                counts = form.counts(columns)
+                for tile in self.tiles(form.kind, columns, counts, form.gathers()):
+                    if tile.cycles < self.limit(form.kind):
+                        self.below, self.found = tile.cycles, Choice(form, tile, int(counts.sum()))
+
     def could_gain(self, kind: Kind, steps: int) -> bool:
         """Whether so few steps would be better."""
         columns = self.columns(1)
@@ -141,17 +162,26 @@ class _Search:
         more = self.found is not None and kind.bytes > self.found.form.kind.bytes
         return self.below * (WORTH_BYTES if more else 0.999)
 
-    def tiles(self, kind: Kind, columns: Columns, counts: np.ndarray) -> Iterator[Tile]:
+    def tiles(
+        self, kind: Kind, columns: Columns, counts: np.ndarray, gathers: np.ndarray | None = None
+    ) -> Iterator[Tile]:
         """Tiles whose sums, weights and picks fit the registers."""
         machine, work, nv = self.machine, self.work, columns.nv
         each = np.array([sum(widths) for _, _, widths, _ in columns.slices()])
         weights = int((counts * each).sum() * kind.bytes)
+        if weights > self.most:
+            return
         near = machine.l3 and weights < machine.l3 / 16
         cold = 0.5 * weights / (machine.l3_bandwidth if near else machine.memory_bandwidth) * work.cold
         most = max(1, (machine.registers - nv * (1 + (kind.window > 0)) - 4) // nv)
         shapes = {s[:2] for s in _tiles(machine, self.kit, self.walk, nv, False) if s[2] == nv and s[0] * s[1] <= most}
         for shape in sorted(shapes):
             cycles = self.cycles(kind, columns, counts, shape, weights)
+            if gathers is not None:
+                each_point = gather_cycles(machine, kind.gathered)
+                cycles += float(gathers.sum()) * self.walk.lines * self.walk.points * each_point
+                parts = float((-(-gathers * GATHERED // PART)).sum())
+                cycles += parts * WAIT * -(-self.walk.lines // shape[0]) * -(-self.walk.points // shape[1])
             if cycles * work.times + cold < self.below:
                 block, extra = _block(machine, self.walk, work, shape, columns, weights, cycles)
                 yield Tile(*shape, columns, block, (cycles + extra) * work.times + cold)
@@ -195,6 +225,12 @@ def step_cycles(machine: Machine, kit: Kit, rows: int, widths: Sequence[int], wi
     return max(dots, loads, float(waits), 1.5) + (0.15 if machine.fma_ports >= 2 else 0.03) * loads
 
 
+def gather_cycles(machine: Machine, window: int) -> float:
+    """Cycles of one gather for one point: a load (maybe of two lines), a shuffle, a store."""
+    rate = machine.load_ports if window >= machine.vector_bytes else 2 * machine.load_ports
+    return max((1 + max(0, window - 1) / machine.line) / rate, 1.0) + 0.3
+
+
 # -- packed weights --------------------------------------------------------------------------------------------------
 
 
@@ -202,16 +238,22 @@ def step_cycles(machine: Machine, kit: Kit, rows: int, widths: Sequence[int], wi
 class Lists:
     """``weights`` int8 ``[group][step][column][fold]``; ``groups`` int32 ``[group][first step, steps, where its weights
     and its picks begin]``; ``places`` of all steps in A; ``picks`` uint8 (for windows of few bytes those of two steps
-    together, the first one's in the low halves)."""
+    together, the first one's in the low halves).
+
+    With gathers: ``groups`` ``[group][first part, parts, where its weights begin, 0]``, ``places`` and ``picks`` of
+    gathers, and ``parts`` int32 ``[part][first gather, gathers, steps]``, ``ends``: where each gather writes."""
 
     weights: np.ndarray
     groups: np.ndarray
     places: np.ndarray
     picks: np.ndarray | None
+    parts: np.ndarray | None = None
+    ends: np.ndarray | None = None
 
     @property
     def arrays(self) -> list[np.ndarray]:
-        every = [self.weights, self.groups, self.places, *([] if self.picks is None else [self.picks])]
+        more = [a for a in (self.picks, self.parts, self.ends) if a is not None]
+        every = [self.weights, self.groups, self.places, *more]
         return [a if a.size else np.zeros(1, a.dtype) for a in every]
 
 
@@ -222,6 +264,8 @@ def lists(form: Form, columns: Columns, taps: Sequence[Sequence[int]]) -> Lists:
         at = (at[:, None] + np.arange(extent) * step).reshape(-1)
     places = form.places(at, columns)
     narrow = not places.size or (places.min() >= 0 and places.max() < 1 << 16)
+    if isinstance(form, Gathers):
+        return _gathered(form, columns, places.astype(np.uint16 if narrow else np.int32))
     rows, weights, picks = [], [], []
     step = first = picked = 0
     for own, numbers in form.packed(columns):
@@ -239,6 +283,22 @@ def lists(form: Form, columns: Columns, taps: Sequence[Sequence[int]]) -> Lists:
     )
 
 
+def _gathered(form: Gathers, columns: Columns, places: np.ndarray) -> Lists:
+    weights = [own.reshape(-1) for own, _ in form.packed(columns)]
+    starts = np.cumsum([0, *(w.size for w in weights[:-1])])
+    firsts = np.cumsum([0, *(len(own) for own in form.parts[:-1])])
+    rows = [(first, len(own), start, 0) for first, own, start in zip(firsts, form.parts, starts, strict=True)]
+    parts = [(p.first, p.gathers, p.steps) for own in form.parts for p in own]
+    return Lists(
+        np.concatenate(weights),
+        np.array(rows, np.int32).reshape(-1),
+        places,
+        form.schedule.number.reshape(-1),
+        np.array(parts, np.int32).reshape(-1),
+        form.ends().astype(np.uint16) if parts else np.zeros(0, np.uint16),
+    )
+
+
 def described(config: dict[str, Any], machine: Machine, kit: Kit, form: Form, packed: Lists) -> None:
     """Adds to a kernel's configuration what it must know of the lists. Their lengths are not part of it, only a bound,
     so that layers of one shape share their kernel whatever is zero in them."""
@@ -249,3 +309,8 @@ def described(config: dict[str, Any], machine: Machine, kit: Kit, form: Form, pa
     config["picks"] = {str(n): r.name for n, r in rows.items()}
     config["lists"] = [["groups", "int32", packed.groups.size], ["places", str(packed.places.dtype), BOUND]]
     config["lists"] += [] if packed.picks is None else [["picks", "uint8", BOUND]]
+    if isinstance(form, Gathers):
+        found = _dot_gathers.row(machine, form.matrix.shape[1])
+        assert found is not None
+        config["gathers"] = {"row": found[0].name, "window": form.window, "size": form.size}
+        config["lists"] += [["parts", "int32", BOUND], ["ends", "uint16", BOUND]]

@@ -2,7 +2,8 @@
 
 How A is walked and copied is that of ``dot_conv`` and ``dot_matmul``; the steps that are left are walked by lists (see
 ``_dot_sparse``). Blocks of neighbours that are zero for a vector of columns are left out as they are; where each column
-has its own zeros (N:M, unstructured) it picks its bytes from a window.
+has its own zeros (N:M, unstructured) it picks its bytes from a window; where a vector of columns shares them, the bytes
+that count are gathered first.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ._tile import epilogue_inputs, fits
 from .conv import Geometry
 from .matmul import product
 
+MOST_BYTES = 1.25  # of the dense weights: what time is worth
 Configure = Callable[[Tile], dict[str, Any]]
 
 
@@ -89,7 +91,9 @@ def _chosen(region: Region, kit: Kit, walk: Walk, work: Work, matrix: np.ndarray
     if len(matrix) != 1 or matrix.min(initial=0) < -128 or matrix.max(initial=0) > 127:
         return None
     dense = _dot_plan.choose(region.machine, kit, walk, work)
-    return choose(region.machine, kit, walk, work, matrix[0].astype(np.int8, copy=False), dense.cycles)
+    narrow = matrix[0].astype(np.int8, copy=False)
+    most = (1.0 if region.small else MOST_BYTES) * narrow.size
+    return choose(region.machine, kit, walk, work, narrow, dense.cycles, most)
 
 
 def _plan(region: Region, kit: Kit, walk: Walk, choice: Choice, sums: np.ndarray, configure: Configure) -> Plan:
@@ -100,6 +104,7 @@ def _plan(region: Region, kit: Kit, walk: Walk, choice: Choice, sums: np.ndarray
     weights = Weights(np.zeros((1, 0, 0, kit.fold, sums.size), np.int8), sums)
     made = finished(region, kit, tile, config, weights, "dot_sparse", region.attrs["zero_point"], packed.arrays)
     name = f"picks of {form.kind.window}" if form.kind.window else f"steps of {form.fold}"
+    name += f" gathered of {form.kind.gathered}" if form.kind.gathered else ""
     every = walk.tap_count * -(-walk.run // kit.fold) * tile.columns.groups
     return replace(made, detail=f"{made.detail} {name}, {choice.steps} of {every}")
 
