@@ -6,13 +6,18 @@ from typing import Any
 
 from ._contract import Contraction, Reduction
 
-BITS = 4  # of a place in a window
-PLACES = 32 // BITS  # that one word holds
-
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    """Arguments as those of ``_contract.emit``; B holds windows: words of places, then weights."""
-    Contraction(k, config, Windows).run()
+    """Arguments as those of ``_contract.emit``, then B again, as bytes; B holds windows: words of places, weights."""
+    kernel = Picked(k, config, Windows)
+    kernel.places = k.arg("places", "uint8", 4 * config["b"]["span"])
+    kernel.run()
+
+
+class Picked(Contraction):
+    """A contraction that knows B as bytes too."""
+
+    places: Any = None
 
 
 class Windows(Reduction):
@@ -24,7 +29,7 @@ class Windows(Reduction):
             super()._level(names, a, b, rows)
             return
         form = self.of.config["windows"]
-        height = (form["slots"] + words(form["slots"])) * self.step
+        height = (form["slots"] + words(form["slots"], form["bits"])) * self.step
         if form["full"]:
             with self.k.loop(form["full"], name="window") as i:
                 self._window(a + i * form["lanes"], b + i * height, rows, form["slots"])
@@ -35,43 +40,37 @@ class Windows(Reduction):
         k, lanes = self.k, self.of.config["windows"]["lanes"]
         permute = k.row("permute", lanes)
         held = [k.bind(k.load(self.of.a, a + p * self.of.point["a"], lanes), "x") for p in rows]
-        above = words(slots)
+        bits = self.of.config["windows"]["bits"]
+        above, each = words(slots, bits), 32 // bits
         for v, (offset, width) in enumerate(zip(self.offsets, (r.lanes for r in self.b), strict=True)):
-            for word in range(above):
-                places = self._places(b + word * self.step + offset, width, lanes)
-                for s in range(word * PLACES, min(slots, (word + 1) * PLACES)):
-                    weight = self.b[v]
-                    weight.set(k.load(self.of.b, b + (above + s) * self.step + offset, width))
-                    index = self._shifted(places, s % PLACES, lanes)
-                    for p, x in zip(rows, held, strict=True):
-                        picked = first_lanes(k.instruction(permute, t=x, i=index), width)
-                        self.acc[p][v].add_product(picked, weight.get())
+            for s in range(slots):
+                weight = self.b[v]
+                weight.set(k.load(self.of.b, b + (above + s) * self.step + offset, width))
+                index = self._place(b + s // each * self.step + offset, s % each * bits, width, lanes)
+                for p, x in zip(rows, held, strict=True):
+                    picked = first_lanes(k.instruction(permute, t=x, i=index), width)
+                    self.acc[p][v].add_product(picked, weight.get())
 
-    def _places(self, at: Any, width: int, lanes: int) -> Any:
+    def _place(self, at: Any, bit: int, width: int, lanes: int) -> Any:
+        """The places at a bit of each lane's word. Only a permutation's low bits count: whole bytes are passed over by
+        reading from a later one on."""
         from tvm import tirx
 
-        from ..tir import joined
+        from ..tir import constant, joined
 
         k = self.k
-        word = tirx.reinterpret(f"int32x{width}", k.load(self.of.b, at, width))
+        data = k.load(self.of.places, at * 4 + bit // 8, 4 * width)
+        word = tirx.reinterpret(f"uint32x{width}" if width > 1 else "uint32", data)
+        if bit % 8:
+            word = tirx.shift_right(word, constant(bit % 8, "uint32", width))
         if width < lanes:  # what the other lanes pick is not looked at
             word = tirx.Broadcast(word, lanes) if width == 1 else joined([word] * (lanes // width))
-        return k.bind(word, "places")
-
-    def _shifted(self, places: Any, slot: int, lanes: int) -> Any:
-        from tvm import tirx
-
-        from ..tir import constant
-
-        if slot == 0:
-            return places
-        moved = tirx.shift_right(tirx.reinterpret(f"uint32x{lanes}", places), constant(slot * BITS, "uint32", lanes))
-        return self.k.bind(tirx.reinterpret(f"int32x{lanes}", moved), "place")
+        return k.bind(tirx.reinterpret(f"int32x{lanes}", word), "place")
 
 
-def words(slots: int) -> int:
-    """Rows of words that say where ``slots`` non-zeros of each lane are."""
-    return -(-slots // PLACES)
+def words(slots: int, bits: int) -> int:
+    """Rows of words that say in ``bits`` each where ``slots`` non-zeros of each lane are."""
+    return -(-slots * bits // 32)
 
 
 def first_lanes(vector: Any, lanes: int) -> Any:

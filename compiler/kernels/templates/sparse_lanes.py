@@ -18,7 +18,7 @@ from ....targets.machine import Machine
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _sparse_lanes_emit, conv, matmul
 from ._sparse import sparse_matrix
-from ._sparse_lanes_emit import BITS, PLACES, words
+from ._sparse_lanes_emit import words
 from ._tile import (
     GHZ,
     Columns,
@@ -35,13 +35,15 @@ from ._tile import (
     vectors,
 )
 
+FEW = 4  # rows below which bytes of weights cost more than instructions
 MOST = 0.8  # part of a window's places beyond which a dense kernel is better for sure
 
 
 @dataclass(frozen=True)
 class Windows:
     """``full`` windows of ``lanes`` channels with ``slots`` non-zeros for each output, and a last one of ``rest``
-    (0: there is none), which begins at channel ``last``; so for each of the ``taps``."""
+    (0: there is none), which begins at channel ``last``; so for each of the ``taps``. Places take ``bits``: bytes need
+    no shift, fours less room."""
 
     lanes: int
     taps: int
@@ -49,6 +51,7 @@ class Windows:
     full: int
     slots: int
     rest: int
+    bits: int = 4
 
     @property
     def last(self) -> int:
@@ -57,12 +60,20 @@ class Windows:
     @property
     def rows(self) -> int:
         """Rows of words and weights for each tap."""
-        rest = self.rest + words(self.rest) if self.rest else 0
-        return self.full * (self.slots + words(self.slots)) + rest
+        return self.full * self.height(self.slots) + self.height(self.rest)
+
+    def height(self, slots: int) -> int:
+        """Rows of a window."""
+        return slots + words(slots, self.bits)
 
     def data(self) -> dict[str, int]:
         found = {"lanes": self.lanes, "full": self.full, "slots": self.slots, "rest": self.rest, "last": self.last}
-        return found
+        return {**found, "bits": self.bits}
+
+    def placed(self, rows: int, small: bool) -> Windows:
+        """With places of the better size for so many rows."""
+        free = words(self.slots, 8) == words(self.slots, 4)
+        return replace(self, bits=8 if free or (rows >= FEW and not small) else 4)
 
 
 def plan(region: Region) -> list[Plan]:
@@ -107,6 +118,7 @@ def _product(region: Region, matrix: np.ndarray, reads: list[int]) -> list[Plan]
         epilogue=epilogue_work(region),
         alone=True,
     )
+    form = form.placed(shape.rows * shape.lines, region.small)
     tile = choose(region.machine, shape, form)
     config = matmul.configure(region, p, tile, "float32", reads, False)
     return [_assemble(region, matrix, form, tile, config)]
@@ -119,7 +131,9 @@ def _convolution(region: Region, matrix: np.ndarray, reads: list[int]) -> list[P
     form = windows_of(matrix, g.depth, region.machine.lanes)
     if form is None or g.planes or g.x.strides[1] != 1:
         return []
-    tile = choose(region.machine, conv.shape_of(region, g), form)
+    shape = conv.shape_of(region, g)
+    form = form.placed(shape.rows * shape.lines, region.small)
+    tile = choose(region.machine, shape, form)
     config = conv.configure(region, g, tile, "float32", reads)
     return [_assemble(region, matrix, form, tile, config)]
 
@@ -167,24 +181,24 @@ def _cycles(machine: Machine, shape: Shape, form: Windows, columns: Columns, row
         for r, count in ((rows, shape.rows // rows), (shape.rows % rows, 1)):
             if not r or not count:
                 continue
-            step = form.full * window_cycles(machine, r, group, form.slots, stream)
-            step += window_cycles(machine, r, group, form.rest, stream) if form.rest else 0.0
+            step = form.full * window_cycles(machine, r, group, form.slots, form.bits, stream)
+            step += window_cycles(machine, r, group, form.rest, form.bits, stream) if form.rest else 0.0
             if conflicts(machine, r, shape.row_step):
                 step *= 1.2
             total += times * count * (form.taps * step + 14 + r * len(group) * (1.5 + open_rows * r + shape.epilogue))
     return total
 
 
-def window_cycles(machine: Machine, rows: int, group: tuple[int, ...], slots: int, stream: float) -> float:
+def window_cycles(machine: Machine, rows: int, group: tuple[int, ...], slots: int, bits: int, stream: float) -> float:
     """Cycles of one window of a register tile: permutations and FMAs share ports on some cores."""
     permute = machine.instruction("permute")
     assert permute is not None
     fma, pick = 1 / machine.fma_ports, 1 / permute.per_cycle
     pair = max(fma, pick) + 0.4 * min(fma, pick)
-    work = slots * len(group) * (rows * pair + 0.5)
-    loads = (rows + len(group) * (slots + words(slots))) / machine.load_ports
+    work = slots * len(group) * (rows * pair + 0.5 * (bits == 4))
+    loads = (rows + len(group) * 2 * slots) / machine.load_ports
     latency = slots * (machine.fma_latency + 1.0)
-    far = (slots + words(slots)) * sum(group) * 4 / stream
+    far = (slots + words(slots, bits)) * sum(group) * 4 / stream
     return max(work, loads, latency, far) + 0.1 * loads
 
 
@@ -196,22 +210,23 @@ def packed(matrix: np.ndarray, form: Windows) -> np.ndarray:
     taps = matrix.reshape(form.taps, form.channels, -1)
     inner = form.full * form.lanes
     full = taps[:, :inner].reshape(form.taps * form.full, form.lanes, -1)
-    parts = _windows(full, form.slots).reshape(form.taps, -1, taps.shape[-1])
+    parts = _windows(full, form.slots, form.bits).reshape(form.taps, -1, taps.shape[-1])
     if form.rest:
         own = taps[:, form.last :].copy()
         own[:, : inner - form.last] = 0  # in the window before
-        parts = np.concatenate([parts, _windows(own, form.rest)], axis=1)
+        parts = np.concatenate([parts, _windows(own, form.rest, form.bits)], axis=1)
     return parts.reshape(-1, taps.shape[-1])
 
 
-def _windows(values: np.ndarray, slots: int) -> np.ndarray:
+def _windows(values: np.ndarray, slots: int, size: int) -> np.ndarray:
     """Windows ``[count, lanes, N]`` as ``[count, words and weights, N]``; the words' bits as float32."""
     places = np.argsort(values == 0, axis=1, kind="stable")[:, :slots]
     weights = np.take_along_axis(values, places, axis=1)
     count, _, n = values.shape
-    bits = np.zeros((count, words(slots), n), np.uint32)
+    each = 32 // size
+    bits = np.zeros((count, words(slots, size), n), np.uint32)
     for s in range(slots):
-        bits[:, s // PLACES] |= places[:, s].astype(np.uint32) << np.uint32(s % PLACES * BITS)
+        bits[:, s // each] |= places[:, s].astype(np.uint32) << np.uint32(s % each * size)
     return np.concatenate([bits.view(np.float32), weights], axis=1)
 
 
@@ -237,6 +252,7 @@ def _assemble(region: Region, matrix: np.ndarray, form: Windows, tile: Tile, con
         args.append(Arg("const", len(consts)))
         consts.append(pack_vector(held.astype(np.float32), columns))
     args += [Arg("in", i) for i in config["reads"]] + [Arg("out", j) for j in range(len(region.outputs))]
+    args.append(Arg("const", 0))
     cycles = tile.cycles
     y = region.outputs[0]
     if region.op == "conv" and y.type.dims[1] > 1 and y.strides[1] != 1:

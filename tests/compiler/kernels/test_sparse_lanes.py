@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from harness import check_region, extra_input, machines
@@ -90,9 +92,9 @@ def scattered_evenly(rng, k, n, density):
 
 def test_what_is_kept_is_the_matrix():
     rng = np.random.default_rng(0)
-    for lanes, channels in ((16, 40), (8, 20), (16, 32)):
+    for lanes, channels, size in ((16, 40, 4), (8, 20, 8), (16, 32, 8)):
         matrix = two_of_four(channels)(rng, 2 * channels, 10, 1)
-        form = sparse_lanes.windows_of(matrix, channels, lanes)
+        form = replace(sparse_lanes.windows_of(matrix, channels, lanes), bits=size)
         kept = sparse_lanes.packed(matrix, form).reshape(2, form.rows, 10)
         back = np.zeros((2, channels, 10), np.float32)
         for tap in range(2):
@@ -101,10 +103,11 @@ def test_what_is_kept_is_the_matrix():
                 [(form.last, form.rest)] if form.rest else []
             )
             for first, slots in sizes:
-                words = -(-slots // 8)
+                each = 32 // size
+                words = -(-slots // each)
                 bits = np.ascontiguousarray(kept[tap, at : at + words]).view(np.uint32)
                 for s in range(slots):
-                    place = first + ((bits[s // 8] >> np.uint32(4 * (s % 8))) & np.uint32(15)).astype(int)
+                    place = first + ((bits[s // each] >> np.uint32(size * (s % each))) & np.uint32(15)).astype(int)
                     back[tap, place, range(10)] += kept[tap, at + words + s]
                 at += words + slots
         np.testing.assert_array_equal(back.reshape(2 * channels, 10), matrix)
@@ -130,12 +133,14 @@ def test_generated_shapes(data):
 
 
 @needs
-def test_two_of_four_is_cheaper_than_dense_and_half_as_large():
+def test_two_of_four_is_cheaper_than_dense_and_hardly_more_than_half():
     region, _ = convolution((1, 96, 14, 14), 576, (1, 1), 1, matrix=two_of_four())
     best = plans(region)[0]
     if targets.host().lanes == 16:
         assert best.template == "sparse_lanes"
-        assert sum(c.nbytes for c in best.consts) <= 0.6 * 96 * 576 * 4
+        assert sum(c.nbytes for c in best.consts) <= 0.64 * 96 * 576 * 4
+    one, _ = product((1, 768), 512, 1, matrix=two_of_four())
+    assert sum(c.nbytes for c in sparse_lanes.plan(one)[0].consts) <= 0.57 * 768 * 512 * 4 or targets.host().lanes < 16
 
 
 def test_there_is_no_plan_without_permutations_or_for_dense_weights():
