@@ -40,7 +40,7 @@ def picture(found: Sensitivity, title: str = "") -> str:
 
 def _head(found: Sensitivity, title: str, columns: list[float], width: float) -> list[str]:
     named = title or "One layer pruned, the others dense"
-    said = [f"{found.structure}", f"{found.samples} samples"]
+    said = [f"{found.structure}", f"{found.samples} sample{'s' if found.samples != 1 else ''}"]
     if found.dense is not None:
         said.append(f"{found.metric} of the dense model {_number(found, found.dense)}")
     parts = [
