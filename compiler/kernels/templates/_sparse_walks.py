@@ -55,7 +55,7 @@ class Walk:
         self.a = self.k.bind(a, "a")
         first = group * self.lists["taps"]
         valid = self.segment["valid"]
-        if self.lists["taps"] == 1:
+        if not self.lists["border"]:
             self._run(first, first + 1, rows)
         elif isinstance(valid, list):
             self._within("zy", first, lambda t: self._points(t, valid))

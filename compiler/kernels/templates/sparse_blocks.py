@@ -107,14 +107,15 @@ def _product(region: Region, matrix: np.ndarray, reads: list[int]) -> list[Plan]
     if choice is None:
         return []
     config = matmul.configure(region, p, choice.tile, "float32", reads, False)
-    return [_assemble(region, matrix, choice, config, np.arange(p.depth) * p.a_step, 1)]
+    return [_assemble(region, matrix, choice, config, np.arange(p.depth) * p.a_step)]
 
 
 def _convolution(region: Region, matrix: np.ndarray, reads: list[int]) -> list[Plan]:
     g = conv.Geometry(region)
     if g.flat(region, reads):
         g.flatten()
-    lists = math.prod(g.kernel) if any(g.border(i) for i in range(3)) else 1
+    cut = any(g.border(i) for i in range(3))
+    lists = math.prod(g.kernel) if cut else 1
     inside = [
         sum(g.inside(i, p, t) for p in range(g.out[i]) for t in range(g.kernel[i])) / (g.out[i] * g.kernel[i])
         for i in range(3)
@@ -129,7 +130,7 @@ def _convolution(region: Region, matrix: np.ndarray, reads: list[int]) -> list[P
     for step, dilation, kernel in zip(g.step, g.dilations, g.kernel, strict=True):
         taps = (taps[:, None] + np.arange(kernel) * (step * dilation)).reshape(-1)
     places = (taps[:, None] + np.arange(g.depth) * g.x.strides[1]).reshape(-1)
-    return [_assemble(region, matrix, choice, config, places, lists)]
+    return [_assemble(region, matrix, choice, config, places, lists, cut)]
 
 
 # -- how it is cut -------------------------------------------------------------------------------------------------
@@ -211,9 +212,16 @@ def entry_cycles(machine: Machine, rows: int, widths: Sequence[int], unroll: int
 
 
 def _assemble(
-    region: Region, matrix: np.ndarray, choice: Choice, config: dict[str, Any], places: np.ndarray, lists: int
+    region: Region,
+    matrix: np.ndarray,
+    choice: Choice,
+    config: dict[str, Any],
+    places: np.ndarray,
+    lists: int = 1,
+    border: bool = False,
 ) -> Plan:
-    """The plan of a contraction with a chosen cut. ``places``: where A begins for each row of the matrix."""
+    """The plan of a contraction with a chosen cut. ``places``: where A begins for each row of the matrix; ``lists`` of
+    each group, one for each tap where some taps fall outside at a ``border``."""
     columns = choice.tile.columns
     index, unit = compact(places)
     weights, rows, starts = packed(matrix, columns, choice.lists.groups, lists)
@@ -221,6 +229,7 @@ def _assemble(
         "dtype": index.dtype.name,
         "unit": unit,
         "taps": lists,
+        "border": border,
         "count": columns.groups,
         "entries": matrix.shape[0] * columns.groups,
         "unroll": choice.unroll,
