@@ -52,7 +52,7 @@ class Instruction:
     ``kind`` is what it computes (``"dot4"``: each int32 lane of the accumulator takes four products of neighbours;
     ``"pack.int8"``, ``"pack.uint8"``: see ``packed``; ``"round"``: float32 to the nearest int32, halves to even;
     ``"table"``: see ``table_row``; ``"pick"``, ``"pick16"``: see ``pick_row``;
-    ``"permute"``: see ``permute_row``).
+    ``"permute"``, ``"permute2"``: see ``permute_row``).
     ``operands`` names and types the inputs in order, accumulator first; ``lanes`` is the number of accumulator lanes;
     ``signed`` tells for each multiplied operand whether it is signed. ``saturates`` is True where intermediate sums
     can clip (then ``limit`` bounds the first factor so that they do not). ``reference`` is the numpy body.
@@ -274,13 +274,16 @@ def pick_row(name: str, intrinsic: str, table: int, lanes: int, *, apart: bool =
     return Instruction(name, kind, lanes, operands, f"uint8x{lanes}", (call,), (False, False), reference)
 
 
-def permute_row(name: str, intrinsic: str, lanes: int) -> Instruction:
-    """The row that picks ``lanes`` numbers of those in ``t`` by the low bits of ``i``."""
-    operands = (("t", f"float32x{lanes}"), ("i", f"int32x{lanes}"))
-    types = (operands[0][1], operands[1][1])
-    call = Call("r", intrinsic, types[0], ("t", "i"), types)
+def permute_row(name: str, intrinsic: str, lanes: int, parts: int = 1) -> Instruction:
+    """The row that picks ``lanes`` numbers by the low bits of ``i``: of those in ``t`` (kind ``permute``), or of those
+    in ``t0`` and ``t1`` side by side (kind ``permute2``)."""
+    held = ("t",) if parts == 1 else ("t0", "t1")
+    operands = (*((n, f"float32x{lanes}") for n in held), ("i", f"int32x{lanes}"))
+    types, kind = dict(operands), "permute" if parts == 1 else "permute2"
+    args = (held[0], "i", *held[1:])
+    call = Call("r", intrinsic, f"float32x{lanes}", args, tuple(types[a] for a in args))
 
-    def reference(t: np.ndarray, i: np.ndarray) -> np.ndarray:
-        return np.asarray(t[i % lanes])
+    def reference(*given: np.ndarray) -> np.ndarray:
+        return np.asarray(np.concatenate(given[:-1])[given[-1] % (lanes * parts)])
 
-    return Instruction(name, "permute", lanes, operands, types[0], (call,), (True, True), reference)
+    return Instruction(name, kind, lanes, operands, f"float32x{lanes}", (call,), (True, True), reference)

@@ -125,7 +125,8 @@ NARROW256 = (*PACK256, round_row(8), pick_row("pshufb.256", "llvm.x86.avx2.pshuf
 PICK512 = pick_row("pshufb.512", "llvm.x86.avx512.pshuf.b.512", 64, 64, apart=True)
 NARROW512 = (*PACK512, round_row(16), PICK512, *NARROW256)
 NARROW256 = (permute_row("vpermps.256", "llvm.x86.avx2.permps", 8), *NARROW256)
-NARROW512 = (permute_row("vpermps.512", "llvm.x86.avx512.permvar.sf.512", 16), *NARROW512)
+PERMUTE2_256 = permute_row("vpermi2ps.256", "llvm.x86.avx512.vpermi2var.ps.256", 8, 2)
+NARROW512 = (permute_row("vpermps.512", "llvm.x86.avx512.permvar.sf.512", 16), PERMUTE2_256, *NARROW512)
 
 
 def _words(lanes: int, prefix: str, multiply: str, shift: str) -> Instruction:

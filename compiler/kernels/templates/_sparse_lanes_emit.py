@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._contract import Contraction, Reduction
+from ._contract import Contraction, Reduction, part
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ class Windows(Reduction):
 
     def _window(self, a: Any, b: Any, rows: range, slots: int) -> None:
         k, lanes = self.k, self.of.config["windows"]["lanes"]
-        permute = k.row("permute", lanes)
+        permute, half = k.row("permute", lanes), k.row("permute2", lanes // 2)
         held = [k.bind(k.load(self.of.a, a + p * self.of.point["a"], lanes), "x") for p in rows]
         bits = self.of.config["windows"]["bits"]
         above, each = words(slots, bits), 32 // bits
@@ -46,9 +46,14 @@ class Windows(Reduction):
             for s in range(slots):
                 weight = self.b[v]
                 weight.set(k.load(self.of.b, b + (above + s) * self.step + offset, width))
-                index = self._place(b + s // each * self.step + offset, s % each * bits, width, lanes)
+                narrow = half is not None and width == lanes // 2
+                wide = width if narrow else lanes
+                index = self._place(b + s // each * self.step + offset, s % each * bits, width, wide)
                 for p, x in zip(rows, held, strict=True):
-                    picked = first_lanes(k.instruction(permute, t=x, i=index), width)
+                    if narrow:
+                        picked = k.instruction(half, t0=part(x, 0, width), t1=part(x, width, width), i=index)
+                    else:
+                        picked = part(k.instruction(permute, t=x, i=index), 0, width)
                     self.acc[p][v].add_product(picked, weight.get())
 
     def _place(self, at: Any, bit: int, width: int, lanes: int) -> Any:
@@ -71,9 +76,3 @@ class Windows(Reduction):
 def words(slots: int, bits: int) -> int:
     """Rows of words that say in ``bits`` each where ``slots`` non-zeros of each lane are."""
     return -(-slots * bits // 32)
-
-
-def first_lanes(vector: Any, lanes: int) -> Any:
-    from ._contract import part
-
-    return part(vector, 0, lanes)

@@ -195,7 +195,10 @@ def window_cycles(machine: Machine, rows: int, group: tuple[int, ...], slots: in
     assert permute is not None
     fma, pick = 1 / machine.fma_ports, 1 / permute.per_cycle
     pair = max(fma, pick) + 0.4 * min(fma, pick)
-    work = slots * len(group) * (rows * pair + 0.5 * (bits == 4))
+    # a half vector takes half the time where there is a permutation as wide, and one FMA a cycle in two halves
+    halves = machine.instruction("permute2") is not None and machine.fma_ports == 1
+    vectors = sum(0.5 if halves and 2 * w == machine.lanes else 1.0 for w in group)
+    work = slots * (vectors * rows * pair + len(group) * 0.5 * (bits == 4))
     loads = (rows + len(group) * 2 * slots) / machine.load_ports
     latency = slots * (machine.fma_latency + 1.0)
     far = (slots + words(slots, bits)) * sum(group) * 4 / stream
