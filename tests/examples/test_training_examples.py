@@ -24,6 +24,7 @@ FILES = {
     "spoken_digits": [f"spoken_{net}.{end}" for net in ("ds_cnn", "gru") for end in ("h", "so", "svg")],
     "anomaly_autoencoder": ["autoencoder.h", "autoencoder.png", "autoencoder.so", "autoencoder.svg"],
     "quantize_aware": ["quantized.h", "quantized.onnx", "quantized.so"],
+    "pruning": ["block.onnx", "channels.onnx", "pruned.h", "pruned.so"],
     "gan": ["gan.h", "gan.png", "gan.so", "gan.svg", "gan_growing.png"],
 }
 
