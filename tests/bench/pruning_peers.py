@@ -93,7 +93,7 @@ def learn(
     module: nn.Module, batches: Batches, epochs: int, rate: float, teacher: Any, soft: Mapping[str, float]
 ) -> None:
     """Adam, the rate falls as a cosine over all steps; with a teacher its softened answers count too."""
-    optimizer = torch.optim.Adam(module.parameters(), rate, eps=1e-7)
+    optimizer = torch.optim.Adam(module.parameters(), rate)
     total, step = epochs * len(batches), 0
     module.train()
     for epoch in range(epochs):
@@ -128,7 +128,7 @@ def prune(module: nn.Module, data: Data, request: Mapping[str, Any]) -> tuple[fl
         "bn_scale": tp.importance.BNScaleImportance,
         "taylor": tp.importance.GroupTaylorImportance,
     }[request["importance"]]()
-    steps = 100
+    steps = 20 if request["importance"] == "taylor" else 100
     pruner = tp.pruner.BasePruner(
         module,
         one,
