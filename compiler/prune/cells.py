@@ -96,9 +96,9 @@ class Cells:
 
     def _counted(self, part: Part) -> np.ndarray:
         """How many weights of each cell are not zero."""
-        matrix = part.layer.matrix(part.array) != 0
+        matrix = np.asarray(part.layer.matrix(part.array) != 0)
         if self.pattern == UNSTRUCTURED:
-            return matrix.ravel()
+            return np.ravel(matrix)
         shape, channels = (matrix.shape[0], matrix.shape[1]), part.layer.channels
         return (
             np.rint(self.pattern.pool(matrix, channels) * self.pattern.sizes(shape, channels)).astype(np.int64).ravel()

@@ -19,6 +19,7 @@ from .weights import Weight
 
 _FINER = (1, 2, 4, 256)  # what numbers of channels that suit the machine are divided by, one after the other
 _LESS, _QUICKER = 0.85, 0.9  # so much of the multiply-adds asked for will do, where it takes so much less time
+_STEPS, _FEW = 8, 24  # of giving units back, in networks of so few groups
 _TURNS = 3  # of keeping groups that are as fast whole
 _SMALL = 4  # vectors: larger groups are seldom as fast whole
 _FREE = 1.002  # a channel that costs less than this costs no time
@@ -116,11 +117,31 @@ class Structured:
             return max(options, key=lambda o: o.score)
         best, quick = max(options, key=lambda o: o.amount), options[0]
         if target.kind == "macs" and quick.amount >= _LESS * best.amount and quick.us < _QUICKER * best.us:
+            quick = self._spent(units, quick, target, _QUICKER * best.us)
             less, time = quick.amount / best.amount, quick.us / best.us
             told = f"{less:.1%} of the multiply-adds asked for take {time:.0%} of the time of all of them"
             self.job.notes.append(f"numbers of channels suit the machine's vectors: {told} (else: multiple=1)")
             return quick
         return best
+
+    def _spent(self, units: Units, option: _Option, target: Target, most: float) -> _Option:
+        """With more units, a quarter of a vector at a time, where they cost least time for their score, as long as the
+        target and ``most`` microseconds allow it."""
+        wanted = target.absolute(self.job.dense_amount(target.kind)) * (1 + 1e-9)
+        ranking = Ranking(units.pools(self._shares(units.groups)), self.settings.scope)
+        step = max(1, self.job.machine.lanes // 4)
+        for _ in range(_STEPS if len(units.groups) <= _FEW else 0):
+            tried = []
+            for i, gone in enumerate(option.removed):
+                if gone.any() and ranking.pools[i].part is None:
+                    removed = [*option.removed[:i], ranking.restored(i, gone, step), *option.removed[i + 1 :]]
+                    now = self._option(units, ranking, removed, target.kind)
+                    if now.amount <= wanted and now.us <= most:
+                        tried.append(((now.score - option.score) / max(now.us - option.us, 1e-3), -i, now))
+            if not tried:
+                break
+            option = max(tried, key=lambda t: t[:2])[2]
+        return option
 
     def _at(self, units: Units, target: Target, finer: int) -> _Option:
         """What goes with numbers of channels that are so much finer than those that suit the machine best. A group that

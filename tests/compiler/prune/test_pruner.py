@@ -103,7 +103,7 @@ def test_scores_serve_several_targets() -> None:
     graph = _network(width=16)
     scored = scores(graph, "l1")
     for left in (0.8, 0.5):
-        settings = Settings(target=Target("macs", left), criterion="l1")
+        settings = Settings(target=Target("macs", left), criterion="l1", multiple=1)
         assert prune(graph, settings, MACHINE, scored=scored).removed == prune(graph, settings, MACHINE).removed
 
 
@@ -114,7 +114,7 @@ def test_an_absolute_target_is_met() -> None:
 
 def test_what_is_left_computes_what_the_zeroed_graph_does() -> None:
     graph = _network()
-    found = _prune(graph, target=Target("macs", 0.5))
+    found = _prune(graph, target=Target("macs", 0.5), multiple=1)
     assert found.removed and not found.masks
     x = _samples(1)["x"]
     (got,), (wanted,) = interpret(found.graph, [x]), interpret(zero(graph, found.removed), [x])
@@ -157,13 +157,14 @@ def test_what_is_kept_and_parts_that_are_said() -> None:
 
 
 def test_rows_add_up() -> None:
-    found = _prune(_network(), target=Target("macs", 0.5))
+    found = _prune(_network(), target=Target("macs", 0.5), multiple=1)
     assert sum(r.macs_before for r in found.rows) == found.before["macs"]
     assert sum(r.macs_after for r in found.rows) == found.after["macs"]
     assert 0.8 * found.before["latency"] < sum(r.us_before for r in found.rows) <= found.before["latency"] * (1 + 1e-9)
     assert all(0 < r.kept <= 1 and r.us_after > 0 and r.bytes_after > 0 for r in found.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["macs", "latency"])
 def test_numbers_of_channels_suit_the_machine(kind: str) -> None:
     found = _prune(_network(width=64), target=Target(kind, 0.6))
@@ -174,18 +175,19 @@ def test_numbers_of_channels_suit_the_machine(kind: str) -> None:
         kind == "latency" and found.after["macs"] >= plain.after["macs"]
     )
     sizes = [r.shape_after[0] for r in found.rows if r.op == "conv"]
-    assert kind == "latency" or all(n % (MACHINE.lanes // 2) == 0 for n in sizes)
+    assert kind == "latency" or all(n % (MACHINE.lanes // 4) == 0 for n in sizes)
 
 
 def test_the_same_comes_out_twice() -> None:
     for criterion in ("l2", "random", "taylor"):
-        settings = Settings(target=Target("macs", 0.6), criterion=criterion, seed=3)
+        settings = Settings(target=Target("macs", 0.6), criterion=criterion, seed=3, multiple=1)
         first, again = (prune(_network(width=16), settings, MACHINE, _samples()) for _ in range(2))
         assert first.removed == again.removed and first.rows == again.rows
         ours, theirs = _constants(first.graph), _constants(again.graph)
         assert list(ours) == list(theirs) and all(ours[n].tobytes() == theirs[n].tobytes() for n in ours)
     other = prune(_network(width=16), replace(settings, criterion="random", seed=4), MACHINE)
-    assert other.removed != _prune(_network(width=16), target=Target("macs", 0.6), criterion="random", seed=3).removed
+    third = prune(_network(width=16), replace(settings, criterion="random"), MACHINE)
+    assert other.removed != third.removed
 
 
 def test_an_open_batch_stays_open() -> None:
@@ -200,7 +202,7 @@ def test_params_are_weights_too() -> None:
     graph = _network()
     for key in graph.find("const"):
         graph.set_node(key, op="param")
-    found, wanted = (_prune(g, target=Target("macs", 0.5)).removed for g in (graph, _network()))
+    found, wanted = (_prune(g, target=Target("macs", 0.5), multiple=1).removed for g in (graph, _network()))
     assert found == wanted
 
 
