@@ -64,6 +64,7 @@ class Windows(Reduction):
         from ..tir import constant, joined
 
         k = self.k
+        assert isinstance(self.of, Picked)
         data = k.load(self.of.places, at * 4 + bit // 8, 4 * width)
         word = tirx.reinterpret(f"uint32x{width}" if width > 1 else "uint32", data)
         if bit % 8:

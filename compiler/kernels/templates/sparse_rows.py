@@ -67,7 +67,7 @@ def _conv(region: Region, reads: list[int]) -> Problem | None:
         return None
     outer = [{"extent": g.batch, "a": g.x.strides[0], "axis": 0}]
     rank = region.anchor_type.rank
-    axes = {"rank": rank, "line": rank - 2, "point": rank - 1, "column": 1, "width": g.out[2]}
+    axes: dict[str, Any] = {"rank": rank, "line": rank - 2, "point": rank - 1, "column": 1, "width": g.out[2]}
     x = {"span": g.x.span, "base": 0, "row": g.step[2] * g.strides[2], "step": g.x.strides[1]}
     if g.rank == 1 or g.out[1] == 1 or joinable(region, rank - 1, rank - 2, reads):
         axes["width"], axes["line"] = 0, None
@@ -157,9 +157,9 @@ def choose(machine: Machine, problem: Problem, count: int, epilogue: int, room: 
                 least = found
             if need <= room and (best is None or found.cycles < best.cycles * 0.999):
                 best = found
-    found = best or least
-    assert found is not None
-    return found
+    chosen = best or least
+    assert chosen is not None
+    return chosen
 
 
 def scratch(problem: Problem, tiling: Tiling, lanes: int) -> tuple[int, int]:
@@ -196,7 +196,7 @@ def _timed(
     for tile in tiles:
         own = _walk(machine, problem, tile, cut, count, blocks)
         vectors = len(tile["widths"])
-        turned = problem.depth * chunks * TURN * (2.0 if problem.walk else 1.0)
+        turned = problem.depth * chunks * TURN * (1.5 if problem.walk else 1.0)
         back = problem.outputs * (TURN + 1.5 + epilogue)
         if pitch_of(tile["widths"], machine.lanes) == 1:
             turned, back = (2 * n / machine.lanes for n in (turned, back))
@@ -222,11 +222,11 @@ def _walk(machine: Machine, problem: Problem, tile: dict[str, Any], cut: Cut, co
     held = cut.block * pitch_of(tile["widths"], lanes) * 4
     far = sum(tile["widths"]) * 4 / machine.l2_bandwidth * max(0.0, 1 - machine.l1 / 2 / held)
     apart = 0.25 * min(fma, loads) if lanes == 4 else 0.0  # narrow cores load and multiply in two instructions
-    step = max(fma, loads) + apart + 0.4 * far + 0.3
+    step: float = max(fma, loads) + apart + 0.4 * far + 0.3
     if sum(tile["widths"]) * 4 <= lanes:
         step *= 1.5  # dense kernels of few rows wait for memory in the model, but not where caches hold the weights
-    groups = problem.outputs / cut.together * blocks
-    begin = 12 + cut.together * vectors * (2.0 if blocks == 1 else 3.5)
+    groups: float = problem.outputs / cut.together * blocks
+    begin: float = 12 + cut.together * vectors * (2.0 if blocks == 1 else 3.5)
     return count * step + groups * begin
 
 
