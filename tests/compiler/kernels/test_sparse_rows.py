@@ -193,6 +193,21 @@ def test_the_cost_falls_with_the_zeros():
     assert costs == sorted(costs)
 
 
+@pytest.mark.slow
+def test_the_library_shrinks_with_the_weights(tmp_path):
+    sizes = []
+    for density in (1.0, 0.1):
+        g = Graph("layer")
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((16, 768)).astype(np.float32)
+        w = scattered(rng, 768, 3072, density)
+        g.output(g.add("matmul", g.input("x", type_of(x)), g.const(w)))
+        path = tmp_path / f"{density}.so"
+        compile_entries([EntryGraph(g, "infer")], targets.host(), path, Options())
+        sizes.append(path.stat().st_size)
+    assert sizes[1] <= 0.2 * sizes[0]
+
+
 # -- elsewhere -------------------------------------------------------------------------------------------------------
 
 
