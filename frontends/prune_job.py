@@ -61,6 +61,7 @@ class Job:
         self.scanned: dict[str, Any] | None = None
         self.scores: dict[str, float] = {}
         self.pruned: list[Pruned] = []
+        self._scored: tuple[Made | None, dict[str, np.ndarray]] = None, {}
 
     @property
     def title(self) -> str:
@@ -178,7 +179,11 @@ class Job:
         """What the pruner makes of the model as it is now."""
         samples, labels = self._samples()
         settings = replace(settings, target=self._of_now(settings.target))
-        return prune_graph(self.final.graph, settings, self.machine, samples, labels, tell=self.tell)
+        of, scored = self._scored  # one model may be pruned to several targets
+        known = scored if of is self.final else None
+        found = prune_graph(self.final.graph, settings, self.machine, samples, labels, self.tell, scored=known)
+        self._scored = self.final, found.scores
+        return found
 
     def _of_now(self, target: budget.Target | None) -> budget.Target | None:
         """A target that is said in parts of the dense model, for the model as it is now."""

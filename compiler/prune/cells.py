@@ -96,13 +96,12 @@ class Cells:
 
     def _counted(self, part: Part) -> np.ndarray:
         """How many weights of each cell are not zero."""
-        matrix = np.asarray(part.layer.matrix(part.array) != 0)
+        matrix: np.ndarray = part.layer.matrix(part.array) != 0
         if self.pattern == UNSTRUCTURED:
-            return np.ravel(matrix)
+            return matrix.ravel()
         shape, channels = (matrix.shape[0], matrix.shape[1]), part.layer.channels
-        return (
-            np.rint(self.pattern.pool(matrix, channels) * self.pattern.sizes(shape, channels)).astype(np.int64).ravel()
-        )
+        sums = self.pattern.pool(matrix, channels) * self.pattern.sizes(shape, channels)
+        return np.asarray(np.rint(sums).ravel(), np.int64)
 
     def pools(self, costs: Mapping[str, float] | None = None) -> list[Pool]:
         """The pools; with ``costs`` (of whole layers, by name) keys are scores per cost that goes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..quantize.observe import Progress
 from ..quantize.samples import Samples
 from ..quantize.settings import matching
 from .budget import Measure, Target, counted, static
+from .criteria import Scores
 from .layers import prepare
 from .patterns import Pattern
 from .reach import Prunable, Timer, reach
@@ -43,6 +44,7 @@ class Pruned:
     after: Mapping[str, float]
     target: Target | None = None
     amount: float = 0.0
+    scores: Scores = field(default_factory=dict, repr=False, compare=False)  # by weight: what it was chosen by
 
 
 class Job:

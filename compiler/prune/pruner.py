@@ -8,6 +8,7 @@ as the compiler's own plan of it says (``budget``). A pattern that does not pay 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,9 +42,9 @@ def prune(
     """Prunes a graph to ``settings.target`` for ``machine``.
 
     ``samples`` and ``labels`` serve the criteria that look at data (``criteria.scores``); ``gradients`` instead of
-    them, or ``scored``, the scores themselves, where one graph is pruned to several targets. ``measure`` tells the
-    latency of a static graph in microseconds; without it the cost model does. Open sizes are those of the samples or of
-    ``sizes``, else one, for the criteria and the measures; in the result they are open.
+    them, or ``scored``, an earlier result's ``scores``, where one graph is pruned to several targets. ``measure`` tells
+    the latency of a static graph in microseconds; without it the cost model does. Open sizes are those of the samples
+    or of ``sizes``, else one, for the criteria and the measures; in the result they are open.
 
     ``NervureError``: nothing can be pruned, the target cannot be met (it names the nearest), data do not fit, names
     match nothing, or the pattern pays in no layer.
@@ -56,7 +57,7 @@ def prune(
     work.check()
     if scored is None:
         scored = scores(job.fixed, settings.criterion, samples, gradients, settings.seed, labels=labels, tell=tell)
-    return work.run(scored)
+    return replace(work.run(scored), scores=scored)
 
 
 __all__ = ["Pruned", "constant", "prune", "sizes_of"]

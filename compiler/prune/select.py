@@ -79,6 +79,8 @@ class Ranking:
 
     def restored(self, index: int, gone: np.ndarray, count: int) -> np.ndarray:
         """What goes of pool ``index`` when the best ``count`` of ``gone`` stay after all."""
+        if not count:
+            return gone
         places = np.flatnonzero(gone)
         best = places[np.argsort(-self._ranks[index][places], kind="stable")[:count]]
         found = gone.copy()

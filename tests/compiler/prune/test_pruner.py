@@ -104,7 +104,9 @@ def test_scores_serve_several_targets() -> None:
     scored = scores(graph, "l1")
     for left in (0.8, 0.5):
         settings = Settings(target=Target("macs", left), criterion="l1", multiple=1)
-        assert prune(graph, settings, MACHINE, scored=scored).removed == prune(graph, settings, MACHINE).removed
+        found = prune(graph, settings, MACHINE)
+        assert prune(graph, settings, MACHINE, scored=scored).removed == found.removed
+        assert all(np.array_equal(found.scores[n], scored[n]) for n in scored)
 
 
 def test_an_absolute_target_is_met() -> None:
