@@ -62,7 +62,7 @@ class Pattern:
     def spread(self, cells: np.ndarray, shape: tuple[int, int], channels: int) -> np.ndarray:
         """Something said of each cell (as ``pool`` numbers them), said of each weight: ``[K, N]``."""
         wide = np.repeat(np.repeat(cells, self.rows, 1), self.columns, 2)
-        return wide[:, :channels, : shape[1]].reshape(shape)  # type: ignore[no-any-return]
+        return wide[:, :channels, : shape[1]].reshape(shape)
 
     def sizes(self, shape: tuple[int, int], channels: int) -> np.ndarray:
         """The number of weights in each cell."""
