@@ -152,6 +152,7 @@ CASES = [
     *convs("resnet18-scattered-90%", RESNET18, "unstructured", 0.9),
     *bytes_gemms(768, 3072),
     *convs("int8-mobilenetv2-2:4", MOBILENET, "2:4", op="conv_integer"),
+    *convs("int8-mobilenetv2-2:4x16", MOBILENET, "2:4x16", op="conv_integer"),
     *convs("int8-mobilenetv2-1:4", MOBILENET, "1:4", op="conv_integer"),
     *convs("int8-mobilenetv2-75%", MOBILENET, "block:4x16", 0.75, op="conv_integer"),
     *convs("int8-resnet18-2:4", RESNET18, "2:4", op="conv_integer"),

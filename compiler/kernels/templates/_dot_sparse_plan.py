@@ -119,7 +119,7 @@ class _Search:
 
     def __init__(self, machine: Machine, kit: Kit, walk: Walk, work: Work, below: float, most: float) -> None:
         self.machine, self.kit, self.walk, self.work = machine, kit, walk, work
-        self.below, self.most = below, most
+        self.dense, self.below, self.most = below, below, most
         self.widths, self.valid = cover(work.columns, [lanes for lanes, _ in kit.rows])
         self.found: Choice | None = None
 
@@ -159,8 +159,10 @@ class _Search:
         return Columns(self.work.columns, self.kit.lanes, nv, self.widths, self.valid)
 
     def limit(self, kind: Kind) -> float:
-        more = self.found is not None and kind.bytes > self.found.form.kind.bytes
-        return self.below * (WORTH_BYTES if more else 0.999)
+        held = kind.bytes if self.found is None else self.found.form.kind.bytes
+        if kind.bytes < held:
+            return min(self.dense, self.below / WORTH_BYTES)
+        return self.below * (WORTH_BYTES if kind.bytes > held else 0.999)
 
     def tiles(
         self, kind: Kind, columns: Columns, counts: np.ndarray, gathers: np.ndarray | None = None
@@ -182,7 +184,7 @@ class _Search:
                 cycles += float(gathers.sum()) * self.walk.lines * self.walk.points * each_point
                 parts = float((-(-gathers * GATHERED // PART)).sum())
                 cycles += parts * WAIT * -(-self.walk.lines // shape[0]) * -(-self.walk.points // shape[1])
-            if cycles * work.times + cold < self.below:
+            if cycles * work.times + cold < self.limit(kind):
                 block, extra = _block(machine, self.walk, work, shape, columns, weights, cycles)
                 yield Tile(*shape, columns, block, (cycles + extra) * work.times + cold)
 
