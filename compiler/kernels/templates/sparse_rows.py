@@ -220,9 +220,9 @@ def _walk(machine: Machine, problem: Problem, tile: dict[str, Any], cut: Cut, co
     fma = sum(w / lanes for w in tile["widths"]) / machine.fma_ports
     loads = sum(max(0.5, w / lanes) for w in tile["widths"]) / machine.load_ports + 1.0 / machine.load_ports / 2
     held = cut.block * pitch_of(tile["widths"], lanes) * 4
-    far = sum(tile["widths"]) * 4 / machine.l2_bandwidth * max(0.0, 1 - machine.l1 / 2 / held)
+    far = sum(tile["widths"]) * 4 / machine.l2_bandwidth * max(0.0, 1 - 1.2 * machine.l1 / held)
     apart = 0.25 * min(fma, loads) if lanes == 4 else 0.0  # narrow cores load and multiply in two instructions
-    step: float = max(fma, loads) + apart + 0.4 * far + 0.3
+    step: float = max(fma, loads) + apart + 0.45 * far + 0.45
     if sum(tile["widths"]) * 4 <= lanes:
         step *= 1.5  # dense kernels of few rows wait for memory in the model, but not where caches hold the weights
     groups: float = problem.outputs / cut.together * blocks
