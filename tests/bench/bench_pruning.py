@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--macs", type=float, default=0.5, help="the part of the multiply-adds that stays")
     parser.add_argument("--latency", help="ours by a target such as 0.6x instead, measured on this machine")
     parser.add_argument("--criteria", nargs="*", default=["l2"], help="ours")
+    parser.add_argument("--multiple", type=int, help="of channels, ours; default: as the pruner thinks fit")
     parser.add_argument("--importance", nargs="*", default=["magnitude"], help="torch-pruning's")
     parser.add_argument("--scope", nargs="*", default=["layer", "global"], help="torch-pruning's")
     parser.add_argument("--round-to", type=int, default=8, help="channels of torch-pruning; 0: any number")
@@ -140,7 +141,7 @@ def pruned(model: Any, data: Data, criterion: str, args: argparse.Namespace) -> 
     port = graph.node(graph.inputs[0]).names[0]
     few = data.few(256, 1)
     samples = [{port: one[None]} for one in data.ready(few.x)]
-    settings = Settings("channels", criterion, target=budget.Target("macs", args.macs))
+    settings = Settings("channels", criterion, target=budget.Target("macs", args.macs), multiple=args.multiple)
     return before, prune(graph, settings, get("host"), samples, few.y).graph
 
 
