@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ...errors import NervureError
 from ...targets.machine import Machine
 from ..ir import Graph, Value
@@ -155,7 +157,8 @@ def _within_budget(
     graph: Graph, proposals: Mapping[int, list[tuple[Job, list[Plan]]]], choices: Choices
 ) -> dict[tuple[int, int], Plan]:
     """The cheapest plans; while they hold too many bytes of weights, the swap that loses least time for each byte."""
-    original = sum(graph.node(n).array.nbytes for n in graph.find("const"))
+    held = [graph.node(n).array for n in graph.find("const")]
+    original = sum(map(_least_bytes, held)) if choices.small else sum(array.nbytes for array in held)
     chosen = {(key, i): options[0] for key, found in proposals.items() for i, (_, options) in enumerate(found)}
     unpacked = _left_unpacked(graph, proposals)
     total = unpacked + sum(_packed(p) for p in chosen.values())
@@ -171,6 +174,11 @@ def _within_budget(
         chosen[at] = other
         swaps[at] = _best_swap(proposals[at[0]][at[1]][1], other)
     return chosen
+
+
+def _least_bytes(array: np.ndarray) -> int:
+    """What a constant needs: each weight, or only those that are not zero and two bytes for where they lie."""
+    return min(array.nbytes, int(np.count_nonzero(array)) * (array.itemsize + 2))
 
 
 def _best_swap(options: Sequence[Plan], now: Plan) -> tuple[float, int] | None:

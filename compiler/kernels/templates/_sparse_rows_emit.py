@@ -78,7 +78,8 @@ class _Tile:
     def emit(self) -> None:
         where = None if self.c["flat"] else self._places()
         with self.k.loop(self.c["blocks"], name="block") as block:
-            self._gather(block, where)
+            if not self.c["direct"]:
+                self._gather(block, where)
             self._products(block)
         _Results(self).emit()
 
@@ -197,6 +198,7 @@ class _Tile:
 
         k, c, of = self.k, self.c, self.of
         together, pitch = c["together"], self.pitch
+        columns, begin = (of.x, self.base + block * c["block"]) if c["direct"] else (of.columns, self.lanes * pitch)
         start = (self.chunk * c["blocks"] + block) * 3
         head, groups = k.bind(k.load(of.starts, start), "head"), k.bind(k.load(of.starts, start + 2), "groups")
         data = k.register("int32", 1, "data")
@@ -214,10 +216,10 @@ class _Tile:
             with k.loop(count, name="j") as j:
                 for i, row in enumerate(sums):
                     at = data.get() + j * together + i
-                    column = k.bind((number(of.index, at) + self.lanes) * pitch, "column")
+                    column = k.bind(number(of.index, at) * pitch + begin, "column")
                     weight = k.bind(k.load(of.weights, at), "weight")
                     for v, (acc, width) in enumerate(zip(row, self.widths, strict=True)):
-                        value = k.load(of.columns, column + v * self.lanes, width)
+                        value = k.load(columns, column + v * self.lanes, width)
                         acc.add_product(tirx.Broadcast(weight, width) if width > 1 else weight, value)
             data.set(data.get() + count * together)
             for row, held in zip(rows, sums, strict=True):

@@ -50,6 +50,11 @@ class Problem:
     def repeats(self) -> int:
         return math.prod(o["extent"] for o in self.outer)
 
+    @property
+    def direct(self) -> bool:
+        """Whether x is a column as it lies: a row alone, one element after the other."""
+        return self.rows == 1 and not self.walk and self.x["step"] == 1
+
 
 def _matmul(region: Region, reads: list[int]) -> Problem | None:
     p = product(region, reads)
@@ -165,7 +170,7 @@ def choose(machine: Machine, problem: Problem, count: int, epilogue: int, room: 
 def scratch(problem: Problem, tiling: Tiling, lanes: int) -> tuple[int, int]:
     """Bytes of columns and of sums, for each worker."""
     pitch = max(pitch_of(t["widths"], lanes) for t in tiling.tiles) * 4
-    columns = (min(tiling.cut.block, problem.depth) + lanes) * pitch
+    columns = 0 if problem.direct else (min(tiling.cut.block, problem.depth) + lanes) * pitch
     return -(-columns // 64) * 64, tiling.cut.padded * pitch + lanes * 4  # a vector is read from the last row on
 
 
@@ -197,9 +202,11 @@ def _timed(
         own = _walk(machine, problem, tile, cut, count, blocks)
         vectors = len(tile["widths"])
         turned = problem.depth * chunks * TURN * (1.5 if problem.walk else 1.0)
+        turned *= max(1.0, machine.lanes / problem.channels) ** NARROW
         back = problem.outputs * (TURN + 1.5 + epilogue)
         if pitch_of(tile["widths"], machine.lanes) == 1:
             turned, back = (2 * n / machine.lanes for n in (turned, back))
+        turned = 0.0 if problem.direct else turned
         cycles += tile["repeat"] * (own + vectors * (turned + back))
     cycles *= problem.repeats
     tasks = chunks * problem.repeats * sum(t["repeat"] for t in tiles)
@@ -212,6 +219,7 @@ def _timed(
 
 
 TURN = 5.0  # cycles to turn one vector
+NARROW = 0.7  # a power: how much longer it takes where there are fewer channels than lanes, which go one by one
 
 
 def _walk(machine: Machine, problem: Problem, tile: dict[str, Any], cut: Cut, count: int, blocks: int) -> float:
@@ -248,6 +256,7 @@ def _assemble(region: Region, problem: Problem, tiling: Tiling, matrix: np.ndarr
         "axes": problem.axes,
         "walk": problem.walk,
         "flat": not problem.walk,
+        "direct": problem.direct,
         "tiles": list(tiling.tiles),
         "tasks": tasks,
         "chunks": chunks,
