@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--latency", help="ours by a target such as 0.6x instead, measured on this machine")
     parser.add_argument("--criteria", nargs="*", default=["l2"], help="ours")
     parser.add_argument("--multiple", type=int, help="of channels, ours; default: as the pruner thinks fit")
+    parser.add_argument("--keep", nargs="*", default=[], metavar="PATTERN", help="layers that stay as they are, ours")
     parser.add_argument("--importance", nargs="*", default=["magnitude"], help="torch-pruning's")
     parser.add_argument("--scope", nargs="*", default=["layer", "global"], help="torch-pruning's")
     parser.add_argument("--round-to", type=int, default=8, help="channels of torch-pruning; 0: any number")
@@ -141,7 +142,8 @@ def pruned(model: Any, data: Data, criterion: str, args: argparse.Namespace) -> 
     port = graph.node(graph.inputs[0]).names[0]
     few = data.few(256, 1)
     samples = [{port: one[None]} for one in data.ready(few.x)]
-    settings = Settings("channels", criterion, target=budget.Target("macs", args.macs), multiple=args.multiple)
+    target, keep = budget.Target("macs", args.macs), tuple(args.keep)
+    settings = Settings("channels", criterion, target=target, multiple=args.multiple, keep=keep)
     return before, prune(graph, settings, get("host"), samples, few.y).graph
 
 
