@@ -63,6 +63,7 @@ def prune(
     target: str = "host",
     tune: str | Path | None = None,
     force: bool = False,
+    optimize: str | None = None,
     timed: bool = True,
     scan: bool = False,
     seed: int = 0,
@@ -90,7 +91,9 @@ def prune(
     dense model's outputs teach, too. ``steps``: pruning and training take turns so often. ``scan``: how sensitive each
     layer is goes into the report.
 
-    A pattern that is not faster on ``target`` is refused with both times of each layer, unless ``force``. ``timed``
+    A pattern that is not faster on ``target`` is refused with both times of each layer, unless ``force``.
+    ``optimize="size"`` compiles for few bytes instead (as ``nervure compile --optimize size`` will), which a ``file``
+    target does by itself: zeros are then left out wherever that saves bytes. ``timed``
     False measures nothing, a latency target included: the cost model decides. Further ``options`` are the fields of
     ``compiler.prune.settings.Settings`` (``floor``, ``multiple``, ``rank``).
 
@@ -102,7 +105,7 @@ def prune(
     settings = settings_for(
         targets,
         {"structure": structure, "criterion": criterion, "scope": scope, "keep": keep, "parts": dict(layers or {}),
-         "seed": seed, "force": force, **options},
+         "seed": seed, "force": force, "optimize": optimize or ("speed" if file is None else "size"), **options},
     )  # fmt: skip
     training = Tuning(epochs, learning_rate, batch_size, distill, steps)
     for path, suffix in ((out, ".onnx"), (tune, ".json")):

@@ -59,7 +59,7 @@ class _Clock:
         except NervureError as error:
             self.refused = error
             return None
-        made_form = form(pruned.graph, job.machine)
+        made_form = form(pruned.graph, job.machine, job.settings.optimize)
         key = shape_key(made_form)
         found = self.record.find(key, asked)
         made = None
@@ -121,7 +121,7 @@ def _too_slow(trials: list[Trial], wanted: float, target: Target) -> NervureErro
 
 def _must_pay(job: Job, made: Made, target: Target | None) -> None:
     """``NervureError`` with the figures where a pattern brings no time, though bytes were not what it is for."""
-    if target is not None and target.kind in ("file", "ram", "params"):
+    if job.settings.optimize == "size" or (target is not None and target.kind in ("file", "ram", "params")):
         return
     forms = [job.dense.form, made.form]
     if job.times:

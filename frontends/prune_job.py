@@ -112,7 +112,13 @@ class Job:
 
     def made(self, graph: Graph) -> Made:
         """The graph, compiled."""
-        return Made(graph, form(graph, self.machine), compile(graph, self.target, name=self.title))
+        wish = self.settings.optimize
+        model = compile(graph, self.target, name=self.title, optimize=wish)
+        return Made(graph, form(graph, self.machine, wish), model)
+
+    def amount(self, graph: Graph, kind: str) -> float:
+        """What a graph has of a budget's measure."""
+        return budget.measure(graph, self.machine, (kind,), optimize=self.settings.optimize)[kind]
 
     def _score(self, stage: str, made: Made) -> None:
         if self.evaluation is not None:
@@ -139,7 +145,7 @@ class Job:
         target = self.settings.target
         if target is None or target.relative or (target.kind == "latency" and self.times):
             return
-        dense = budget.measure(self.graph, self.machine, (target.kind,))[target.kind]
+        dense = self.amount(self.graph, target.kind)
         if target.value >= dense:
             raise already_met(target, dense)
 
@@ -190,7 +196,7 @@ class Job:
         if target is None or not target.relative or self.final is self.dense:
             return target
         if target.kind != "sparsity":
-            dense = budget.measure(self.graph, self.machine, (target.kind,))[target.kind]
+            dense = self.amount(self.graph, target.kind)
             return budget.Target(target.kind, target.value * dense, relative=False)
         return replace(target, value=max(0.0, 1 - (1 - target.value) / self._left())) if self.settings.kinds else target
 
@@ -222,7 +228,7 @@ class Job:
     def _relative(self, target: budget.Target) -> budget.Target:
         if target.relative:
             return target
-        dense = budget.measure(self.graph, self.machine, (target.kind,))[target.kind]
+        dense = self.amount(self.graph, target.kind)
         if target.value >= dense:
             return replace(target, value=1.0, relative=True)
         return replace(target, value=target.value / dense, relative=True)
@@ -261,7 +267,7 @@ class Job:
         elif kind == "sparsity":
             dense, reached = 1.0, float(self._left())
         else:
-            dense, reached = (budget.measure(m.graph, self.machine, (kind,))[kind] for m in (self.dense, self.final))
+            dense, reached = (self.amount(m.graph, kind) for m in (self.dense, self.final))
         return {
             "kind": kind,
             "target": str(target),

@@ -70,13 +70,13 @@ class Form:
         return sum(us for us, owner in zip(self.estimates, self.owners, strict=True) if owner is None)
 
 
-def form(graph: Graph, machine: Machine) -> Form:
+def form(graph: Graph, machine: Machine, optimize: str = "speed") -> Form:
     """The layers of a static graph and the steps that compute them, by the cost model."""
     marked = prepare(graph).copy()
     held = _layers(marked)
     for name, (node, _) in held.items():
         marked.set_node(node, origin=(f"{_MARK}{name}",))
-    program, _ = plan_program([EntryGraph(marked)], machine, Options())
+    program, _ = plan_program([EntryGraph(marked)], machine, Options(optimize=optimize))
     steps = program.entries[0].steps
     owners = tuple(_owner(step.origin) for step in steps)
     estimates = tuple(step.estimate / 1000 for step in steps)

@@ -10,7 +10,17 @@ from ..compiler.prune import budget
 from ..compiler.prune.settings import Settings
 from ..errors import NervureError
 
-OWN = ("structure", "criterion", "scope", "target", "keep", "parts", "seed", "force")  # said by arguments of prune
+OWN = (
+    "structure",
+    "criterion",
+    "scope",
+    "target",
+    "keep",
+    "parts",
+    "seed",
+    "force",
+    "optimize",
+)  # said by arguments of prune
 
 
 @dataclass(frozen=True)

@@ -123,18 +123,22 @@ def stages(target: Target, steps: int) -> tuple[Target, ...]:
 
 
 def measure(
-    graph: Graph, machine: Machine, kinds: Iterable[str] = KINDS, measured: Measure | None = None
+    graph: Graph,
+    machine: Machine,
+    kinds: Iterable[str] = KINDS,
+    measured: Measure | None = None,
+    optimize: str = "speed",
 ) -> dict[str, float]:
     """What a graph costs, by kind: multiply-adds of a run and parameters (both without zeros), bytes of RAM and of
     file, microseconds on one core; ``sparsity`` is the part of the layers' weights that is zero. Open sizes count as
-    one. ``measured``: how to tell the latency instead of by the cost model."""
+    one. ``measured``: how to tell the latency instead of by the cost model; ``optimize``: what it is compiled for."""
     wanted = tuple(kinds)
     graph = static(graph)
     found: dict[str, float] = {}
     if {"macs", "params", "sparsity"} & set(wanted):
         found |= counted(graph)
     if set(PLANNED) & set(wanted) and not (set(wanted) & set(PLANNED) == {"latency"} and measured):
-        found |= planned(graph, machine)
+        found |= planned(graph, machine, optimize)
     if measured is not None and "latency" in wanted:
         found["latency"] = measured(graph)
     return {kind: found[kind] for kind in KINDS if kind in wanted}
@@ -170,9 +174,9 @@ def _floats(graph: Graph) -> dict[str, np.ndarray]:
     return {n.names[0]: n.array for n in nodes if n.array.dtype.kind == "f" and n.array.ndim}
 
 
-def planned(graph: Graph, machine: Machine) -> dict[str, float]:
+def planned(graph: Graph, machine: Machine, optimize: str = "speed") -> dict[str, float]:
     """Bytes of RAM and file, and microseconds, of the program that the compiler would make of a static graph."""
-    program, pool = plan_program([EntryGraph(graph)], machine, Options())
+    program, pool = plan_program([EntryGraph(graph)], machine, Options(optimize=optimize))
     return facts(program, pool.drafts)
 
 

@@ -64,7 +64,7 @@ class Job:
         self.plain = constant(prepare(graph))
         self.fixed = static(self.plain, {**sizes_of(self.plain, samples), **(sizes or {})})
         self.weights = weights(self.fixed)
-        self.dense = plans(self.fixed, machine)
+        self.dense = plans(self.fixed, machine, settings.optimize)
         self.notes: list[str] = []
 
     def results(self, weight: Weight) -> tuple[str, ...]:
@@ -83,9 +83,7 @@ class Job:
 
     def reach(self, things: Prunable, ranking: Ranking, target: Target, why: str) -> Found:
         """Where the ranking meets the target."""
-        return reach(
-            things, ranking, target, self.settings.tolerance, self.machine, lambda: why, self._timer(target), self.tell
-        )
+        return reach(things, ranking, target, self.settings, self.machine, lambda: why, self._timer(target), self.tell)
 
     def _timer(self, target: Target) -> Timer | None:
         if self.measure is None or target.kind != "latency":
@@ -130,7 +128,7 @@ class Job:
         """The result, from the pruned graph and the same with its sizes bound."""
         if not masks and not removed:
             self.notes.append("the network meets the target as it is: nothing was pruned")
-        plan = plans(after, self.machine)
+        plan = plans(after, self.machine, self.settings.optimize)
         rows = make_rows(self.fixed, after, self.dense, plan, patterns, refused, left_out)
         target = self.settings.target
         if target is not None and target.kind == "sparsity":

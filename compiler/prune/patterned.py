@@ -83,10 +83,11 @@ class Patterned:
 
     def _losers(self, masks: Mapping[str, np.ndarray]) -> dict[str, str]:
         """The layers in which the zeros do not pay, and the numbers."""
-        made = plans(masked(self.job.fixed, masks), self.job.machine)
+        made = plans(masked(self.job.fixed, masks), self.job.machine, self.settings.optimize)
         kept = {w: float(m.mean()) for w, m in masks.items()}
         names = [(p.layer.name, p.layer.weight) for p in self.parts if p.layer.weight in masks]
         kind = self.settings.target.kind if self.settings.target is not None else "latency"
+        kind = "file" if self.settings.optimize == "size" and kind != "latency" else kind
         return losing(names, self.job.dense, made, kind, kept)
 
     def _weights_of(self, layers: Mapping[str, str]) -> set[str]:

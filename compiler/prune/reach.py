@@ -13,6 +13,7 @@ from ..ir import Graph
 from ..quantize.observe import Progress, silent
 from .budget import PLANNED, Measure, Target, planned
 from .select import Found, Ranking, search
+from .settings import Settings
 
 MEASURED = 6  # graphs that are measured on the machine, for one target
 
@@ -39,7 +40,7 @@ def reach(
     things: Prunable,
     ranking: Ranking,
     target: Target,
-    tolerance: float,
+    settings: Settings,
     machine: Machine,
     why: Callable[[], str],
     timer: Timer | None = None,
@@ -47,7 +48,8 @@ def reach(
 ) -> Found:
     """How many items of the ranking go; ``NervureError`` where the target cannot be met. A latency that is to be
     measured is looked for with the cost model, which is corrected by each measurement."""
-    tried = _Amounts(things, ranking, target.kind, machine, tell)
+    tolerance = settings.tolerance
+    tried = _Amounts(things, ranking, target.kind, machine, settings.optimize, tell)
     if timer is None:
         return search(len(ranking), tried, target, tolerance, why)
     dense = timer.dense
@@ -70,8 +72,11 @@ def reach(
 class _Amounts:
     """What is left when ``count`` items go, each worked out once."""
 
-    def __init__(self, things: Prunable, ranking: Ranking, kind: str, machine: Machine, tell: Progress) -> None:
-        self._things, self._ranking, self._kind, self._machine = things, ranking, kind, machine
+    def __init__(
+        self, things: Prunable, ranking: Ranking, kind: str, machine: Machine, optimize: str, tell: Progress
+    ) -> None:
+        self._things, self._ranking, self._kind = things, ranking, kind
+        self._machine, self._optimize = machine, optimize
         self._known: dict[int, float] = {}
         self._tell = tell
         self.scale = 1.0
@@ -80,7 +85,7 @@ class _Amounts:
         if count not in self._known:
             removed = self._ranking.removed(count)
             if self._kind in PLANNED:
-                self._known[count] = planned(self._things.made(removed), self._machine)[self._kind]
+                self._known[count] = planned(self._things.made(removed), self._machine, self._optimize)[self._kind]
             else:
                 self._known[count] = self._things.counts(removed)[self._kind]
             self._tell("searching", len(self._known), len(self._known) + 1)

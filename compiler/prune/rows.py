@@ -57,13 +57,13 @@ class Plans:
     totals: Mapping[str, float]
 
 
-def plans(graph: Graph, machine: Machine) -> Plans:
+def plans(graph: Graph, machine: Machine, optimize: str = "speed") -> Plans:
     """Plans a static graph, and says which layer each step works for: that of the last layer in it."""
     marked, order = graph.copy(), {}
     for i, (name, key) in enumerate(_layer_nodes(graph)):
         marked.set_node(key, origin=(f"layer {name}",))
         order[f"layer {name}"] = (i, name)
-    program, pool = plan_program([EntryGraph(marked)], machine, Options())
+    program, pool = plan_program([EntryGraph(marked)], machine, Options(optimize=optimize))
     found: dict[str, Cost] = {}
     for step in (s for e in program.entries for s in e.steps):
         owners = [order[o] for o in step.origin if o in order]

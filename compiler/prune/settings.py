@@ -45,6 +45,7 @@ class Settings:
     rank: str = _option("auto", "what a ranking goes by: the score, or the score per cost", ("auto", "score", "cost"))
     multiple: int | None = _option(None, "channels kept are a multiple of this (default: by target)", (), 1, 256)
     tolerance: float = _option(0.02, "how far from the target is near enough, as a part of it", (), 1e-4, 0.5)
+    optimize: str = _option("speed", "what the model is compiled for: speed, or few bytes", ("speed", "size"))
     seed: int = _option(0, "of everything drawn by chance")
     force: bool = _option(False, "keep patterns that do not pay on the machine")
 

@@ -190,7 +190,7 @@ class Structured:
         return best, whole
 
     def _option(self, units: Units, ranking: Ranking, removed: list[np.ndarray], kind: str) -> _Option:
-        amounts = planned(units.made(removed), self.job.machine)
+        amounts = planned(units.made(removed), self.job.machine, self.settings.optimize)
         amount = amounts[kind] if kind in amounts else units.counts(removed)[kind]
         self.job.tell("searching", 1, 2)
         return _Option(removed, amount, amounts["latency"], ranking.kept(removed))

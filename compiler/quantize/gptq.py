@@ -30,16 +30,18 @@ Round = Callable[[int, np.ndarray], np.ndarray]
 
 def gptq(weights: np.ndarray, moments: np.ndarray, nearest: Round) -> np.ndarray:
     """Weights ``[rows, columns]`` rounded with error feedback. ``nearest(row, values)`` gives the representable values
-    next to ``values`` in that row. Rows that no input ever reached are rounded to the nearest."""
+    next to ``values`` in that row. Rows that no input ever reached are rounded to the nearest. Zeros stay zeros: what
+    was pruned is not brought back, its error is spread like any other (Frantar and Alistarh 2023, arXiv:2301.00774)."""
     order = np.argsort(-np.diag(moments), kind="stable")
     held = np.asarray(weights, np.float64)[order].copy()
+    pruned = held == 0
     upper = _factor(np.asarray(moments, np.float64)[np.ix_(order, order)])
     done = np.empty_like(held)
     for first in range(0, len(order), BLOCK):
         last = min(first + BLOCK, len(order))
         errors = np.zeros((last - first, held.shape[1]))
         for i in range(first, last):
-            done[i] = nearest(int(order[i]), held[i])
+            done[i] = np.where(pruned[i], 0.0, nearest(int(order[i]), held[i]))
             errors[i - first] = (held[i] - done[i]) / upper[i, i]
             held[i + 1 : last] -= np.outer(upper[i, i + 1 : last], errors[i - first])
         held[last:] -= upper[first:last, last:].T @ errors

@@ -13,6 +13,10 @@ from .forms import layer_at
 from .gptq import Moments, damped, gptq, input_of, loss, moments_of, toward
 from .groups import Grouped, Weight, best_scales, codes_of, rounder
 from .observe import Feeds, Progress, Watcher
+from .rounding import adaptive_steps
+from .scheme import Scheme
+
+PRUNED = 0.9  # of the weights: with fewer that are not zero, a weight counts as pruned
 
 Made = tuple[np.ndarray, np.ndarray, tuple[int, int] | None]  # codes, scales, block
 
@@ -87,7 +91,7 @@ class Learning:
         spent = total = 0.0
         for i, matrix in enumerate(matrices):
             h = seconds[i]
-            wanted = toward(matrix, h, crosses[i], seen.count)
+            wanted = np.where(matrix == 0, 0.0, toward(matrix, h, crosses[i], seen.count))
             one = np.diag(h) + 1e-9 * max(1e-9, float(np.diag(h).mean()))
             held = best_scales(wanted, form.group_of, form.scales, bits, one)
             steps = _better(wanted, held, form.group_of, bits, damped(h, seen.count))
@@ -125,12 +129,16 @@ class Learning:
 
 
 def _better(matrix: np.ndarray, scales: np.ndarray, group_of: np.ndarray, bits: int, moments: np.ndarray) -> np.ndarray:
-    """GPTQ's rounding, unless it does worse on the samples than rounding to the nearest does."""
-    near = codes_of(matrix, scales, group_of, bits)
-    found = codes_of(gptq(matrix, moments, rounder(scales, group_of, bits)), scales, group_of, bits)
+    """GPTQ's rounding, unless another does better on the samples: to the nearest, or, where much was pruned and little
+    is left for errors to be spread on, step by step from there."""
     wide = scales[group_of].astype(np.float64)
-    better = loss(found * wide - matrix, moments) < loss(near * wide - matrix, moments)
-    return found if better else near
+    found = [codes_of(matrix, scales, group_of, bits)]
+    found.append(codes_of(gptq(matrix, moments, rounder(scales, group_of, bits)), scales, group_of, bits))
+    if np.count_nonzero(matrix) < PRUNED * matrix.size:
+        most = 2 ** (bits - 1)
+        scheme = Scheme("int8", np.float32(1), low=-most, high=most - 1)
+        found.append(adaptive_steps(matrix.T, wide.T, moments, scheme).T.astype(np.int8))
+    return min(found, key=lambda steps: loss(steps * wide - matrix, moments))
 
 
 def _value(array: np.ndarray) -> dict[str, np.ndarray]:

@@ -87,6 +87,14 @@ def prune_command(
     force: Annotated[
         bool, typer.Option("--force", help="Take a pattern that does not pay, too.", rich_help_panel=_WHAT)
     ] = False,
+    optimize: Annotated[
+        o.Optimize | None,
+        typer.Option(
+            "--optimize",
+            help="What to compile for: speed, or size (where --target-file is given).",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -175,6 +183,7 @@ def prune_command(
             target=target,
             tune=tune,
             force=force,
+            optimize=None if optimize is None else optimize.value,
             timed=timed,
             scan=scan,
             seed=seed,

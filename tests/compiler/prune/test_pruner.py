@@ -328,8 +328,8 @@ def slow_layer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def make(*names: str) -> None:
         real = patterned.plans
 
-        def plans(graph: Graph, machine: object) -> Plans:
-            found = real(graph, machine)  # type: ignore[arg-type]
+        def plans(graph: Graph, machine: object, optimize: str) -> Plans:
+            found = real(graph, machine, optimize)  # type: ignore[arg-type]
             sparse = any((a == 0).any() for a in _constants(graph).values())
             halved = {n: Cost(c.us * (1 if n in names or not sparse else 0.5), c.bytes) for n, c in base.layers.items()}
             return Plans(halved, found.totals)

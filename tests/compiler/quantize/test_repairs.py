@@ -75,3 +75,12 @@ def test_adaptive_rounding_is_never_worse_and_moves_less_than_a_step() -> None:
     assert (np.abs(q - w / scale) < 1.0001).all() and q.min() >= low and q.max() <= high
     again = adaptive_steps(w, scale, x.T @ x, scheme)
     assert np.array_equal(q, again)
+
+
+def test_adaptive_rounding_leaves_pruned_weights_out() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(0, 1, (200, 32)) @ rng.normal(0, 1, (32, 32))
+    w = rng.normal(0, 1, (8, 32)) * (rng.random((8, 32)) < 0.3)
+    scheme = symmetric(np.abs(w).max(axis=1, keepdims=True), 4)
+    q = adaptive_steps(w, np.broadcast_to(scheme.scale, w.shape).astype(np.float64), x.T @ x, scheme)
+    assert (q[w == 0] == 0).all() and (q != 0).any()

@@ -11,6 +11,7 @@ from nervure.compiler.ir import Graph
 from nervure.compiler.passes import canonicalize
 from nervure.compiler.quantize.gptq import gptq, loss
 from nervure.compiler.quantize.groups import best_scales, codes_of, rounder
+from nervure.compiler.quantize.learning import _better
 from nervure.compiler.quantize.weights import halve_weights, quantize_weights, weights_of
 from nervure.compiler.types import TensorType
 from nervure.errors import NervureError
@@ -112,6 +113,19 @@ def test_gptq_of_one_layer_beats_the_nearest() -> None:
     codes = (done + w) / scales[group]
     np.testing.assert_allclose(codes, np.rint(codes), atol=1e-9)
     assert codes.min() >= -8 and codes.max() <= 7
+
+
+def test_gptq_leaves_pruned_weights_out() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(500, 64)) @ rng.normal(size=(64, 64))
+    w = rng.normal(size=(64, 24)) * (rng.random((64, 24)) < 0.3)
+    group, moments = np.arange(64) // 32, x.T @ x
+    scales = best_scales(w, group, 2, 4, np.ones(64))
+    wide = scales[group].astype(np.float64)
+    near, done = codes_of(w, scales, group, 4) * wide, gptq(w, moments, rounder(scales, group, 4))
+    best = _better(w, scales, group, 4, moments) * wide
+    assert (done[w == 0] == 0).all() and (best[w == 0] == 0).all()
+    assert loss(best - w, moments) < 0.9 * loss(near - w, moments)
 
 
 @pytest.mark.slow
