@@ -17,8 +17,9 @@ from .structure import Group, find_structure
 from .units import Units
 from .weights import Weight
 
-_FINER = (1, 2, 4, 256)  # what numbers of channels that suit the machine are divided by, one after the other
+_FINER = (0.5, 1, 2, 4, 256)  # what numbers of channels that suit the machine are divided by, one after the other
 _LESS, _QUICKER = 0.85, 0.9  # so much of the multiply-adds asked for will do, where it takes so much less time
+_WORTH = 0.9  # of the scores of what stays, if the time is to count
 _STEPS, _FEW = 8, 24  # of giving units back, in networks of so few groups
 _TURNS = 3  # of keeping groups that are as fast whole
 _SMALL = 4  # vectors: larger groups are seldom as fast whole
@@ -111,12 +112,14 @@ class Structured:
                 if last and not options:
                     raise
                 continue
-            if last or self._near(options[-1], target):
+            if last or (finer >= 1 and self._near(options[-1], target)):
                 break
         if target.kind == "latency":
             return max(options, key=lambda o: o.score)
-        best, quick = max(options, key=lambda o: o.amount), options[0]
-        if target.kind == "macs" and quick.amount >= _LESS * best.amount and quick.us < _QUICKER * best.us:
+        best = max(options, key=lambda o: o.amount)
+        quicker = [o for o in options if o.us < _QUICKER * best.us and o.amount >= _LESS * best.amount]
+        quick = max(quicker, key=lambda o: o.score, default=best)
+        if target.kind == "macs" and quick is not best and quick.score >= _WORTH * best.score:
             quick = self._spent(units, quick, target, _QUICKER * best.us)
             less, time = quick.amount / best.amount, quick.us / best.us
             told = f"{less:.1%} of the multiply-adds asked for take {time:.0%} of the time of all of them"
@@ -143,7 +146,7 @@ class Structured:
             option = max(tried, key=lambda t: t[:2])[2]
         return option
 
-    def _at(self, units: Units, target: Target, finer: int) -> _Option:
+    def _at(self, units: Units, target: Target, finer: float) -> _Option:
         """What goes with numbers of channels that are so much finer than those that suit the machine best. A group that
         is as fast whole stays so, and the others are weighed anew: it may take several turns."""
         job, costs = self.job, self.job.costs(target.kind)

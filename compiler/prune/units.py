@@ -61,7 +61,7 @@ class Units:
         self._arrays = {w.name: w.array for w in weights(graph)}
 
     def pools(
-        self, shares: Mapping[str, float], costs: Mapping[str, float] | None = None, finer: int = 1
+        self, shares: Mapping[str, float], costs: Mapping[str, float] | None = None, finer: float = 1
     ) -> list[Pool]:
         """The pools. ``shares``: what is to go of a group, by name; ``costs``: of whole weights, by name: keys are then
         scores per cost that goes with a unit; ``finer`` divides what numbers of channels are multiples of."""
@@ -75,7 +75,7 @@ class Units:
             found.append(Pool(group.name, keys, floor, shares.get(group.name), self.multiple(group, finer), scores))
         return found
 
-    def multiple(self, group: Group, finer: int = 1) -> int:
+    def multiple(self, group: Group, finer: float = 1) -> int:
         """What the number of channels is a multiple of: half a vector, where a group has several; kernels compute
         whole vectors of outputs anyway. Where the user says nothing, for targets of time and work only."""
         if group.kind not in ("channels", "units"):
@@ -88,7 +88,7 @@ class Units:
             return 1
         half = max(1, self._lanes // 2)
         wanted = self._lanes if len(group.units) >= 8 * self._lanes else half if len(group.units) >= 2 * half else 1
-        return max(1, wanted // finer)
+        return min(max(1, int(wanted / finer)), self._lanes)
 
     def _saved(self, unit: Unit, costs: Mapping[str, float]) -> float:
         """What goes with a unit, each weight's cost shared by its elements."""

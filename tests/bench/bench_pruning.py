@@ -28,7 +28,6 @@ from bench_accuracy import mcnemar  # noqa: E402
 from contestants import Contestant, alone  # noqa: E402
 from pruning_nets import NETS, Data, Net, learn, trained  # noqa: E402
 
-RATE = 0.002  # of fine-tuning, both tools'
 TEMPERATURE = 4.0
 
 
@@ -48,6 +47,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path(tempfile.gettempdir()) / "nervure-pruning")
     parser.add_argument("--torch", help="a Python that has torch-pruning and onnxruntime")
     parser.add_argument("--epochs", type=int, help="of fine-tuning; default: a third of the training's")
+    parser.add_argument("--rate", type=float, default=0.002, help="at which fine-tuning begins, both tools'")
     parser.add_argument("--samples", type=int, default=0, help="tune with fewer")
     parser.add_argument("--threads", type=int, default=1, help="of training")
     parser.add_argument("--rounds", type=int, default=15)
@@ -119,7 +119,7 @@ def ours(net: Net, data: Data, weights: Path, criterion: str, out: Path, args: a
     loss: Any = nv.losses.SparseCategoricalCrossentropy(from_logits=True)
     if args.share:
         loss = nv.losses.Distillation(teacher, loss, 1 - args.share, TEMPERATURE)
-    learn(net, model, few, args.epochs or net.tuning, RATE, net.epochs, loss=loss, threads=args.threads)
+    learn(net, model, few, args.epochs or net.tuning, args.rate, net.epochs, loss=loss, threads=args.threads)
     tuned = time.perf_counter()
     nv.save_onnx(model, out)
     after = budget.counted(budget.static(graph))["macs"]
@@ -164,7 +164,7 @@ def theirs(net: Net, weights: Path, importance: str, scope: str, out: Path, args
         "macs": args.macs,
         "epochs": args.epochs or net.tuning,
         "first": net.epochs,
-        "rate": RATE,
+        "rate": args.rate,
         "samples": args.samples,
         "share": args.share,
         "temperature": TEMPERATURE,
