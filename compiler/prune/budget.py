@@ -54,7 +54,8 @@ class Target:
             raise NervureError(f"there is no target {self.kind!r}", hint=f"one of: {', '.join(KINDS)}")
         if not math.isfinite(self.value) or not fits or (self.kind == "sparsity" and not self.relative):
             hint = "from 0 to below 1" if self.kind == "sparsity" else f"for example {_HINTS[_units(self.kind)]}"
-            raise NervureError(f"a {self.kind} of {self.value:g}{'x' if self.relative else ''} is no target", hint=hint)
+            unit = "x" if self.relative and self.kind != "sparsity" else ""
+            raise NervureError(f"a {self.kind} of {self.value:g}{unit} is no target", hint=hint)
 
     def absolute(self, dense: float) -> float:
         """What is to be left, in the measure's own unit (for ``sparsity``: the part that stays)."""
