@@ -136,7 +136,7 @@ def _better(matrix: np.ndarray, scales: np.ndarray, group_of: np.ndarray, bits: 
     found.append(codes_of(gptq(matrix, moments, rounder(scales, group_of, bits)), scales, group_of, bits))
     if np.count_nonzero(matrix) < PRUNED * matrix.size:
         most = 2 ** (bits - 1)
-        scheme = Scheme("int8", np.float32(1), low=-most, high=most - 1)
+        scheme = Scheme("int8", np.ones((), np.float32), low=-most, high=most - 1)
         found.append(adaptive_steps(matrix.T, wide.T, moments, scheme).T.astype(np.int8))
     return min(found, key=lambda steps: loss(steps * wide - matrix, moments))
 
