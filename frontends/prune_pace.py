@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler.quantize.pace import _machine
+from ..compiler.quantize.pace import machine_facts
 from ..errors import NervureError
 from ..targets import Machine
 from ..targets.files import write_atomic
@@ -171,7 +171,7 @@ class Record:
         held = {
             "format": FORMAT,
             "kind": KIND,
-            "machine": _machine(self.machine),
+            "machine": machine_facts(self.machine),
             "network": self.network,
             "measured": self.rows,
         }
@@ -194,11 +194,11 @@ def _read(path: Path, machine: Machine, network: str) -> dict[str, dict[str, flo
         raise NervureError(
             "the tuning record cannot be read", where=str(path), why=str(error), hint="measure again: --tune"
         ) from None
-    if where != _machine(machine):
+    if where != machine_facts(machine):
         raise NervureError(
             "the tuning record is of another machine",
             where=str(path),
-            why=f"it was measured on {where}; this is {_machine(machine)}",
+            why=f"it was measured on {where}; this is {machine_facts(machine)}",
             hint="measure again on this machine: --tune",
         )
     if whose != network:

@@ -103,7 +103,7 @@ def _measured(forms: Sequence[Graph], owner: Mapping[str, str], machine: Machine
 def write_record(path: Path, machine: Machine, found: Iterable[Pace]) -> None:
     """Writes a tuning record; the same times give the same bytes."""
     layers = {p.layer: {"float_us": round(p.float_us, 3), "integer_us": round(p.integer_us, 3)} for p in found}
-    record = {"format": FORMAT, "kind": "nervure tuning record", "machine": _machine(machine), "layers": layers}
+    record = {"format": FORMAT, "kind": "nervure tuning record", "machine": machine_facts(machine), "layers": layers}
     write_atomic(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -119,11 +119,11 @@ def read_record(path: Path, machine: Machine, layers: Iterable[str]) -> tuple[Pa
         raise NervureError(
             "the tuning record cannot be read", where=str(path), why=str(error), hint="measure again: --tune"
         ) from None
-    if record["machine"] != _machine(machine):
+    if record["machine"] != machine_facts(machine):
         raise NervureError(
             "the tuning record is of another machine",
             where=str(path),
-            why=f"it was measured on {record['machine']}; this is {_machine(machine)}",
+            why=f"it was measured on {record['machine']}; this is {machine_facts(machine)}",
             hint="measure again on this machine: --tune",
         )
     known = set(layers)
@@ -138,7 +138,7 @@ def read_record(path: Path, machine: Machine, layers: Iterable[str]) -> tuple[Pa
     return found
 
 
-def _machine(machine: Machine) -> dict[str, Any]:
+def machine_facts(machine: Machine) -> dict[str, Any]:
     """What a measurement holds for: the instruction set and the caches, not the name."""
     row = machine.record()
     return {key: row[key] for key in ("family", "lanes", "registers", "fma_ports", "l1", "l2", "l3", "features")}
