@@ -144,9 +144,9 @@ def losing(
         a, b = dense.layers.get(name, Cost()), sparse.layers.get(name, Cost())
         smaller = kind in ("file", "params") and b.bytes < WORTH * a.bytes
         if b.us >= WORTH * a.us and not smaller:
-            found[name] = f"estimated: {a.us:.3g} us dense, {b.us:.3g} us with {kept.get(weight, 1.0):.1%} of the weights" + (
-                f"; {a.bytes} bytes dense, {b.bytes} sparse" if kind in ("file", "params") else ""
-            )
+            times = f"estimated: {a.us:.3g} us dense, {b.us:.3g} us with {kept.get(weight, 1.0):.1%} of the weights"
+            sizes = f"; {a.bytes} bytes dense, {b.bytes} sparse" if kind in ("file", "params") else ""
+            found[name] = times + sizes
     return found
 
 
