@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler.ir import Graph
-from ..errors import NervureError
 from .model import Model
 from .prune_job import Job
 from .prune_report import Report, make_report
 from .prune_settings import Tuning, settings_for
+from .writing import writable, writable_record
 
 Progress = Callable[[str, int, int], None]
+_FILE = "a pruned model is an ONNX file"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Pruning:
         from .onnx import save
 
         target = Path(path)
-        _writable(target, ".onnx")
+        writable(target, ".onnx", _FILE)
         save(self.graph, target)
         return target
 
@@ -108,9 +109,10 @@ def prune(
          "seed": seed, "force": force, "optimize": optimize or ("speed" if file is None else "size"), **options},
     )  # fmt: skip
     training = Tuning(epochs, learning_rate, batch_size, distill, steps)
-    for path, suffix in ((out, ".onnx"), (tune, ".json")):
-        if path is not None:
-            _writable(Path(path), suffix)
+    if out is not None:
+        writable(Path(out), ".onnx", _FILE)
+    if tune is not None:
+        writable_record(Path(tune))
     job = Job(model, settings, training, target, None if tune is None else Path(tune), timed, progress)
     job.read(data, test, dims, shapes)
     if scan:
@@ -118,12 +120,3 @@ def prune(
     job.run()
     made = Pruning(job.final.graph, make_report(job, timed, started), job.final.model)
     return made if out is None else Pruning(made.graph, made.report, made.model, made.save(out))
-
-
-def _writable(path: Path, suffix: str) -> None:
-    """Says early what would only come out at the end."""
-    if path.suffix != suffix:
-        what = "a pruned model is an ONNX file" if suffix == ".onnx" else "a tuning record is a JSON file"
-        raise NervureError(what, where=str(path), hint=f"{path.stem}{suffix}")
-    if not path.parent.is_dir():
-        raise NervureError("there is no such folder", where=str(path.parent))

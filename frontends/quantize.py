@@ -28,8 +28,10 @@ from .quantize_report import Report, make_report
 from .quantize_settings import AnySettings, settings_for
 from .quantize_settings import promoted as with_promoted
 from .verify import random_inputs
+from .writing import writable, writable_record
 
 Progress = Callable[[str, int, int], None]
+_FILE = "a quantized model is an ONNX file"
 COMPARED = 64  # samples on which the artifacts' outputs are compared
 ROUGH = 24  # samples that are enough to tell which layer does most damage
 RANDOM = 8  # where there are none
@@ -50,7 +52,7 @@ class Quantization:
         from .onnx import save
 
         target = Path(path)
-        _writable(target, ".onnx")
+        writable(target, ".onnx", _FILE)
         save(self.graph, target)
         return target
 
@@ -110,9 +112,10 @@ def quantize(
         raise NervureError(f"promote {promote!r} is unknown", hint=f"use one of: {', '.join(TARGETS)}")
     if optimize not in WISHES:
         raise NervureError(f"optimize {optimize!r} is unknown", hint=f"use one of: {', '.join(WISHES)}")
-    for path in (out, tune):
-        if path is not None:
-            _writable(Path(path), ".onnx" if path is out else ".json")
+    if out is not None:
+        writable(Path(out), ".onnx", _FILE)
+    if tune is not None:
+        writable_record(Path(tune))
     job.read(calibration, dims, shapes, samples, preprocess)
     job.evaluation = _evaluation(evaluate, labelled, job)
     job.start()
@@ -124,15 +127,6 @@ def quantize(
     report = make_report(job, found, budget, outcome, latency, started)
     made = Quantization(found.quantized.graph, report, found.model)
     return replace(made, path=made.save(out)) if out is not None else made
-
-
-def _writable(out: Path, suffix: str) -> None:
-    """Says early what would only come out at the end."""
-    if out.suffix != suffix:
-        what = "a quantized model is an ONNX file" if suffix == ".onnx" else "a tuning record is a JSON file"
-        raise NervureError(what, where=str(out), hint=f"{out.stem}{suffix}")
-    if not out.parent.is_dir():
-        raise NervureError("there is no such folder", where=str(out.parent))
 
 
 def _budget(drop: Any, loss: Any, evaluate: Any, labelled: Any) -> Budget | None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..compiler.quantize.settings import Settings, _option
+from ..compiler.quantize.settings import Settings
+from ..compiler.settings import option
 from ..errors import NervureError
 
 MODES = ("static", "dynamic", "weights")
@@ -18,10 +19,10 @@ HALVES = ("float16", "bfloat16")
 class WeightSettings:
     """How weights alone are quantized (``mode="weights"``); documented as the fields of ``Settings`` are."""
 
-    weights: str = _option("int4", "what weights are stored as, with --mode weights", ("int8", "int4", *HALVES))
-    group: int = _option(32, "neighbouring weights that share a scale, with --mode weights", (), 2, 1 << 20)
-    gptq: bool = _option(False, "round weights by what the layer reads (GPTQ; needs samples), with --mode weights")
-    float_patterns: tuple[str, ...] = _option((), "weights that stay in float (patterns of names)")
+    weights: str = option("int4", "what weights are stored as, with --mode weights", ("int8", "int4", *HALVES))
+    group: int = option(32, "neighbouring weights that share a scale, with --mode weights", (), 2, 1 << 20)
+    gptq: bool = option(False, "round weights by what the layer reads (GPTQ; needs samples), with --mode weights")
+    float_patterns: tuple[str, ...] = option((), "weights that stay in float (patterns of names)")
 
     def __post_init__(self) -> None:
         if self.weights not in ("int8", "int4", *HALVES):

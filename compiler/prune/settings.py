@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from ...errors import NervureError
+from ..settings import check_options, option
 from .budget import Target
 
 _FLOORS = (0.1, 0.01)  # the part of a group, of a layer's weights, that stays where nothing is said
@@ -14,12 +14,6 @@ STRUCTURES = ("channels", "heads", "units", "groups", "blocks")  # the kinds of 
 CRITERIA = ("l1", "l2", "bn_scale", "taylor", "movement", "wanda", "random")
 LEARNED = ("taylor", "movement")  # need gradients
 SEEN = (*LEARNED, "wanda")  # need samples
-
-
-def _option(default: Any, doc: str, choices: tuple[Any, ...] = (), least: float | None = None, most: float = 0) -> Any:
-    """A field; ``metadata``: ``doc`` (one line), ``choices``, and the ``range`` of a number."""
-    limits = None if least is None else (least, most)
-    return field(default=default, metadata={"doc": doc, "choices": choices, "range": limits})
 
 
 @dataclass(frozen=True)
@@ -30,36 +24,27 @@ class Settings:
     pattern as ``patterns.parse`` reads it. ``target`` may be None for an N:M pattern alone, which says its own.
     """
 
-    structure: str = _option("channels", "channels, heads, units, groups, blocks (joined by +), all; or a pattern")
-    criterion: str = _option("l2", "what says how much a weight matters", CRITERIA)
-    scope: str = _option("global", "one ranking over all layers, or the same part of each", ("global", "layer"))
+    structure: str = option("channels", "channels, heads, units, groups, blocks (joined by +), all; or a pattern")
+    criterion: str = option("l2", "what says how much a weight matters", CRITERIA)
+    scope: str = option("global", "one ranking over all layers, or the same part of each", ("global", "layer"))
     target: Target | None = field(default=None, metadata={"doc": "what is to be reached", "choices": (), "range": None})
-    keep: tuple[str, ...] = _option((), "layers or weights that stay as they are (patterns of names)")
+    keep: tuple[str, ...] = option((), "layers or weights that stay as they are (patterns of names)")
     parts: Mapping[str, float] = field(
         default_factory=dict,
         metadata={"doc": "part taken of single layers (patterns of names -> 0 to 1)", "choices": (), "range": None},
     )
-    floor: float | None = _option(
+    floor: float | None = option(
         None, "the part of a layer or group that always stays (default: 0.1 of a group, 0.01 of a layer)", (), 0, 1
     )
-    rank: str = _option("auto", "what a ranking goes by: the score, or the score per cost", ("auto", "score", "cost"))
-    multiple: int | None = _option(None, "channels kept are a multiple of this (default: by target)", (), 1, 256)
-    tolerance: float = _option(0.02, "how far from the target is near enough, as a part of it", (), 1e-4, 0.5)
-    optimize: str = _option("speed", "what the model is compiled for: speed, or few bytes", ("speed", "size"))
-    seed: int = _option(0, "of everything drawn by chance")
-    force: bool = _option(False, "keep patterns that do not pay on the machine")
+    rank: str = option("auto", "what a ranking goes by: the score, or the score per cost", ("auto", "score", "cost"))
+    multiple: int | None = option(None, "channels kept are a multiple of this (default: by target)", (), 1, 256)
+    tolerance: float = option(0.02, "how far from the target is near enough, as a part of it", (), 1e-4, 0.5)
+    optimize: str = option("speed", "what the model is compiled for: speed, or few bytes", ("speed", "size"))
+    seed: int = option(0, "of everything drawn by chance")
+    force: bool = option(False, "keep patterns that do not pay on the machine")
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value, choices, limits = getattr(self, f.name), f.metadata["choices"], f.metadata["range"]
-            if choices and value not in choices:
-                wanted = ", ".join(map(str, choices))
-                raise NervureError(f"pruning: {f.name} is {value!r}", hint=f"use one of: {wanted}")
-            if limits is None or value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not limits[0] <= value <= limits[1]:
-                hint = f"a number from {limits[0]:g} to {limits[1]:g}"
-                raise NervureError(f"pruning: {f.name} is {value!r}", hint=hint)
+        check_options(self, "pruning")
         wrong = sorted(n for n, part in self.parts.items() if not 0 <= part < 1)
         if wrong:
             raise NervureError(f"pruning: the part {self.parts[wrong[0]]!r} of {wrong[0]!r}", hint="from 0 to below 1")

@@ -3,56 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
 
 from ...errors import NervureError
+from ..settings import check_options, option
 
 METHODS = ("auto", "minmax", "average", "percentile", "entropy", "mse")
-
-
-def _option(default: Any, doc: str, choices: tuple[Any, ...] = (), least: float | None = None, most: float = 0) -> Any:
-    """A field; ``metadata``: ``doc`` (one line), ``choices``, and the ``range`` of a number."""
-    limits = None if least is None else (least, most)
-    return field(default=default, metadata={"doc": doc, "choices": choices, "range": limits})
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to quantize (``metadata["doc"]`` of a field: what it does). ``NervureError`` for a value out of range."""
 
-    activations: str = _option("int8", "element type of activations", ("int8", "uint8", "int16"))
-    weights: str = _option("int8", "element type that weights are stored in", ("int8",))
-    weight_bits: int = _option(8, "bits of a weight, stored as int8", tuple(range(8, 1, -1)))
-    per_channel: bool = _option(True, "one weight scale for each output channel instead of one for the layer")
-    method: str = _option("auto", "how the range of an activation is chosen from the samples", METHODS)
-    percentile: float = _option(99.99, "percentile: percentage of values inside the range", (), 50, 100)
-    momentum: float = _option(0.0, "average: weight of each further sample (0: all alike, a plain mean)", (), 0, 1)
-    bins: int = _option(2048, "bins of the histograms that percentile, entropy and mse read", (), 256, 1 << 16)
-    weight_method: str = _option("mse", "how the range of a weight is chosen", ("minmax", "mse"))
-    equalize: bool = _option(True, "even out the channels of consecutive layers first (cross-layer equalization)")
-    bias_correction: bool = _option(True, "put the mean error of each channel, as measured, into the bias")
-    rounding: str = _option(
+    activations: str = option("int8", "element type of activations", ("int8", "uint8", "int16"))
+    weights: str = option("int8", "element type that weights are stored in", ("int8",))
+    weight_bits: int = option(8, "bits of a weight, stored as int8", tuple(range(8, 1, -1)))
+    per_channel: bool = option(True, "one weight scale for each output channel instead of one for the layer")
+    method: str = option("auto", "how the range of an activation is chosen from the samples", METHODS)
+    percentile: float = option(99.99, "percentile: percentage of values inside the range", (), 50, 100)
+    momentum: float = option(0.0, "average: weight of each further sample (0: all alike, a plain mean)", (), 0, 1)
+    bins: int = option(2048, "bins of the histograms that percentile, entropy and mse read", (), 256, 1 << 16)
+    weight_method: str = option("mse", "how the range of a weight is chosen", ("minmax", "mse"))
+    equalize: bool = option(True, "even out the channels of consecutive layers first (cross-layer equalization)")
+    bias_correction: bool = option(True, "put the mean error of each channel, as measured, into the bias")
+    rounding: str = option(
         "nearest", "rounding of weights: nearest, or adaptive to the inputs", ("nearest", "adaptive")
     )
-    smooth: float | None = _option(None, "SmoothQuant's alpha: how much of outliers moves into weights", (), 0, 1)
-    outputs: bool = _option(False, "quantize what only the graph's outputs need (a last softmax, say) as well")
-    float_patterns: tuple[str, ...] = _option((), "layers or tensors that stay in float (patterns of names)")
-    int16_patterns: tuple[str, ...] = _option((), "layers or tensors whose activations get 16 bits (patterns of names)")
+    smooth: float | None = option(None, "SmoothQuant's alpha: how much of outliers moves into weights", (), 0, 1)
+    outputs: bool = option(False, "quantize what only the graph's outputs need (a last softmax, say) as well")
+    float_patterns: tuple[str, ...] = option((), "layers or tensors that stay in float (patterns of names)")
+    int16_patterns: tuple[str, ...] = option((), "layers or tensors whose activations get 16 bits (patterns of names)")
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value, choices, limits = getattr(self, f.name), f.metadata["choices"], f.metadata["range"]
-            if choices and value not in choices:
-                wanted = ", ".join(map(str, choices))
-                raise NervureError(f"quantization: {f.name} is {value!r}", hint=f"use one of: {wanted}")
-            if limits is None or value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not limits[0] <= value <= limits[1]:
-                hint = f"a number from {limits[0]:g} to {limits[1]:g}"
-                raise NervureError(f"quantization: {f.name} is {value!r}", hint=hint)
+        check_options(self, "quantization")
 
 
 def matching(patterns: Iterable[str], names: Iterable[str], what: str = "pattern") -> set[str]:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...compiler.ir import STORED, Graph, Value
 from ...compiler.ops import OPS
@@ -18,6 +18,9 @@ from ...errors import MissingTool, printable
 from .console import count, size
 from .drawing import Drawing, draw
 from .overview import Overview
+
+if TYPE_CHECKING:
+    import jinja2
 
 BOX_WIDTH, ROW, HEAD, FOOT = 188.0, 18.0, 6.0, 20.0
 MOST_ROWS = 6
@@ -27,32 +30,41 @@ LETTERS = 27  # that fit in a box
 
 def render(view: Overview) -> str:
     """The page as text."""
+    here = Path(__file__).parent
+    script = (here / "inspect.js.j2").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    facts = clean(view.facts)
+    graph = _graph(view.fused, facts) if view.fused is not None else None
+    return (
+        environment()
+        .get_template("inspect.html.j2")
+        .render(
+            f=facts,
+            graph=graph,
+            plan=_plan(facts) if facts["buffers"] else None,
+            steps=_bars(facts["steps"]),
+            script=script,
+            digest=digest,
+            data=_data(facts, graph),
+        )
+    )
+
+
+def environment(**filters: Any) -> jinja2.Environment:
+    """Jinja's environment of every page, with further filters; ``MissingTool`` without Jinja."""
     try:
         import jinja2
     except ImportError as error:
         raise MissingTool("drawing the page needs Jinja", hint="pip install 'nervure[compile]'") from error
-    here = Path(__file__).parent
-    script = (here / "inspect.js.j2").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": size, "count": count, "short": shorten, "px": _px}
-    facts = _clean(view.facts)
-    graph = _graph(view.fused, facts) if view.fused is not None else None
-    return environment.get_template("inspect.html.j2").render(
-        f=facts,
-        graph=graph,
-        plan=_plan(facts) if facts["buffers"] else None,
-        steps=_bars(facts["steps"]),
-        script=script,
-        digest=digest,
-        data=_data(facts, graph),
-    )
+    made.filters |= {"size": size, "count": count, "short": shorten, "px": px, **filters}
+    return made
 
 
 def shorten(text: str, limit: int = LETTERS) -> str:
@@ -62,17 +74,17 @@ def shorten(text: str, limit: int = LETTERS) -> str:
     return text if len(text) <= limit else f"{text[: limit - keep - 1]}…{text[-keep:]}"
 
 
-def _px(value: float) -> str:
+def px(value: float) -> str:
     return f"{value:.1f}".rstrip("0").rstrip(".")
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
     """Every string printable and of bounded length."""
     if isinstance(value, str):
         return printable(value, 300, newlines=True)
     if isinstance(value, dict):
-        return {_clean(k): _clean(v) for k, v in value.items()}
-    return [_clean(v) for v in value] if isinstance(value, list | tuple) else value
+        return {clean(k): clean(v) for k, v in value.items()}
+    return [clean(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 # -- the graph -------------------------------------------------------------------------------------------------------
@@ -165,13 +177,13 @@ def _inside(graph: Graph, key: int, body: Any, weights: list[Value]) -> list[lis
 
 def _path(points: list[tuple[float, float]]) -> str:
     """A curve between each pair of layers, straight inside them."""
-    d = f"M{_px(points[0][0])} {_px(points[0][1])}"
+    d = f"M{px(points[0][0])} {px(points[0][1])}"
     for i, ((ax, ay), (bx, by)) in enumerate(pairwise(points)):
         if i % 2:
-            d += f"V{_px(by)}"
+            d += f"V{px(by)}"
         else:
-            middle = _px((ay + by) / 2)
-            d += f"C{_px(ax)} {middle} {_px(bx)} {middle} {_px(bx)} {_px(by)}"
+            middle = px((ay + by) / 2)
+            d += f"C{px(ax)} {middle} {px(bx)} {middle} {px(bx)} {px(by)}"
     return d
 
 
@@ -203,7 +215,7 @@ def _plan(facts: dict[str, Any]) -> dict[str, Any]:
     live = [sum(b["nbytes"] for b in facts["buffers"] if b["first"] <= t <= b["last"]) for t in range(count_)]
     highest = max([*live, facts["arena_bytes"] or 0, 1])
     curve = "".join(
-        f"L{_px(t * unit)} {_px(STRIP - v / highest * STRIP)}H{_px((t + 1) * unit)}" for t, v in enumerate(live)
+        f"L{px(t * unit)} {px(STRIP - v / highest * STRIP)}H{px((t + 1) * unit)}" for t, v in enumerate(live)
     )
     return {
         "unit": unit,

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ...errors import MissingTool
 from .console import count, size
-from .page import _clean, _px, shorten
+from .page import clean, environment
 from .quantize_page import score
 
 KEPT_WIDTH, TIME_WIDTH, PAIR_WIDTH = 110.0, 190.0, 420.0
@@ -25,30 +23,22 @@ COLOURS = 8  # of the sensitivity picture: its worst layers are named
 
 def render(report: Any) -> str:
     """The page as text."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingTool("drawing the page needs Jinja", hint="pip install 'nervure[compile]'") from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"size": size, "count": count, "short": shorten, "px": _px, "us": _us}
-    facts = _clean(report.as_dict())
+    facts = clean(report.as_dict())
     most = max((r["us"][k] or 0.0 for r in facts["layers"] for k in ("dense", "pruned")), default=0.0) or 1.0
-    return environment.get_template("prune.html.j2").render(
-        f=facts,
-        tiles=_tiles(facts),
-        pairs=_pairs(facts),
-        layers=[_layer(row, most) for row in facts["layers"]],
-        trials=_trials(facts),
-        curve=_curve(facts["training"]),
-        scan=_scan(facts["scan"]),
-        groups=[g | {"w": KEPT_WIDTH * (1 - g["removed"] / max(1, g["units"]))} for g in facts["groups"]],
-        settings={k: v for k, v in facts["settings"].items() if v not in (None, [], {}, "", False)},
+    return (
+        environment(us=_us)
+        .get_template("prune.html.j2")
+        .render(
+            f=facts,
+            tiles=_tiles(facts),
+            pairs=_pairs(facts),
+            layers=[_layer(row, most) for row in facts["layers"]],
+            trials=_trials(facts),
+            curve=_curve(facts["training"]),
+            scan=_scan(facts["scan"]),
+            groups=[g | {"w": KEPT_WIDTH * (1 - g["removed"] / max(1, g["units"]))} for g in facts["groups"]],
+            settings={k: v for k, v in facts["settings"].items() if v not in (None, [], {}, "", False)},
+        )
     )
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ...errors import MissingTool, printable
+from ...errors import printable
 from .console import size
-from .page import _clean, _px, shorten
+from .page import clean, environment, shorten
 
 NOISE_WIDTH, NOISE_TOP = 220.0, 60.0  # the bar of a layer: as long as its SQNR lies below so many dB
 HIST_WIDTH, HIST_HEIGHT = 240.0, 44.0
@@ -24,33 +23,25 @@ WORST = 6
 
 def render(report: Any, command: str | None) -> str:
     """The page as text. ``command``: what does the same again, or would repair the worst layers."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingTool("drawing the page needs Jinja", hint="pip install 'nervure[compile]'") from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"size": size, "short": shorten, "px": _px, "db": decibels, "number": number}
-    facts = _clean(report.as_dict())
+    facts = clean(report.as_dict())
     layers = [_layer(row) for row in facts["layers"]]
-    ranked = [_layer(_clean(row)) for row in report.ranked]
-    return environment.get_template("quantize.html.j2").render(
-        f=facts,
-        layers=layers,
-        worst=[r for r in ranked if r["sqnr_db"] is not None or r["damage"] is not None][:WORST],
-        pairs=_pairs(facts),
-        trials=_trials(facts["control"]),
-        damage={r["name"]: r["damage"] for r in layers},
-        tiles=_tiles(facts),
-        causes=CAUSES,
-        has_causes=any(r["parts"] for r in layers),
-        command=None if command is None else printable(command, 4000),
-        settings={k: v for k, v in facts["settings"].items() if v not in (None, [], "")},
+    ranked = [_layer(clean(row)) for row in report.ranked]
+    return (
+        environment(db=decibels, number=number)
+        .get_template("quantize.html.j2")
+        .render(
+            f=facts,
+            layers=layers,
+            worst=[r for r in ranked if r["sqnr_db"] is not None or r["damage"] is not None][:WORST],
+            pairs=_pairs(facts),
+            trials=_trials(facts["control"]),
+            damage={r["name"]: r["damage"] for r in layers},
+            tiles=_tiles(facts),
+            causes=CAUSES,
+            has_causes=any(r["parts"] for r in layers),
+            command=None if command is None else printable(command, 4000),
+            settings={k: v for k, v in facts["settings"].items() if v not in (None, [], "")},
+        )
     )
 
 

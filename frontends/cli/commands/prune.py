@@ -154,10 +154,12 @@ def prune_command(
     """
     from ...prune import prune
     from ..console import print_json, progress
+    from ..delivery import check_files, hand_over
     from ..network import network
+    from ..prune_page import render
     from ..values import parse_named
 
-    _suffixes(output, report)
+    check_files(output, report, "a pruned model")
     given = network(model)
     with progress(given.title) as tell:
         made = prune(
@@ -191,7 +193,7 @@ def prune_command(
             shapes=parse_named(shape or (), "--shape"),
             progress=tell,
         )
-    _hand_over(made, output, report)
+    hand_over(made.save, output, report, lambda: render(made.report))
     facts = made.report.as_dict() | {"file": str(output), "page": str(report) if report else None}
     if as_json:
         return print_json(facts)
@@ -210,35 +212,6 @@ def _parts(given: list[str]) -> dict[str, float]:
         if not equals or not name:
             raise NervureError(f"--layer {text!r} is no layer and part", hint="write it as --layer 'conv*=0.5'")
     return found
-
-
-def _suffixes(output: Path, report: Path | None) -> None:
-    if output.suffix != ".onnx":
-        raise NervureError("a pruned model is an ONNX file", where=str(output), hint=f"-o {output.stem}.onnx")
-    if report is not None and report.suffix not in (".html", ".htm"):
-        raise NervureError(
-            "the report is an HTML page", where=str(report), hint=f"--report {report.with_suffix('.html')}"
-        )
-    for path in (output, report):
-        if path is not None and not path.parent.is_dir():
-            raise NervureError("there is no such folder", where=str(path.parent))
-
-
-def _hand_over(made: Pruning, output: Path, report: Path | None) -> None:
-    """Writes the model and the page; where the page cannot be made, a model that was not there before goes again."""
-    from ....targets.files import write_atomic
-    from ..prune_page import render
-
-    page = render(made.report).encode("utf-8", "replace") if report is not None else b""
-    fresh = not output.exists()
-    made.save(output)
-    if report is not None:
-        try:
-            write_atomic(report, page)
-        except BaseException:
-            if fresh:
-                output.unlink(missing_ok=True)
-            raise
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....compiler.quantize.settings import Settings
-from ....errors import NervureError
 from ...quantize_settings import WeightSettings
 from .. import options as o
 
@@ -107,10 +106,12 @@ def quantize_command(
     from ...calibration_files import imported
     from ...quantize import quantize
     from ..console import print_json, progress
+    from ..delivery import check_files, hand_over
     from ..network import network
+    from ..quantize_page import render
     from ..values import parse_named
 
-    _suffixes(output, report)
+    check_files(output, report, "a quantized model")
     given = network(model)
     sizes = parse_named(shape or (), "--shape")
     single = {n: v[0] for n, v in parse_named(dim or (), "--dim").items()}
@@ -141,7 +142,7 @@ def quantize_command(
         )
     wishes = {"optimize": None if optimize is o.Optimize.speed else optimize.value, "tune": tune}
     command = _command(model, output, calibration, {**wishes, **settings}, made)
-    _hand_over(made, output, report, command)
+    hand_over(made.save, output, report, lambda: render(made.report, command))
     facts = made.report.as_dict() | {"command": command, "file": str(output), "page": str(report) if report else None}
     if as_json:
         return print_json(facts)
@@ -193,35 +194,6 @@ _with_options(quantize_command, list(_FIELDS.values()))
 
 
 # -- what is written and shown -----------------------------------------------------------------------------------------
-
-
-def _suffixes(output: Path, report: Path | None) -> None:
-    if output.suffix != ".onnx":
-        raise NervureError("a quantized model is an ONNX file", where=str(output), hint=f"-o {output.stem}.onnx")
-    if report is not None and report.suffix not in (".html", ".htm"):
-        raise NervureError(
-            "the report is an HTML page", where=str(report), hint=f"--report {report.with_suffix('.html')}"
-        )
-    for path in (output, report):
-        if path is not None and not path.parent.is_dir():
-            raise NervureError("there is no such folder", where=str(path.parent))
-
-
-def _hand_over(made: Quantization, output: Path, report: Path | None, command: str | None) -> None:
-    """Writes the model and the page; where the page cannot be made, a model that was not there before goes again."""
-    from ....targets.files import write_atomic
-    from ..quantize_page import render
-
-    page = render(made.report, command).encode("utf-8", "replace") if report is not None else b""
-    fresh = not output.exists()
-    made.save(output)
-    if report is not None:
-        try:
-            write_atomic(report, page)
-        except BaseException:
-            if fresh:
-                output.unlink(missing_ok=True)
-            raise
 
 
 def _command(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nervure as nv
 import numpy as np
 import onnxruntime as ort
 import pytest
+from html_pages import Page
 from prune_nets import dense, labelled, small
 
 ort.set_default_logger_severity(4)
@@ -25,24 +25,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x, y = labelled(net, 60, seed=1)
     np.savez(folder / "data.npz", x=x, y=y)
     return folder
-
-
-class Page(HTMLParser):
-    """What a page holds: its text, and everything that it would load or run."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.loads: list[str] = []
-        self.tags: dict[str, int] = {}
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] = self.tags.get(tag, 0) + 1
-        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "data") or k.startswith("on")]
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 def test_a_model_is_pruned_and_timed(nervure, place: Path, tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nervure as nv
 import numpy as np
 import onnxruntime as ort
 import pytest
+from html_pages import Page
 from quantize_nets import convnet, labelled_pictures, pictures
 
 ort.set_default_logger_severity(4)
@@ -27,24 +27,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.savez(folder / f"{name}_test.npz", x=x, y=y)
     np.savez(folder / "cal.npz", x=pictures(32, seed=4))
     return folder
-
-
-class Page(HTMLParser):
-    """What a page holds: its text, and everything that it would load or run."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.loads: list[str] = []
-        self.tags: dict[str, int] = {}
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] = self.tags.get(tag, 0) + 1
-        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "data") or k.startswith("on")]
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 def test_a_model_is_quantized(nervure, place: Path, tmp_path: Path) -> None:
