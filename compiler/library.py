@@ -12,11 +12,31 @@ import numpy as np
 
 from ..runtime.arrays import check_array, host_dtype
 from ..runtime.artifact import DIGEST_BYTES, FORMAT, Artifact, digest_of, find_note, read_artifact
-from ..targets import Machine, emulator, toolchain
+from ..targets import Machine, emulator, firmware, toolchain
 from ..targets.files import temporary_folder, write_atomic
-from . import render
-from .names import entry_names, prefix
+from . import bare, render
+from .names import distinct, entry_names, prefix
 from .program import Entry, Port, Program, Step, Stored
+
+
+def build_artifact(program: Program, objects: Sequence[Path], machine: Machine, out: Path) -> Artifact:
+    """Writes what runs on ``machine``: a shared library where there is a system to load it, else a static one."""
+    return {"linux": build_library, "bare": build_archive}[machine.system](program, objects, machine, out)
+
+
+def build_archive(program: Program, objects: Sequence[Path], machine: Machine, out: Path) -> Artifact:
+    """As ``build_library``, but a static library for a program without an operating system."""
+    out = Path(out)
+    with temporary_folder() as folder:
+        files = bare.sources(program, machine.align)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        block = bytes(DIGEST_BYTES) + json.dumps(describe(program, machine), **CANONICAL).encode()
+        library = toolchain.build_archive(folder, objects, machine, name=prefix(program), block=block)
+        data = seal(library.read_bytes())
+    write_atomic(out, data)
+    write_atomic(out.with_suffix(".h"), files["model.h"])
+    return read_artifact(out)
 
 
 def build_library(program: Program, objects: Sequence[Path], machine: Machine, out: Path) -> Artifact:
@@ -51,17 +71,44 @@ def run_elsewhere(
     ``inputs`` by name as for ``Session.run``, already of the right dtypes and shapes; all outputs at full bound.
     """
     chosen = artifact.entry(entry) if entry else artifact.entries[0]
-    results = emulator.run(
+    given = [check_array(inputs[p.name], p, "input").tobytes() for p in chosen.inputs]
+    wanted = [math.prod(p.shape) * host_dtype(p.dtype).itemsize for p in chosen.outputs]
+    if machine.system == "bare":
+        results: Sequence[bytes] = measure(artifact, machine, given, wanted, chosen.name).outputs
+    else:
+        number = artifact.entries.index(chosen)
+        results = emulator.run(
+            artifact.path,
+            machine,
+            prefix=artifact.prefix,
+            entry=number,
+            inputs=given,
+            output_bytes=wanted,
+            threads=threads,
+        )
+    pairs = zip(results, chosen.outputs, strict=True)
+    return [np.frombuffer(data, host_dtype(p.dtype)).reshape(p.shape) for data, p in pairs]
+
+
+def measure(
+    artifact: Artifact,
+    machine: Machine,
+    inputs: Sequence[bytes],
+    output_bytes: Sequence[int],
+    entry: str = "infer",
+    count: bool = False,
+) -> firmware.Measured:
+    """One run of an entry of a static library in its machine's emulator: outputs, stack, arena, instructions."""
+    return firmware.measure(
         artifact.path,
         machine,
         prefix=artifact.prefix,
-        entry=artifact.entries.index(chosen),
-        inputs=[check_array(inputs[p.name], p, "input").tobytes() for p in chosen.inputs],
-        output_bytes=[math.prod(p.shape) * host_dtype(p.dtype).itemsize for p in chosen.outputs],
-        threads=threads,
+        entry=entry,
+        inputs=inputs,
+        output_bytes=output_bytes,
+        regions=distinct(r["name"] for r in artifact.block["regions"]),
+        count=count,
     )
-    pairs = zip(results, chosen.outputs, strict=True)
-    return [np.frombuffer(data, host_dtype(p.dtype)).reshape(p.shape) for data, p in pairs]
 
 
 CANONICAL: dict[str, Any] = {"sort_keys": True, "separators": (",", ":"), "ensure_ascii": True, "allow_nan": False}

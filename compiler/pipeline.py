@@ -21,7 +21,7 @@ from .autodiff.recompute import choices
 from .cache import pins
 from .ir import Graph
 from .kernels.pool import compile_kernels
-from .library import build_library
+from .library import build_artifact
 from .passes import canonicalize
 from .passes.fuse import fuse
 from .passes.signs import match_signs
@@ -144,7 +144,7 @@ def compile_entries(
             list(pool.drafts.values()), machine, folder, lambda done, total: tell("kernels", done, total)
         )
         tell("linking", 0, 1)
-        artifact = build_library(program, objects, machine, out)
+        artifact = build_artifact(program, objects, machine, out)
     tell("done", 1, 1)
     return artifact
 

@@ -23,6 +23,7 @@ from ..errors import NervureError
 FORMAT = 2
 DIGEST_BYTES = 32
 OWNER = b"nervure\0"
+AR = b"!<arch>\n"
 MACHINES = {62: "x86-64", 183: "aarch64", 40: "arm", 243: "riscv"}
 
 
@@ -278,6 +279,8 @@ def verify_digest(path: Path, data: bytes | mmap.mmap, note: tuple[int, int]) ->
 
 def find_note(path: Path, data: bytes | mmap.mmap) -> tuple[int, int, tuple[int, int]]:
     """ELF class in bits, machine, and (offset, size) of the note's contents."""
+    if data[:8] == AR:
+        return _archived(path, data)
     if data[:4] != b"\x7fELF":
         what = "the file is empty" if not data else "this is not a model library (not an ELF file)"
         raise NervureError(what, where=str(path), hint="give the .so that nervure compile wrote")
@@ -297,6 +300,30 @@ def find_note(path: Path, data: bytes | mmap.mmap) -> tuple[int, int, tuple[int,
                     _cut(path)
                 return 64 if wide else 32, machine, found
     except (struct.error, IndexError, KeyError, OverflowError):
+        _cut(path)
+    raise NervureError("this library is not a nervure model", where=str(path), why="it carries no nervure note")
+
+
+def _archived(path: Path, data: bytes | mmap.mmap) -> tuple[int, int, tuple[int, int]]:
+    """The same of a static library: an ``ar`` file of 32-bit ELF objects, one of which holds the note in a section."""
+    at, machine = len(AR), 0
+    try:
+        while at < len(data):
+            size = int(data[at + 48 : at + 58])
+            start, end = at + 60, at + 60 + size
+            if end > len(data):
+                _cut(path)
+            if data[start : start + 5] == b"\x7fELF\x01":
+                (machine,) = struct.unpack_from("<H", data, start + 18)
+                (table,) = struct.unpack_from("<I", data, start + 32)
+                width, count = struct.unpack_from("<HH", data, start + 46)
+                for i in range(count):
+                    kind, _, _, offset, length = struct.unpack_from("<IIIII", data, start + table + i * width + 4)
+                    found = _note(data, start + offset, length) if kind == 7 else None
+                    if found:
+                        return 32, machine, found
+            at = end + size % 2
+    except (struct.error, ValueError):
         _cut(path)
     raise NervureError("this library is not a nervure model", where=str(path), why="it carries no nervure note")
 

@@ -39,6 +39,22 @@ def dynamic(data: bytes) -> Dynamic:
     return Dynamic(tuple(sorted(needed)), tuple(sorted(exported)), tuple(sorted(undefined)))
 
 
+def functions(data: bytes) -> list[tuple[str, int, int]]:
+    """``(name, address, size)`` of every function in a program's symbol table."""
+    wide = data[4] == 2
+    sections = list(_sections(data, wide))
+    found = []
+    for kind, link, offset, size in sections:
+        if kind != 2:  # SHT_SYMTAB
+            continue
+        for symbol in struct.iter_unpack("<IBBHQQ" if wide else "<IIIBBH", data[offset : offset + size]):
+            info = symbol[1 if wide else 3]
+            at, length = symbol[4:6] if wide else symbol[1:3]
+            if info & 15 == 2:  # STT_FUNC
+                found.append((_text(data, sections[link][2] + symbol[0]), at, length))
+    return sorted(found)
+
+
 def _sections(data: bytes, wide: bool) -> list[tuple[int, int, int, int]]:
     """``(type, link, file offset, size)`` of each section."""
     if wide:

@@ -95,7 +95,10 @@ class Machine:
     vector loads are issued a cycle, ``multiplies`` vector products of int32. ``l2_bandwidth`` and so on are bytes a
     cycle that one core can stream from there; ``memory_bandwidth_all`` is the limit of all cores together. ``l3``
     is 0 where there is none. ``emulator`` is the command that runs a program of this machine elsewhere,
-    ``emulator_packages`` the Debian packages that bring it.
+    ``emulator_packages`` the Debian packages that bring it. ``system`` is what lies under a program: ``linux``, or
+    ``bare`` where nothing does; it decides what a compile writes. ``align`` is the alignment of buffers in the arena
+    and of packed weights, ``float64`` whether the core computes in that type, ``board`` the memory map
+    (``targets.boards``) of the machine that the emulator plays.
     """
 
     name: str
@@ -128,6 +131,10 @@ class Machine:
     regions: tuple[str, ...] = ("arena",)
     emulator: tuple[str, ...] | None = None
     emulator_packages: str = "qemu-user"
+    system: str = "linux"
+    align: int = 64
+    float64: bool = True
+    board: str | None = None
 
     @property
     def vector_bytes(self) -> int:

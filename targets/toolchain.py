@@ -22,12 +22,29 @@ from .machine import Machine
 
 RUNTIME = Path(__file__).parent.parent / "runtime" / "c"
 RUNTIME_FILES = ("nervure.c", "transfer.c", "pool.c", "cpu.c")
+BARE_FLAGS = (
+    *(
+        "-std=c99",
+        "-O2",
+        "-g0",
+        "-fno-pic",
+        "-ffreestanding",
+        "-ffunction-sections",
+        "-fdata-sections",
+        "-fno-sanitize=undefined",
+    ),
+    *("-fno-unwind-tables", "-fno-asynchronous-unwind-tables", "-fno-stack-protector"),
+)
 C_FLAGS = (
     *("-std=c11", "-O2", "-g0", "-fPIC", "-ffunction-sections", "-Wno-unused"),
     *("-fno-unwind-tables", "-fno-asynchronous-unwind-tables", "-fno-stack-protector"),
 )
 # TVM's objects carry debug information and half-precision helpers that nothing calls.
-DISCARD = "SECTIONS { /DISCARD/ : { *(.debug_*) *(.text.tvm.fp16.conv) *(.comment) *(.eh_frame) } }\n"
+DISCARD = (
+    "SECTIONS { /DISCARD/ : { *(.debug_*) *(.text.tvm.fp16.conv) *(.comment) *(.eh_frame) "
+    "*(.ARM.exidx*) *(.rel*.exidx*) } }
+"
+)
 _UNWRITABLE = re.compile(
     r"NoSpaceLeft|No space left|AccessDenied|PermissionDenied|Permission denied|ReadOnlyFileSystem|Read-only|"
     r"FileTooBig|File too large|DiskQuota"
@@ -149,3 +166,34 @@ def build(folder: Path, kernels: Sequence[Path], machine: Machine, *, name: str,
     if kernels:
         objects.append(merge_objects(kernels, folder / "kernels.o").name)
     return link_library(folder, objects, machine, name=name, api="api.map", out="library.so")
+
+
+def build_archive(folder: Path, kernels: Sequence[Path], machine: Machine, *, name: str, block: bytes) -> Path:
+    """Compiles the rendered sources of ``folder`` and puts them, the kernels and the images into ``library.a`` there.
+
+    ``block`` is the artifact's own description: a note in an object that no program needs, so that it
+    stays on the host.
+    """
+    (folder / "block.bin").write_bytes(block)
+    (folder / "note.S").write_text(NOTE)
+    for part in ("images", "note"):
+        assemble = ("-c", f"{part}.S", "-o", f"{part}.o")
+        run_zig(["clang", "-target", str(machine.llvm["mtriple"]), f"-mcpu={machine.mcpu}", *assemble], folder)
+    compile_c(folder / "model.c", folder / "model.o", machine, flags=BARE_FLAGS)
+    parts = ["model.o", "images.o"]
+    if kernels:
+        parts.append(merge_objects(kernels, folder / "kernels.o").name)
+    (folder / "library.a").unlink(missing_ok=True)
+    run_zig(["ar", "rcsD", "library.a", *parts, "note.o"], folder)
+    return folder / "library.a"
+
+
+NOTE = """\
+.section .note.nervure, "", %note
+.balign 4
+.long 2f - 1f, 4f - 3f, 1
+1: .asciz "nervure"
+2: .balign 4
+3: .incbin "block.bin"
+4: .balign 4
+"""

@@ -163,6 +163,9 @@ class Plan:
     worker_bytes: int = 0
     inplace: tuple[tuple[int, int], ...] = ()  # (input, output) pairs that may share one buffer
     detail: str = ""  # template and tile, for reports
+    # (input, output, lead): the output may lie over the input where it starts ``lead`` bytes or more before it: each
+    # byte is written after the last read of what lay there. The kernels must not be told that nothing overlaps.
+    overlaps: tuple[tuple[int, int, int], ...] = ()
 
 
 Planner = Callable[[Region], Sequence[Plan]]

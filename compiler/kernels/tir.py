@@ -107,6 +107,7 @@ class Builder:
         self._blocks: list[list[Any]] = [[]]
         self._names = 0
         self.tasks: int | None = None
+        self.noalias = True  # False for a kernel that may write over what it has read (Plan.overlaps)
         self.wide: dict[int, Any] = {}  # vectors that were packed, by identity, and what they were before
 
     # -- memory ------------------------------------------------------------------------------------------------
@@ -257,7 +258,7 @@ class Builder:
     def function(self) -> Any:
         """The finished PrimFunc."""
         assert len(self._blocks) == 1, "an open loop"
-        attrs = {"global_symbol": self.name, "tirx.noalias": True}
+        attrs = {"global_symbol": self.name, "tirx.noalias": self.noalias}
         body = _sequence(self._blocks[0])
         func = PrimFunc(self._params, body)
         for key, value in attrs.items():

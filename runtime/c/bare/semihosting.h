@@ -1,0 +1,14 @@
+/* What a program on a bare Arm core asks of the debugger or emulator that it runs under (Arm's semihosting, version 2). */
+#ifndef NERVURE_SEMIHOSTING_H
+#define NERVURE_SEMIHOSTING_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+void nervure_print(const char *text);
+void nervure_print_number(uint32_t number);
+_Noreturn void nervure_exit(int status);
+int nervure_read_file(const char *name, void *to, size_t bytes);          /* 0: all bytes are read */
+int nervure_write_file(const char *name, const void *from, size_t bytes); /* 0: all bytes are written */
+
+#endif
