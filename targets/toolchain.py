@@ -42,8 +42,7 @@ C_FLAGS = (
 # TVM's objects carry debug information and half-precision helpers that nothing calls.
 DISCARD = (
     "SECTIONS { /DISCARD/ : { *(.debug_*) *(.text.tvm.fp16.conv) *(.comment) *(.eh_frame) "
-    "*(.ARM.exidx*) *(.rel*.exidx*) } }
-"
+    "*(.ARM.exidx*) *(.rel*.exidx*) } }\n"
 )
 _UNWRITABLE = re.compile(
     r"NoSpaceLeft|No space left|AccessDenied|PermissionDenied|Permission denied|ReadOnlyFileSystem|Read-only|"
