@@ -37,7 +37,9 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class Options:
     """How to compile. ``precision="exact"``: no Winograd, no approximations. ``optimize="size"``: weights as they are.
-    ``max_ram`` (bytes) bounds the arena of ``threads`` workers."""
+    ``max_ram`` (bytes) bounds the arena of ``threads`` workers. ``fast``, ``spare``, ``arena`` and ``flash`` are the
+    memories of a board (``plan.regions.board_memory``): those beside the arena that take what is touched most often,
+    those that help where the arena is too small, the arena's own capacity, and the bytes for code and constants."""
 
     precision: str = "default"
     optimize: str = "speed"
@@ -46,6 +48,9 @@ class Options:
     name: str = "model"
     fast: tuple[tuple[str, int], ...] = ()  # (name, bytes) of memories beside the arena, fastest first
     check: bool = False  # Graph.check() between passes (tests)
+    spare: tuple[tuple[str, int], ...] = ()  # (name, bytes) of memories that are used where the arena is too small
+    arena: int | None = None  # capacity of the arena's memory
+    flash: int | None = None  # what code and constants may take
 
     def choices(self) -> Choices:
         return Choices(exact=self.precision == "exact", small=self.optimize == "size")
