@@ -6,12 +6,25 @@ All memory is the caller's: one block a region. The first, the arena, starts wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from . import render
 from .header import _macros, _port, _size
 from .names import comment, distinct, entry_names, prefix
 from .program import Entry, Port, Program, Ref, Step
+
+
+@dataclass(frozen=True)
+class Style:
+    """What differs between C that is linked with kernels and images made elsewhere (``LINKED``) and C that holds them
+    itself (``source``): ``head``, all that stands before the functions; ``steps``, the lines that run an entry's steps;
+    ``image``, an expression for the address of the initial bytes of ``param`` or ``state``."""
+
+    head: Callable[[Program, int], str]
+    steps: Callable[[Program, Entry, int], list[str]]
+    image: Callable[[Program, str], str]
+
 
 HEADER_BYTES = 16  # of the part that stays: one word says that derived copies are stale
 
@@ -52,15 +65,23 @@ def region_names(program: Program) -> list[str]:
 # -- model.c -------------------------------------------------------------------------------------------------------
 
 
-def model_c(program: Program, align: int) -> str:
+def model_c(program: Program, align: int, style: Style | None = None) -> str:
+    style = style or LINKED
+    parts = [
+        style.head(program, align),
+        _init(program, align, style),
+        *(_entry(program, e, n, align, style) for e, n in zip(program.entries, entry_names(program), strict=True)),
+    ]
+    return "\n".join(p for p in parts if p)
+
+
+def _head(program: Program, align: int) -> str:
     name = prefix(program)
     parts = [
         '#include "model.h"\n',
         "void *memcpy(void *, const void *, size_t);\nvoid *memset(void *, int, size_t);\n",
         _kernel_declarations(program),
         "".join(f"extern const unsigned char {name}_{n}_image[];\n" for n in render.images(program)),
-        _init(program, align),
-        *(_entry(program, e, n, align) for e, n in zip(program.entries, entry_names(program), strict=True)),
     ]
     return "\n".join(p for p in parts if p)
 
@@ -75,7 +96,7 @@ def _kernel_declarations(program: Program) -> str:
     return "".join(f"void {k}({', '.join(declared[k]) or 'void'});\n" for k in sorted(declared))
 
 
-def _init(program: Program, align: int) -> str:
+def _init(program: Program, align: int, style: Style) -> str:
     name, at = prefix(program), kept(program, align)
     lines = [f"int {name}_init(const {name}_memory *memory) {{", f"    if (memory == 0) return {name.upper()}_NULL;"]
     for region in region_names(program):
@@ -86,11 +107,11 @@ def _init(program: Program, align: int) -> str:
         lines.append(f"    memset(arena, 0, {at['region']}u);")
         for kind, stored in (("param", program.params), ("state", program.states)):
             if image := render.block_image(stored):
-                lines.append(f"    memcpy(arena + {at[kind]}, {name}_{kind}_image, {len(image)}u);")
+                lines.append(f"    memcpy(arena + {at[kind]}, {style.image(program, kind)}, {len(image)}u);")
     return "\n".join([*lines, f"    return {name.upper()}_OK;", "}\n"])
 
 
-def _entry(program: Program, entry: Entry, name: str, align: int) -> str:
+def _entry(program: Program, entry: Entry, name: str, align: int, style: Style) -> str:
     own, names = prefix(program), region_names(program)
     lines = []
     for kind, ports in (("input", entry.inputs), ("output", entry.outputs)):
@@ -107,8 +128,7 @@ def _entry(program: Program, entry: Entry, name: str, align: int) -> str:
         for i, port in enumerate(ports):
             given = f"{kind}s != 0 && {kind}s[{i}] != 0 ? {kind}s[{i}] : {_slot(program, port, align)}"
             lines.append(f"    {constant}unsigned char *const {kind}_{i} = {given};")
-    for step in entry.steps:
-        lines += _step(program, step, align)
+    lines += style.steps(program, entry, align)
     lines += [f"    (void){n};" for n in (*names, "inputs", "outputs")]
     lines += [
         f"    (void){k}_{i};" for k, p in (("input", entry.inputs), ("output", entry.outputs)) for i in range(len(p))
@@ -122,6 +142,10 @@ def _slot(program: Program, port: Port, align: int) -> str:
 
 def _offset(program: Program, ref: Ref, align: int) -> int:
     return ref.offset + (kept(program, align)["region"] if ref.base == "region" and ref.index == 0 else 0)
+
+
+def _steps(program: Program, entry: Entry, align: int) -> list[str]:
+    return [line for step in entry.steps for line in _step(program, step, align)]
 
 
 def _step(program: Program, step: Step, align: int) -> list[str]:
@@ -146,6 +170,9 @@ def pointer(program: Program, ref: Ref, align: int, original: Ref | None = None)
     else:
         base, offset = "arena", offset + kept(program, align)[ref.base]
     return f"{base} + {offset}" if offset else base
+
+
+LINKED = Style(_head, _steps, lambda program, kind: f"{prefix(program)}_{kind}_image")
 
 
 # -- model.h, images ------------------------------------------------------------------------------------------------
