@@ -189,4 +189,5 @@ def _step(step: Step) -> dict[str, Any]:
         "bytes": step.bytes_moved,
         "weight_bytes": step.weight_bytes,
         "detail": step.detail,
+        "kernels": [p.kernel for p in step.phases],
     }
