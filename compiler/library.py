@@ -13,7 +13,7 @@ import numpy as np
 from ..runtime.arrays import check_array, host_dtype
 from ..runtime.artifact import DIGEST_BYTES, FORMAT, Artifact, digest_of, find_note, read_artifact
 from ..targets import Machine, emulator, firmware, toolchain
-from ..targets.files import temporary_folder, write_atomic
+from ..targets.files import header_of, temporary_folder, write_atomic
 from . import bare, render
 from .names import distinct, entry_names, prefix
 from .program import Entry, Port, Program, Step, Stored
@@ -35,7 +35,7 @@ def build_archive(program: Program, objects: Sequence[Path], machine: Machine, o
         library = toolchain.build_archive(folder, objects, machine, name=prefix(program), block=block)
         data = seal(library.read_bytes())
     write_atomic(out, data)
-    write_atomic(out.with_suffix(".h"), files["model.h"])
+    write_atomic(header_of(out), files["model.h"])
     return read_artifact(out)
 
 

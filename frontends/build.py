@@ -19,10 +19,11 @@ from ..compiler.cache import cache_dir, graph_digest, pins, read_entry, source_d
 from ..compiler.ir import Graph
 from ..compiler.kernels.spec import machine_key
 from ..compiler.pipeline import EntryGraph, Options, Progress, compile_entries
+from ..compiler.plan.regions import board_memory
 from ..errors import NervureError
 from ..runtime.artifact import Artifact, read_artifact
-from ..targets import Machine, get
-from ..targets.files import writable, write_atomic
+from ..targets import Machine, boards, get
+from ..targets.files import header_of, writable, write_atomic
 from .model import Model
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ Dims = Mapping[str, int | Sequence[int]]
 
 def compile(
     source: str | Path | ModelProto | Graph | Any,
-    target: str = "host",
+    target: str | None = None,
     *,
+    board: str | None = None,
     threads: int = 1,
     dims: Dims | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -53,7 +55,9 @@ def compile(
     """Compiles a network to one native library and returns it as a callable model.
 
     ``source``: an ONNX file (path or ``ModelProto``), a ``Graph``, or a network of the DSL. ``target``: a name that
-    ``nervure targets`` lists. ``dims`` binds named dimensions (``{"batch": 8}``; several values, ``{"batch": (1, 8)}``,
+    ``nervure targets`` lists (without it this machine, or the core of ``board``). ``board``: a microcontroller's
+    board, by its name or as the path of a TOML file; what does not fit its memory ends in an error that says what
+    would. ``dims`` binds named dimensions (``{"batch": 8}``; several values, ``{"batch": (1, 8)}``,
     make one plan each in the same artifact); ``shapes`` gives whole input shapes. ``precision="exact"`` leaves out
     Winograd and approximations. ``max_ram`` (bytes) bounds the arena of ``threads`` workers; a training step
     computes activations again instead of keeping them where that makes it fit. ``training`` adds the entry
@@ -65,10 +69,10 @@ def compile(
     """
     _known("precision", precision, ("default", "exact"))
     _known("optimize", optimize, ("speed", "size"))
-    machine = get(target)
-    options = Options(precision, optimize, threads, max_ram, name or _name(source))
+    machine = get_target(target, board)
+    options = Options(precision, optimize, threads, max_ram, name or _name(source), **_memories(board))
     started = time.perf_counter()
-    path = Path(out) if out is not None else _temporary() / f"{options.name}.so"
+    path = Path(out) if out is not None else _temporary() / library_name(options.name, machine)
     artifact = _cached(_file_key(source, machine, options, dims, shapes) if cache else None, path)
     if artifact is None:
         entries, facts = _entries(source, dims, shapes, training, steps)
@@ -106,6 +110,32 @@ def _entries(
     entries = [EntryGraph(_graph(source, b, shapes), "infer", b) for b in bindings]
     single = len(entries) == 1
     return [EntryGraph(e.graph, e.function, {} if single else e.bindings) for e in entries], {}
+
+
+def get_target(target: str | None, board: str | None) -> Machine:
+    """The machine to compile for; ``NervureError`` where the board has another core than ``target``."""
+    if board is None:
+        return get(target or "host")
+    core = boards.get(board).core
+    if target is not None and get(target).name != core:
+        raise NervureError(
+            f"{board} has a {core}, not a {target}", hint=f"leave out the target, or give {core} (--target {core})"
+        )
+    return get(core)
+
+
+def _memories(board: str | None) -> dict[str, Any]:
+    """What ``Options`` says of a board."""
+    if board is None:
+        return {}
+    place = boards.get(board)
+    found = board_memory(place, place.stack)
+    return {"fast": found.fast, "spare": found.spare, "arena": found.arena, "flash": found.flash}
+
+
+def library_name(name: str, machine: Machine) -> str:
+    """The file name of a compiled model: shared libraries end in ``.so``, static ones are ``libNAME.a``."""
+    return f"lib{name}.a" if machine.system == "bare" else f"{name}.so"
 
 
 def _known(what: str, value: str, allowed: Sequence[str]) -> None:
@@ -203,11 +233,11 @@ def _cached(key: str | None, path: Path) -> Artifact | None:
     if library is None or header is None:
         return None
     write_atomic(path, library, mode=0o755)
-    write_atomic(path.with_suffix(".h"), header)
+    write_atomic(header_of(path), header)
     return read_artifact(path)
 
 
 def _remember(key: str | None, path: Path) -> None:
     if key is not None:
         write_entry(_entry(key, ".so"), path.read_bytes())
-        write_entry(_entry(key, ".h"), path.with_suffix(".h").read_bytes())
+        write_entry(_entry(key, ".h"), header_of(path).read_bytes())

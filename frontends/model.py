@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import NervureError
 from ..runtime.artifact import Artifact, Port
 from ..runtime.session import Session, load
-from ..targets.files import write_atomic
+from ..targets.files import header_of, write_atomic
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,13 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Copies the library (and its header) to ``path``; NervureError where that cannot be written."""
         target = Path(path)
-        if target.suffix != ".so":
-            raise NervureError(f"{target} should end in .so", hint=f"save it as {target.with_suffix('.so')}")
-        write_atomic(target, self.path.read_bytes(), mode=0o755)
-        header = self.path.with_suffix(".h")
+        suffix = ".a" if self.path.suffix == ".a" else ".so"
+        if target.suffix != suffix:
+            raise NervureError(f"{target} should end in {suffix}", hint=f"save it as {target.with_suffix(suffix)}")
+        write_atomic(target, self.path.read_bytes(), mode=0o644 if suffix == ".a" else 0o755)
+        header = header_of(self.path)
         if header.exists():
-            write_atomic(target.with_suffix(".h"), header.read_bytes())
+            write_atomic(header_of(target), header.read_bytes())
         return target
 
     def __repr__(self) -> str:

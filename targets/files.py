@@ -23,6 +23,12 @@ def cache_dir() -> Path:
     return Path(cache).absolute() / "nervure"
 
 
+def header_of(library: Path) -> Path:
+    """Where the C header of a compiled model lies: ``kws.h`` beside ``kws.so``, ``kws.a`` and ``libkws.a``."""
+    static = library.suffix == ".a" and library.name.startswith("lib") and library.stem != "lib"
+    return library.with_name(library.stem[3:] + ".h") if static else library.with_suffix(".h")
+
+
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Writes beside ``path`` and renames; ``NervureError`` when the disk is full or the folder cannot be written to."""
     with writable(path):

@@ -17,7 +17,7 @@ from ..errors import NervureError
 from . import boards, emulator, toolchain
 from .boards import Board
 from .elf import functions
-from .files import cache_dir, temporary_folder, writable, write_atomic
+from .files import cache_dir, header_of, temporary_folder, writable, write_atomic
 from .machine import Machine
 
 BARE = toolchain.RUNTIME / "bare"
@@ -131,7 +131,7 @@ def measure(
         for i, data in enumerate(inputs):
             (folder / f"in{i:02d}").write_bytes(data)
         shutil.copyfile(library, folder / "libmodel.a")
-        shutil.copyfile(library.with_suffix(".h"), folder / "model.h")
+        shutil.copyfile(header_of(library), folder / "model.h")
         (folder / "runner.c").write_bytes((BARE / "runner.c").read_bytes())
         (folder / "job.h").write_text(_job(prefix, entry, regions, inputs, output_bytes))
         elf = link(folder, ["runner.c", "libmodel.a"], machine, board or boards.get(machine.board), out="firmware.elf")
