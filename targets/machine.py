@@ -51,6 +51,8 @@ class Instruction:
 
     ``kind`` is what it computes (``"dot4"``: each int32 lane of the accumulator takes four products of neighbours;
     ``"pack.int8"``, ``"pack.uint8"``: see ``packed``; ``"round"``: float32 to the nearest int32, halves to even;
+    ``"pair"``: an int32 takes two products of int16; ``"even.int8"``, ``"odd.int8"``, the same of uint8: every second
+    byte of a word as int16, from the first or the second on;
     ``"table"``: see ``table_row``; ``"pick"``, ``"pick16"``: see ``pick_row``;
     ``"permute"``, ``"permute2"``: see ``permute_row``).
     ``operands`` names and types the inputs in order, accumulator first; ``lanes`` is the number of accumulator lanes;

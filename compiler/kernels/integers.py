@@ -105,11 +105,14 @@ def _words(zero: Number, lanes: int) -> Expr:
 
 def _rounds(k: Builder, real: Expr) -> bool:
     """Whether the machine rounds such a vector to int32 by itself."""
-    return lanes_of(real) >= 4 and k.row("round") is not None
+    lanes = lanes_of(real)
+    return k.row("round", 1) is not None if lanes == 1 else lanes >= 4 and k.row("round") is not None
 
 
 def _nearest(k: Builder, real: Expr) -> Expr:
     lanes = lanes_of(real)
+    if lanes == 1:
+        return k.instruction(k.row("round", 1), a=real)
     return k.call(f"llvm.lrint.v{lanes}i32.v{lanes}f32", as_dtype("int32", lanes), real)
 
 
