@@ -70,7 +70,7 @@ def plan_program(
     entries: Sequence[EntryGraph], machine: Machine, options: Options, meta: Mapping[str, Any] | None = None
 ) -> tuple[Program, Pool]:
     """Graphs to a Program: passes, fusion, layout, kernels chosen, memory planned. Nothing is compiled yet."""
-    pool = Pool(settled=settled_states([item.graph for item in entries]))
+    pool = Pool(settled=settled_states([item.graph for item in entries]), align=machine.align)
     if any(item.function == "refresh" for item in entries):
         pool.derived = None
     built: list[Entry] = []
@@ -118,7 +118,7 @@ def _within_ram(
     rows = [{"name": "everything kept", "arena_bytes": needed, "flops": 0.0}]
     best: tuple[int, Graph | None] = (needed, None)
     for choice in choices(graph) if needed > limit else []:
-        entry = _build(choice.graph, item, machine, options, Pool(settled=pool.settled))
+        entry = _build(choice.graph, item, machine, options, Pool(settled=pool.settled, align=pool.align))
         nbytes = sum(entry.region_bytes) + (options.threads - 1) * entry.worker_bytes
         rows.append({"name": choice.name, "arena_bytes": nbytes, "flops": choice.flops})
         if nbytes < best[0]:

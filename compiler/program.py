@@ -15,12 +15,12 @@ import numpy as np
 
 from .types import TensorType
 
-ALIGN = 64  # bytes; every offset that the planner hands out
+ALIGN = 64  # bytes; every offset that the planner hands out, unless the machine has its own alignment
 
 
-def aligned(nbytes: int) -> int:
-    """The next multiple of ``ALIGN``."""
-    return (nbytes + ALIGN - 1) // ALIGN * ALIGN
+def aligned(nbytes: int, align: int = ALIGN) -> int:
+    """The next multiple of ``align``."""
+    return (nbytes + align - 1) // align * align
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Ref:
     Bases: ``const`` (read-only block), ``param``, ``state`` (blocks of the context), ``derived`` (block of the context
     that ``refresh`` writes), ``input`` and ``output`` (of the entry; ``index`` says which; the caller's buffer, or its
     slot in the arena if the caller gave none), ``region`` (``index`` into ``Program.regions``; 0 is the arena),
-    ``worker`` (this worker's own scratch: for
-    the calling thread at ``Phase.scratch``). A caller's buffer is aligned to its elements only, all else to ``ALIGN``.
+    ``worker`` (this worker's own scratch: for the calling thread at ``Phase.scratch``). A caller's buffer is aligned to
+    its elements only, all else to the machine's ``align``.
     """
 
     base: str

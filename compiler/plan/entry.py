@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,9 +18,9 @@ from ..program import ALIGN, Buffer, Entry, Phase, Port, Ref, Step, Stored, alig
 from .derive import FIXED, Derived, prepared, without
 from .layout import Layout, Place, lay_out
 from .memory import Span, lower_bound, place
+from .reuse import Task, leads, merge_in_place
 from .schedule import live_bytes, schedule
 from .select import Choices, Job, NoTemplate, concat_offset, copy_job, no_kernel, select
-from .strides import same_walk
 
 _ARENA_SHARE = 1.35  # scratch may make the arena so much larger than the largest live set
 _LEAST_SCRATCH = 1024
@@ -37,13 +37,14 @@ class Pool:
     drafts: dict[str, Draft] = field(default_factory=dict)
     derived: Derived | None = field(default_factory=Derived)  # None: nothing is derived
     settled: frozenset[str] = frozenset()  # states that change with params only: copies may be derived from them too
+    align: int = ALIGN  # bytes: of constants and stored tensors in their blocks
 
     def add(self, array: np.ndarray) -> int:
         """The offset of a constant in the block; equal arrays lie there once."""
         data = np.ascontiguousarray(array)
         key = (data.dtype.name, hashlib.sha256(data.tobytes()).digest() + str(data.nbytes).encode())
         if key not in self._seen:
-            self.const += bytes(-len(self.const) % ALIGN)
+            self.const += bytes(-len(self.const) % self.align)
             self._seen[key] = len(self.const)
             self.const += data.tobytes()
         return self._seen[key]
@@ -54,17 +55,8 @@ class Pool:
         if name not in table:
             end = max((s.offset + s.type.nbytes for s in table.values()), default=0)
             record = graph.node(node)
-            table[name] = Stored(name, record.types[0], aligned(end), record.array)
+            table[name] = Stored(name, record.types[0], aligned(end, self.align), record.array)
         return table[name].offset
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A job at its place in the order, with where its operands lie."""
-
-    job: Job
-    inputs: tuple[Place, ...]
-    outputs: tuple[Place, ...]
 
 
 def build_entry(
@@ -75,16 +67,18 @@ def build_entry(
     function: str = "infer",
     bindings: Mapping[str, int] | None = None,
     fast: Sequence[int] = (),
+    capacity: int | None = None,
 ) -> Entry:
-    """Plans one entry point of a fused, static graph. ``fast``: bytes of the memories beside the arena.
-    Raises NervureError where an operation has no kernel."""
+    """Plans one entry point of a fused, static graph. ``fast``: bytes of the memories beside the arena, ``capacity``:
+    those of the arena's own memory, where it matters. Raises NervureError where an operation has no kernel."""
     layout, order, jobs = _lay_out_and_select(graph, machine, choices)
     tasks = [t for key in order for t in _tasks(layout, key, jobs.get(key, [])) if _makes_something(t)]
     tasks += _binding_copies(layout, tasks, machine, choices)
     if pool.derived is not None and not _updates(graph):
         tasks = _derive(layout, tasks, pool, pool.derived)
-    merged = _merge_in_place(layout, tasks)
-    return _Planner(layout, tasks, merged, pool, fast).entry(function, dict(bindings or {}))
+    merged = merge_in_place(layout, tasks)
+    planner = _Planner(layout, tasks, merged, pool, machine, fast, capacity)
+    return planner.entry(function, dict(bindings or {}))
 
 
 def settled_states(graphs: Sequence[Graph]) -> frozenset[str]:
@@ -100,7 +94,7 @@ def _updates(graph: Graph) -> bool:
     return any(graph.node(n).op == "param" for n in graph.bindings)
 
 
-def _derive(layout: Layout, tasks: list[_Task], pool: Pool, derived: Derived) -> list[_Task]:
+def _derive(layout: Layout, tasks: list[Task], pool: Pool, derived: Derived) -> list[Task]:
     """The tasks without what ``refresh`` can do: whole ones, and the packing of weights."""
     kept = []
     writers = Counter(at.buffer for task in tasks for at in task.outputs)
@@ -148,7 +142,7 @@ def stored_ref(layout: Layout, pool: Pool, at: Place) -> Ref:
     return Ref(storage.kind, pool.stored(storage.kind, node.names[0], layout.graph, storage.root.node) + skip)
 
 
-def _makes_something(task: _Task) -> bool:
+def _makes_something(task: Task) -> bool:
     return any(o.type.size for o in task.job.region.outputs)
 
 
@@ -203,16 +197,16 @@ def _order(layout: Layout) -> tuple[list[int], dict[int, int]]:
     return order, {key: max(_LEAST_SCRATCH, int(allowed - held)) for key, held in live.items()}
 
 
-def _tasks(layout: Layout, key: int, jobs: list[Job]) -> list[_Task]:
+def _tasks(layout: Layout, key: int, jobs: list[Job]) -> list[Task]:
     graph = layout.graph
     node = graph.node(key)
     if node.op != "concat":
-        return [_Task(j, _at(layout, j.inputs), _at(layout, j.outputs)) for j in jobs]
+        return [Task(j, _at(layout, j.inputs), _at(layout, j.outputs)) for j in jobs]
     found = []
     whole = layout.places[Value(key)]
     for arg, job in zip(layout.writes[key], jobs, strict=True):
         offset = whole.offset + concat_offset(graph, key, arg, whole.strides)
-        found.append(_Task(job, _at(layout, job.inputs), (replace(whole, offset=offset),)))
+        found.append(Task(job, _at(layout, job.inputs), (replace(whole, offset=offset),)))
     return found
 
 
@@ -220,7 +214,7 @@ def _at(layout: Layout, values: tuple[Value, ...]) -> tuple[Place, ...]:
     return tuple(layout.places[v] for v in values)
 
 
-def _binding_copies(layout: Layout, tasks: list[_Task], machine: Machine, choices: Choices) -> list[_Task]:
+def _binding_copies(layout: Layout, tasks: list[Task], machine: Machine, choices: Choices) -> list[Task]:
     """The next values of params and states are copied to them when everything has read the old ones."""
     graph = layout.graph
     found = []
@@ -228,79 +222,36 @@ def _binding_copies(layout: Layout, tasks: list[_Task], machine: Machine, choice
         if value == Value(stored) or value in layout.updates:
             continue
         job = copy_job(layout, value, Value(stored), machine, choices)
-        found.append(_Task(job, _at(layout, job.inputs), _at(layout, job.outputs)))
+        found.append(Task(job, _at(layout, job.inputs), _at(layout, job.outputs)))
     return found
 
 
-# -- lifetimes and in-place reuse ------------------------------------------------------------------------------------
-
-
-def _last_reads(layout: Layout, tasks: list[_Task]) -> dict[int, int]:
-    last: dict[int, int] = {}
-    for t, task in enumerate(tasks):
-        for at in (*task.inputs, *task.outputs):
-            last[at.buffer] = t
-    return last
-
-
-def _merge_in_place(layout: Layout, tasks: list[_Task]) -> dict[int, int]:
-    """``buffer -> buffer`` whose memory it takes over: a kernel may write over an input that nothing reads later."""
-    last = _last_reads(layout, tasks)
-    merged: dict[int, int] = {}
-
-    def home(buffer: int) -> int:
-        while buffer in merged:
-            buffer = merged[buffer]
-        return buffer
-
-    for t, task in enumerate(tasks):
-        for i, o in task.job.plan.inplace:
-            source, target = task.inputs[i], task.outputs[o]
-            a, b = layout.buffers[source.buffer], layout.buffers[target.buffer]
-            shape = layout.graph.type(task.job.inputs[i]).dims
-            if (
-                a.kind == "arena"
-                and b.kind in ("arena", "output")
-                and last[source.buffer] == t
-                and not any(task.inputs[k].buffer == source.buffer for k in range(len(task.inputs)) if k != i)
-                and a.nbytes == b.nbytes
-                and source.offset == target.offset
-                and same_walk(shape, source.strides, target.strides)
-                and home(target.buffer) == target.buffer
-                and home(source.buffer) != target.buffer
-                and not _written_before(tasks, t, target.buffer)
-                and not (b.kind == "output" and layout.buffers[home(source.buffer)].kind == "output")
-            ):
-                if b.kind == "output":
-                    merged[home(source.buffer)] = target.buffer
-                else:
-                    merged[target.buffer] = home(source.buffer)
-                break
-    return merged
-
-
-def _written_before(tasks: list[_Task], t: int, buffer: int) -> bool:
-    return any(at.buffer == buffer for task in tasks[:t] for at in task.outputs)
+# -- addresses -------------------------------------------------------------------------------------------------------
 
 
 class _Planner:
     """Assigns addresses and writes the entry down.
 
     ``fast`` are the bytes of memories beside the arena (regions 1, 2, ...), fastest first: each takes the buffers that
-    are touched most often for their size and fit together.
+    are touched most often for their size and fit together. Where the arena then needs more than its ``capacity``, they
+    take the largest buffers instead.
     """
 
     def __init__(
         self,
         layout: Layout,
-        tasks: list[_Task],
+        tasks: list[Task],
         merged: Mapping[int, int],
         pool: Pool,
+        machine: Machine,
         fast: Sequence[int] = (),
+        capacity: int | None = None,
     ) -> None:
         self.layout, self.graph, self.tasks, self.pool = layout, layout.graph, tasks, pool
-        self.merged, self.fast = merged, fast
-        self.worker_bytes = max((aligned(t.job.plan.worker_bytes) for t in tasks if _shared_out(t)), default=0)
+        self.merged, self.fast, self.capacity, self.align = merged, fast, capacity, machine.align
+        self.single = machine.system == "bare"  # where there are threads, any step may have several
+        bytes_of = [aligned(t.job.plan.worker_bytes, self.align) for t in tasks if _shared_out(t)]
+        self.worker_bytes = 0 if self.single else max(bytes_of, default=0)
         self._lifetimes()
 
     def _home(self, buffer: int) -> int:
@@ -324,9 +275,13 @@ class _Planner:
                 life.setdefault(i, [end, end])[1] = end
         self.homes = sorted(life)
         spans = [Span(self.layout.buffers[b].nbytes, life[b][0], life[b][1]) for b in self.homes]
-        self.lower_bound = lower_bound(spans)
-        self.scratch = [t for t, task in enumerate(self.tasks) if _scratch(task)]
-        spans += [Span(_scratch(self.tasks[t]), t, t) for t in self.scratch]
+        number = {b: i for i, b in enumerate(self.homes)}
+        homes = {b: self._home(b) for b in range(len(self.layout.buffers))}
+        pairs = leads(self.layout, self.tasks, homes, life) if self.single else {}
+        self.leads = {(number[i], number[o]): lead for (i, o), lead in pairs.items()}
+        self.lower_bound = lower_bound(spans, self.leads)
+        self.scratch = [t for t in range(len(self.tasks)) if self._room(t)]
+        spans += [Span(self._room(t), t, t) for t in self.scratch]
         placed, self.region_bytes = self._addresses(spans)
         self.addresses = dict(zip(self.homes, placed, strict=False))
         self.scratch_at = dict(zip(self.scratch, placed[len(self.homes) :], strict=True))
@@ -343,27 +298,50 @@ class _Planner:
 
     def _addresses(self, spans: Sequence[Span]) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
         """``(region, offset)`` of each span, and the bytes of every region."""
+        found, sizes = self._spread(spans, lambda i: -self._heat(i) / max(1, spans[i].nbytes))
+        if self.fast and self.capacity is not None and sizes[0] > self.capacity:
+            other = self._spread(spans, lambda i: -spans[i].nbytes)
+            if other[1][0] < sizes[0]:
+                found, sizes = other
+        return [found[i] for i in range(len(spans))], tuple(sizes)
+
+    def _spread(
+        self, spans: Sequence[Span], key: Callable[[int], float]
+    ) -> tuple[dict[int, tuple[int, int]], list[int]]:
+        """The fast memories take what comes first by ``key``, the arena the rest."""
         left = list(range(len(spans)))
         found: dict[int, tuple[int, int]] = {}
         sizes = [0]
         for region, capacity in enumerate(self.fast, start=1):
             chosen: list[int] = []
-            for i in sorted(left, key=lambda i: (-self._heat(i) / max(1, spans[i].nbytes), i)):
-                _, top = place([spans[k] for k in [*chosen, i]])
-                if top <= capacity:
+            for i in sorted(left, key=lambda i: (key(i), i)):
+                if spans[i].nbytes <= capacity and self._place(spans, [*chosen, i])[1] <= capacity:
                     chosen.append(i)
-            offsets, top = place([spans[k] for k in chosen]) if chosen else ([], 0)
+            offsets, top = self._place(spans, chosen)
             found |= {k: (region, o) for k, o in zip(chosen, offsets, strict=True)}
             sizes.append(top)
             left = [k for k in left if k not in found]
-        offsets, sizes[0] = place([spans[k] for k in left]) if left else ([], 0)
-        found |= {k: (0, o) for k, o in zip(left, offsets, strict=True)}
-        return [found[i] for i in range(len(spans))], tuple(sizes)
+        offsets, sizes[0] = self._place(spans, left)
+        return found | {k: (0, o) for k, o in zip(left, offsets, strict=True)}, sizes
+
+    def _place(self, spans: Sequence[Span], chosen: Sequence[int]) -> tuple[list[int], int]:
+        """Offsets of some of the spans in one memory, and its size."""
+        if not chosen:
+            return [], 0
+        at = {k: i for i, k in enumerate(chosen)}
+        both = {(at[i], at[o]): lead for (i, o), lead in self.leads.items() if i in at and o in at}
+        return place([spans[k] for k in chosen], self.align, both)
+
+    def _room(self, t: int) -> int:
+        """What step ``t`` needs beside its operands while one thread runs it: the calling thread's own scratch is
+        planned like everything else."""
+        plan = self.tasks[t].job.plan
+        return aligned(plan.shared_bytes, self.align) + plan.worker_bytes if plan.worker_bytes else plan.shared_bytes
 
     def _heat(self, index: int) -> float:
         """How many bytes the steps move to and from a buffer."""
         if index >= len(self.homes):
-            return 2.0 * _scratch(self.tasks[self.scratch[index - len(self.homes)]])
+            return 2.0 * self._room(self.scratch[index - len(self.homes)])
         home = self.homes[index]
         touches = sum(self._home(p.buffer) == home for t in self.tasks for p in (*t.inputs, *t.outputs))
         return float(touches * self.layout.buffers[home].nbytes)
@@ -400,7 +378,7 @@ class _Planner:
             return Ref("worker", arg.offset)
 
         region, offset = self.scratch_at.get(t, (0, 0))
-        own = Ref("region", offset + aligned(plan.shared_bytes), region)
+        own = Ref("region", offset + aligned(plan.shared_bytes, self.align), region)
         phases = []
         for draft in plan.phases:
             self.pool.drafts[draft.spec.name] = draft
@@ -461,14 +439,7 @@ def _read(step: Step) -> Iterator[Ref]:
     return (ref for phase in step.phases for ref in phase.args)
 
 
-def _scratch(task: _Task) -> int:
-    """What the step needs beside its operands while one thread runs it: the calling thread's own scratch is planned
-    like everything else."""
-    plan = task.job.plan
-    return aligned(plan.shared_bytes) + plan.worker_bytes if plan.worker_bytes else plan.shared_bytes
-
-
-def _shared_out(task: _Task) -> bool:
+def _shared_out(task: Task) -> bool:
     """Whether more than one thread may work on the step."""
     return any((draft.tasks or 1) > 1 for draft in task.job.plan.phases)
 
