@@ -12,10 +12,10 @@ import numpy as np
 
 from ..runtime.arrays import check_array, host_dtype
 from ..runtime.artifact import DIGEST_BYTES, FORMAT, Artifact, digest_of, find_note, read_artifact
-from ..targets import Machine, emulator, firmware, toolchain
+from ..targets import Machine, elf, emulator, firmware, toolchain
 from ..targets.files import header_of, temporary_folder, write_atomic
 from . import bare, render
-from .names import distinct, entry_names, prefix
+from .names import entry_names, prefix
 from .program import Entry, Port, Program, Step, Stored
 
 
@@ -28,15 +28,33 @@ def build_archive(program: Program, objects: Sequence[Path], machine: Machine, o
     """As ``build_library``, but a static library for a program without an operating system."""
     out = Path(out)
     with temporary_folder() as folder:
-        files = bare.sources(program, machine.align)
-        for name, data in files.items():
+        for name, data in bare.sources(program, machine.align).items():
             (folder / name).write_bytes(data)
-        block = bytes(DIGEST_BYTES) + json.dumps(describe(program, machine), **CANONICAL).encode()
-        library = toolchain.build_archive(folder, objects, machine, name=prefix(program), block=block)
-        data = seal(library.read_bytes())
-    write_atomic(out, data)
-    write_atomic(header_of(out), files["model.h"])
+        parts = toolchain.build_objects(folder, objects, machine)
+        flash = elf.section_bytes((folder / parts[0]).read_bytes())
+        if flash.pop("writable"):
+            raise toolchain.ToolError("the code of a static library keeps something in memory of its own")
+        block = describe(program, machine) | _bare(program, machine, flash)
+        text = bytes(DIGEST_BYTES) + json.dumps(block, **CANONICAL).encode()
+        library = seal(toolchain.build_archive(folder, parts, machine, block=text).read_bytes())
+    write_atomic(out, library)
+    write_atomic(header_of(out), bare.header(program, machine.align, flash).encode())
     return read_artifact(out)
+
+
+def _bare(program: Program, machine: Machine, flash: Mapping[str, int]) -> dict[str, Any]:
+    """What differs in the description of a static library: no context but the regions, bytes of flash."""
+    names, sizes = bare.region_names(program), bare.region_bytes(program, machine.align)
+    return {
+        "context_bytes": sum(sizes),
+        "context_worker_bytes": 0,
+        "bare": {
+            "align": machine.align,
+            "regions": [{"name": n, "bytes": b} for n, b in zip(names, sizes, strict=True)],
+            "kept_bytes": bare.kept(program, machine.align)["region"],
+            "flash": {**flash, "weights": sum(map(len, render.images(program).values()))},
+        },
+    }
 
 
 def build_library(program: Program, objects: Sequence[Path], machine: Machine, out: Path) -> Artifact:
@@ -106,7 +124,7 @@ def measure(
         entry=entry,
         inputs=inputs,
         output_bytes=output_bytes,
-        regions=distinct(r["name"] for r in artifact.block["regions"]),
+        regions=[r["name"] for r in artifact.block["bare"]["regions"]],
         count=count,
     )
 

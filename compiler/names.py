@@ -15,8 +15,8 @@ wait wcs
 """
 TAKEN = frozenset(_C_WORDS.split())
 _API_WORDS = """
-clock context context_bytes create create_in destroy entry export import input output param params_changed profile reset
-restore run state status status_text
+const_image param_image state_image init clock context context_bytes create create_in destroy entry export import input
+output param params_changed profile reset restore run state status status_text
 ok null memory alignment threads thread_start busy buffer forked space damaged foreign feature regions params states h
 params_bytes states_bytes derived_bytes export_bytes
 """
@@ -51,8 +51,10 @@ def prefix(program: Program) -> str:
 
 
 def entry_names(program: Program) -> list[str]:
-    """The C name of each entry behind the prefix."""
-    return distinct((e.name for e in program.entries), API)
+    """The C name of each entry behind the prefix; ``NAME_input`` and ``NAME_output`` are free beside it."""
+    names = distinct((e.name for e in program.entries), API)
+    slots = frozenset(f"{n}_{kind}" for n in names for kind in ("input", "output"))
+    return names if slots.isdisjoint(names) else distinct((e.name for e in program.entries), API | slots)
 
 
 def entry_name(program: Program, entry: Entry) -> str:

@@ -146,8 +146,18 @@ class Artifact:
         return int(self.block["export_bytes"])
 
     @property
+    def bare(self) -> dict[str, Any] | None:
+        """Of a static library for a machine without an operating system: ``align``, ``regions`` (C name and bytes of
+        the caller's blocks), ``kept_bytes`` (of the first: what stays), ``flash`` (bytes of ``code``, ``constants``,
+        ``weights``). None for others."""
+        return self.block.get("bare")
+
+    @property
     def code_bytes(self) -> int:
-        """The file without the images of constants, parameters and states."""
+        """The file without the images of constants, parameters and states; of a static library its code and the
+        constants of that, which is what takes flash."""
+        if self.bare is not None:
+            return int(self.bare["flash"]["code"]) + int(self.bare["flash"]["constants"])
         return self.size - int(self.block["image_bytes"])
 
     def entry(self, name: str) -> Entry:

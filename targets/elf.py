@@ -70,3 +70,41 @@ def _sections(data: bytes, wide: bool) -> list[tuple[int, int, int, int]]:
 
 def _text(data: bytes, at: int) -> str:
     return data[at : data.index(b"\0", at)].decode("ascii", "replace")
+
+
+def section_bytes(data: bytes) -> dict[str, int]:
+    """Bytes of a 32-bit object that end up in a program: ``code``, ``constants``, and ``writable``."""
+    total = {"code": 0, "constants": 0, "writable": 0}
+    (start,) = struct.unpack_from("<I", data, 32)
+    width, count = struct.unpack_from("<HH", data, 46)
+    for i in range(count):
+        flags, size = (struct.unpack_from("<I", data, start + i * width + at)[0] for at in (8, 20))
+        if flags & 2:  # SHF_ALLOC
+            total["code" if flags & 4 else "writable" if flags & 1 else "constants"] += size
+    return total
+
+
+def made_local(data: bytes, prefix: str) -> bytes:
+    """A 32-bit object whose global functions that start with ``prefix`` are its own: two such objects may be linked
+    into one program. Local symbols stand first in a table (System V ABI, chapter 4), so relocations are renumbered."""
+    out, sections = bytearray(data), list(_sections(data, wide=False))
+    table = next(i for i, s in enumerate(sections) if s[0] == 2)  # SHT_SYMTAB
+    _, link, offset, size = sections[table]
+    rows = [data[at : at + 16] for at in range(offset, offset + size, 16)]
+
+    def own(row: bytes) -> bool:
+        name, _, _, info, _, section = struct.unpack("<IIIBBH", row)
+        return info >> 4 == 0 or (section != 0 and _text(data, sections[link][2] + name).startswith(prefix))
+
+    order = sorted(range(len(rows)), key=lambda i: not own(rows[i]))
+    place = {old: new for new, old in enumerate(order)}
+    changed = [rows[i][:12] + bytes([rows[i][12] & 15 if own(rows[i]) else rows[i][12]]) + rows[i][13:] for i in order]
+    out[offset : offset + size] = b"".join(changed)
+    (start,) = struct.unpack_from("<I", data, 32)
+    (width,) = struct.unpack_from("<H", data, 46)
+    struct.pack_into("<I", out, start + table * width + 28, sum(map(own, rows)))  # sh_info: the first global one
+    for kind, _, at, length in sections:
+        for entry in range(at, at + length, 8) if kind == 9 else ():  # SHT_REL
+            (info,) = struct.unpack_from("<I", out, entry + 4)
+            struct.pack_into("<I", out, entry + 4, place[info >> 8] << 8 | info & 255)
+    return bytes(out)

@@ -167,24 +167,32 @@ def build(folder: Path, kernels: Sequence[Path], machine: Machine, *, name: str,
     return link_library(folder, objects, machine, name=name, api="api.map", out="library.so")
 
 
-def build_archive(folder: Path, kernels: Sequence[Path], machine: Machine, *, name: str, block: bytes) -> Path:
-    """Compiles the rendered sources of ``folder`` and puts them, the kernels and the images into ``library.a`` there.
+def build_objects(folder: Path, kernels: Sequence[Path], machine: Machine) -> list[str]:
+    """Compiles the rendered sources of ``folder`` for a static library: the images, and all code as one object in which
+    the kernels are its own, so that several models may be linked into one program."""
+    run_zig([*_assembler(machine), "images.S", "-o", "images.o"], folder)
+    compile_c(folder / "model.c", folder / "code.o", machine, flags=BARE_FLAGS)
+    merged = merge_objects([folder / "code.o", *kernels], folder / "model.o")
+    merged.write_bytes(elf.made_local(merged.read_bytes(), "k_"))
+    return ["model.o", "images.o"]
+
+
+def build_archive(folder: Path, objects: Sequence[str], machine: Machine, *, block: bytes) -> Path:
+    """Puts objects of ``folder`` into ``library.a`` there.
 
     ``block`` is the artifact's own description: a note in an object that no program needs, so that it
     stays on the host.
     """
     (folder / "block.bin").write_bytes(block)
     (folder / "note.S").write_text(NOTE)
-    for part in ("images", "note"):
-        assemble = ("-c", f"{part}.S", "-o", f"{part}.o")
-        run_zig(["clang", "-target", str(machine.llvm["mtriple"]), f"-mcpu={machine.mcpu}", *assemble], folder)
-    compile_c(folder / "model.c", folder / "model.o", machine, flags=BARE_FLAGS)
-    parts = ["model.o", "images.o"]
-    if kernels:
-        parts.append(merge_objects(kernels, folder / "kernels.o").name)
+    run_zig([*_assembler(machine), "note.S", "-o", "note.o"], folder)
     (folder / "library.a").unlink(missing_ok=True)
-    run_zig(["ar", "rcsD", "library.a", *parts, "note.o"], folder)
+    run_zig(["ar", "rcsD", "library.a", *objects, "note.o"], folder)
     return folder / "library.a"
+
+
+def _assembler(machine: Machine) -> tuple[str, ...]:
+    return ("clang", "-target", str(machine.llvm["mtriple"]), f"-mcpu={machine.mcpu}", "-c")
 
 
 NOTE = """\
