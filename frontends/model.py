@@ -47,7 +47,8 @@ class Report:
 class Model:
     """A compiled network. ``model(x)`` and ``model.run(None, {"x": x})`` run it, as a ``runtime.Session`` does.
 
-    A model for another machine cannot be run here; it can be saved, and ``nervure verify`` runs it in an emulator.
+    A model for a microcontroller runs in the emulator. One for another machine with an operating system cannot be run
+    here; it can be saved, and ``nervure verify`` runs it in an emulator.
     """
 
     def __init__(self, artifact: Artifact, threads: int = 1, compile_seconds: float = 0.0) -> None:
@@ -59,8 +60,13 @@ class Model:
         return self.artifact.path
 
     @cached_property
-    def session(self) -> Session:
-        """The session that runs it; NervureError where it was compiled for another machine."""
+    def session(self) -> Session | Any:
+        """The session that runs it; one without an operating system runs in its emulator, from its initial values at
+        every call. NervureError where it was compiled for another machine that has one."""
+        if self.artifact.bare is not None:
+            from .emulated import Emulated
+
+            return Emulated(self.artifact)
         self.artifact.check_host()
         return load(self.artifact.path, self.threads)
 
