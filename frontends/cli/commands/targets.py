@@ -1,28 +1,80 @@
-"""``nervure targets``: what can be compiled for, and what can run it here."""
+"""``nervure targets``: what can be compiled for, and what can run it here; a board's memory."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ....errors import NervureError
 from ..options import Json
 
-EXAMPLE = "nervure targets"
+if TYPE_CHECKING:
+    from ....targets.boards import Board
+
+EXAMPLE = "nervure targets nucleo-l4r5zi"
 
 
-def targets_command(as_json: Json = False) -> None:
-    """List the machines that models can be compiled for."""
-    from ..console import cell, out, print_json, row, table
+def targets_command(
+    board: Annotated[
+        str | None, typer.Argument(help="A board, or the path of a board's TOML file: its memory is shown.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the machines and boards that models can be compiled for."""
+    from ....targets import boards
+    from ..console import print_json
 
+    if board is not None:
+        found = boards.get(board)
+        return print_json({"board": _facts(found)}) if as_json else _show_board(found)
     rows = [_target(name) for name in _names()]
+    known = [boards.get(name) for name in boards.names()]
     if as_json:
-        return print_json({"targets": rows})
-    made = table("", "target", "CPU", "vector", "registers", "features", "runs here", right=("vector", "registers"))
-    for t in rows:
-        runs = cell(t["runs_here"], "green") if t["available"] else cell(f"{t['runs_here']} ({t['hint']})", "yellow")
-        features = ", ".join(t["features"][:6]) + (" ..." if len(t["features"]) > 6 else "")
-        row(made, t["name"], t["cpu"], f"{t['vector_bits']} bit", t["registers"], features or "baseline", runs)
-    out().print(made)
+        return print_json({"targets": rows, "boards": [_facts(b) for b in known]})
+    _show(rows, known)
+
+
+def _show(rows: list[dict[str, Any]], known: list[Board]) -> None:
+    from ..console import cell, out, row, size, table
+
+    screen = out()
+    for title, system in (("Linux", "linux"), ("Microcontrollers (no operating system)", "bare")):
+        made = table(title, "target", "CPU", "vector", "registers", "features", "runs here", right=("vector",))
+        for t in rows:
+            if t["system"] != system:
+                continue
+            runs = cell(t["runs_here"], "green") if t["available"] else cell(f"{t['runs_here']} ({t['hint']})", "yellow")
+            features = ", ".join(t["features"][:6]) + (" ..." if len(t["features"]) > 6 else "")
+            row(made, t["name"], t["cpu"], f"{t['vector_bits']} bit", t["registers"], features or "baseline", runs)
+        screen.print(made)
+        screen.print()
+    made = table("Boards (--board; a TOML file of your own works too)", "board", "target", "flash", "RAM", "what it is")
+    for b in sorted(known, key=lambda b: ([t["name"] for t in rows].index(b.core), b.name)):
+        ram = " + ".join(f"{size(m.size)} {m.name}" for m in b.of("ram"))
+        row(made, b.name, b.core, size(b.size("flash")), ram, b.title)
+    screen.print(made)
+
+
+def _show_board(board: Board) -> None:
+    from ..console import cell, out, row, size, table
+
+    screen = out()
+    screen.print(cell(f"{board.name}: {board.title}, {board.core}", "bold"))
+    made = table("", "memory", "kind", "from", "to", "size", right=("size",))
+    for m in board.memory:
+        row(made, m.name, m.kind, f"{m.origin:#010x}", f"{m.end - 1:#010x}", size(m.size))
+    screen.print(made)
+    screen.print(cell(f"flash {size(board.size('flash'))}, RAM {size(board.size('ram'))}, fastest first"))
+    screen.print(cell(f"{size(board.stack)} of {board.first('ram').name} are kept for the stack"))
+    if board.source:
+        screen.print(cell(f"source: {board.source}"))
+
+
+def _facts(board: Board) -> dict[str, Any]:
+    from ...footprint import board_facts
+
+    return board_facts(board)
 
 
 def _names() -> list[str]:
@@ -38,6 +90,7 @@ def _target(name: str) -> dict[str, Any]:
         machine = get(name)
     except NervureError as error:  # host on a machine that no target covers
         return {"name": name, "cpu": "unknown", "family": "", "vector_bits": 0, "registers": 0, "features": []} | {
+            "system": "linux",
             "available": False,
             "runs_here": "no",
             "hint": error.what,
@@ -46,10 +99,17 @@ def _target(name: str) -> dict[str, Any]:
         "name": name,
         "cpu": machine.mcpu,
         "family": machine.family,
+        "system": machine.system,
         "vector_bits": machine.vector_bytes * 8,
         "registers": machine.registers,
-        "features": [f.name for f in machine.features],
+        "features": [f.name for f in machine.features] if machine.system == "linux" else _abilities(machine),
     } | how_it_runs(machine)
+
+
+def _abilities(machine: Any) -> list[str]:
+    """What a core has, where there is no /proc/cpuinfo to name it: its numbers, then its rows of instructions."""
+    floats = "float32" if not machine.float64 else "float32 float64"
+    return [floats, *dict.fromkeys(i.name for i in machine.instructions)]
 
 
 def how_it_runs(machine: Any) -> dict[str, Any]:
