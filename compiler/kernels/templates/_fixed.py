@@ -1,0 +1,161 @@
+"""Rescaling sums to 8 bits in integers, bit for bit as the float32 rule of ``ops.integers.rescale``.
+
+The rule is a staircase: sums from a threshold on become a step or more. So is ``(offset + (sum M >> 32)) >> shift``,
+and two staircases with the same thresholds are the same function. For each channel the multipliers M that keep every
+threshold that its sums can reach are an interval; where it is empty (the float product was rounded to the other side
+of a half) the channel keeps the float rule. Both fit one word: M, or the bits of the negated float, which is negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...ops.integers import NARROW
+from ...ops.selection import step_bounds
+
+_SHIFTS = range(13)  # of the second shift; more do not help multipliers that matter
+_USUAL = 3  # taken where it is nearly as good as the best, so that layers share kernels
+_ALLOWED = 0.03  # of the channels that the usual shift may cost
+_GREATEST = (1 << 31) - 1
+_FAR = 1 << 40
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """``words``: int32 a channel, M or (negative) the bits of minus the float multiplier; ``offset`` holds the zero
+    point and the half that rounds; ``mixed``: whether any channel keeps the float rule."""
+
+    words: np.ndarray
+    offset: int
+    shift: int
+
+    @property
+    def mixed(self) -> bool:
+        return bool((self.words < 0).any())
+
+
+def reach(weights: np.ndarray, bias: np.ndarray | None, dtype: str, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest sum of each channel: weights ``[channel, ...]``, inputs of ``dtype``."""
+    w = weights.reshape(len(weights), -1).astype(np.int64)
+    low, high = (v - zero_point for v in step_bounds(None, None, dtype))
+    zero = np.zeros(len(w), np.int64) if bias is None else np.asarray(bias, np.int64).reshape(-1)
+    up, down = np.maximum(w, 0).sum(axis=1), np.minimum(w, 0).sum(axis=1)
+    # a tap on padding counts as 0, which lies between unless the zero point is out of range
+    low, high = min(low, 0), max(high, 0)
+    return zero + up * low + down * high, zero + up * high + down * low
+
+
+def fixed(
+    multiplier: np.ndarray, zero_point: int, to: str, least: np.ndarray, most: np.ndarray, bounds: Sequence[Any] = ()
+) -> Fixed | None:
+    """The words for channels whose sums lie in ``[least, most]``; None where the rule cannot be said so: no 8 bits,
+    multipliers that are not positive, or sums beyond int32. ``bounds`` are ``low`` and ``high`` of the rule."""
+    m = np.broadcast_to(np.asarray(multiplier, np.float32).reshape(-1), least.shape)
+    if to not in NARROW or not (np.isfinite(m) & (m >= 0)).all():
+        return None
+    if least.min() < -(1 << 31) or most.max() > _GREATEST or (m.astype(np.float64) * 2.0**31).max() > 2.0**60:
+        return None
+    low, high = step_bounds(*(bounds or (None, None)), to)
+    steps = np.arange(low + 1, high + 1, dtype=np.int64) - zero_point
+    first = _thresholds(m[:, None], steps[None])
+    found = {s: _multipliers(m, first, steps, s, least, most) for s in _SHIFTS if _offset(zero_point, s) < 1 << 30}
+    lost = {s: int((words < 0).sum()) for s, words in found.items()}
+    best = min(found, key=lambda s: (lost[s], s))
+    shift = _USUAL if lost[_USUAL] - lost[best] <= _ALLOWED * len(m) else best
+    words = np.where(found[shift] < 0, (-m).view(np.int32), found[shift]).astype(np.int32)
+    return Fixed(words, _offset(zero_point, shift), shift)
+
+
+def _offset(zero_point: int, shift: int) -> int:
+    return zero_point * (1 << shift) + (1 << shift >> 1)
+
+
+def _thresholds(m: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """For each channel and step the least sum that the float rule takes to it (or to more)."""
+    guess = np.ceil((steps - 0.5) / np.maximum(m.astype(np.float64), 1e-30))
+    near = np.clip(guess, -_FAR, _FAR).astype(np.int64)
+    width = 4 + np.abs(near) // (1 << 21)
+    below, above = near - width, near + width
+    while (above - below > 1).any():
+        middle = (below + above) // 2
+        reached = np.rint(middle.astype(np.float32) * m) >= steps
+        above, below = np.where(reached, middle, above), np.where(reached, below, middle)
+    return above
+
+
+def _multipliers(
+    m: np.ndarray, first: np.ndarray, steps: np.ndarray, shift: int, least: np.ndarray, most: np.ndarray
+) -> np.ndarray:
+    """M of each channel, or -1. A sum s reaches a step where ``s M >= target``."""
+    target = np.broadcast_to((2 * steps - 1)[None] * (1 << (shift + 31)), first.shape)
+    if shift == 0:  # no bits below the result: the half would be lost
+        return np.full(len(m), -1, np.int64)
+    lowest, highest = np.full(first.shape, 1, np.int64), np.full(first.shape, _GREATEST, np.int64)
+    bad = np.zeros(first.shape, bool)
+    reaching = (first <= most[:, None], np.maximum(first, least[:, None]))  # this sum must reach the step
+    missing = (first > least[:, None], np.minimum(first - 1, most[:, None]))  # this one must not
+    for (given, s), exact in ((reaching, 0), (missing, 1)):
+        place = np.where(s == 0, 1, s)
+        quotient = -((-target) // place) if exact == 0 else target // place  # rounded inward for s > 0
+        up = given & (s > 0)
+        if exact == 0:
+            lowest = np.where(up, np.maximum(lowest, quotient), lowest)
+            highest = np.where(given & (s < 0), np.minimum(highest, target // place), highest)
+            bad |= given & (s == 0) & (target > 0)
+        else:
+            highest = np.where(up, np.minimum(highest, -((-target) // place) - 1), highest)
+            lowest = np.where(given & (s < 0), np.maximum(lowest, target // place + 1), lowest)
+            bad |= given & (s == 0) & (target <= 0)
+    low, high = lowest.max(axis=1), highest.min(axis=1)
+    wanted = np.rint(np.minimum(m.astype(np.float64) * 2.0 ** (32 + shift), 2.0**62)).astype(np.int64)
+    return np.where((low <= high) & ~bad.any(axis=1), np.clip(wanted, low, high), -1)
+
+
+# -- in the kernel ---------------------------------------------------------------------------------------------------
+
+
+def in_integers(k: Any, sums: Any, word: Any, offset: Any, shift: int, attrs: dict[str, Any]) -> Any:
+    """The rescaled sum as an int32: a product's upper half with the offset added, a shift, and a clip."""
+    from ..tir import constant, maximum, minimum, shift_right, tirx
+
+    wide = tirx.Cast("int64", sums) * tirx.Cast("int64", word)
+    upper = tirx.Cast("int32", shift_right(wide, tirx.const(32, "int64"))) + offset
+    value = shift_right(upper, constant(shift, "int32"))
+    low, high = step_bounds(attrs["low"], attrs["high"], attrs["to"])
+    return minimum(maximum(value, constant(low, "int32")), constant(high, "int32"))
+
+
+def in_floats(k: Any, sums: Any, word: Any, attrs: dict[str, Any]) -> Any:
+    """The same by the float rule; ``word`` holds the bits of minus the multiplier."""
+    from ..integers import rescaled
+    from ..tir import reinterpret
+
+    return rescaled(k, sums, -reinterpret("float32", word), {**attrs, "fits": True})
+
+
+def finish(
+    k: Any, sums: Sequence[Any], word: Any, held: dict[str, Any], offset: Any, store: Callable[[int, Any], None]
+) -> None:
+    """Rescales sums of one channel and hands each to ``store(number, value of the result's type)``. ``held`` is
+    ``{"shift", "mixed", "attrs"}``."""
+    from ..functions import cast
+    from ..tir import constant
+
+    attrs = held["attrs"]
+
+    def whole() -> None:
+        for i, s in enumerate(sums):
+            store(i, cast(in_integers(k, s, word, offset, held["shift"], attrs), attrs["to"]))
+
+    if not held["mixed"]:
+        whole()
+        return
+    with k.when(word >= constant(0, "int32")):
+        whole()
+    with k.when(word < constant(0, "int32")):
+        for i, s in enumerate(sums):
+            store(i, in_floats(k, s, word, attrs))
