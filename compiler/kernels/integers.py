@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tvm import tirx
+
 from ..ops.integers import NARROW
 from ..ops.selection import step_bounds
 from . import vecmath
@@ -63,6 +65,9 @@ def rescaled(k: Builder, sums: Expr, multiplier: Expr, attrs: Node) -> Expr:
     ``attrs["fits"]`` says that it does (see ``expr.serialize``)."""
     zero_point, to = attrs["zero_point"], attrs["to"]
     low, high = _bounds(attrs)
+    if k.calls and to in NARROW and dtype_of(sums) == "int32":
+        numbers = [spread(n, sums) for n in (zero_point, low, high)]
+        return cast(tirx.call_pure_extern(str(sums.ty.dtype), "rescale", sums, multiplier, *numbers), to)
     real = k.bind(cast(sums, "float32") * multiplier, "real")
     if attrs.get("fits") and _rounds(k, real):
         return narrowed(k, _nearest(k, real), zero_point, low, high, to)

@@ -6,6 +6,7 @@ caller hands out, and the packed calling convention is never made. Runs in worke
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from pathlib import Path
@@ -32,12 +33,12 @@ def lower(functions: list[Any], llvm: dict[str, Any]) -> Any:
     module = tvm.IRModule({str(f.attrs["global_symbol"]): f for f in functions})
     with tvm.transform.PassContext(opt_level=3):
         module = passes.BindTarget(target.with_host(target))(module)
-        module = _each(module, _pointer_parameters)
+        module = each(module, pointer_parameters)
         module = tvm.ir.transform.Sequential(_loop_passes(target.kind.name != "c"))(module)
-        module = _each(module, lambda f: _range_parameters(_check_scratch(f)))
+        module = each(module, lambda f: _range_parameters(_check_scratch(f)))
         module = tvm.ir.transform.Sequential([passes.LowerTVMBuiltin(), passes.LowerIntrin()])(module)
         if target.kind.name == "c":
-            module = _each(module, _printable)
+            module = each(module, _printable)
     return module
 
 
@@ -52,7 +53,15 @@ def write_object(functions: list[Any], llvm: dict[str, Any], path: Path) -> None
     generate(lower(functions, llvm), llvm).write_to_file(str(path), path.suffix[1:])
 
 
-def _each(module: Any, change: Any) -> Any:
+def write_text(function: Any, path: Path) -> None:
+    """Writes a kernel as C (``c99.Text``) with the helper functions that it calls, as JSON, to ``path``."""
+    from . import c99
+
+    text = c99.kernel(function)
+    path.write_text(json.dumps(text.plain() | {"texts": c99.with_helpers(text.helpers)}, sort_keys=False))
+
+
+def each(module: Any, change: Any) -> Any:
     return tvm.IRModule({var.name_hint: change(f) for var, f in module.functions.items()})
 
 
@@ -71,7 +80,7 @@ def _loop_passes(vectorize: bool) -> list[Any]:
     ]
 
 
-def _pointer_parameters(func: Any) -> Any:
+def pointer_parameters(func: Any) -> Any:
     """Buffer-typed parameters become typed pointers, which is what code generation accepts."""
     params, declared = [], []
     for p in func.params:

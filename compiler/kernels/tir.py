@@ -107,6 +107,8 @@ class Builder:
         self._blocks: list[list[Any]] = [[]]
         self._names = 0
         self.tasks: int | None = None
+        # C that is read: functions are called, not written out at each place
+        self.calls = machine.get("llvm", {}).get("kind") == "c"
         self.noalias = True  # False for a kernel that may write over what it has read (Plan.overlaps)
         self.wide: dict[int, Any] = {}  # vectors that were packed, by identity, and what they were before
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 from tvm import tirx
@@ -20,7 +21,9 @@ from tvm import tirx
 from .tir import Builder, Expr, as_dtype, constant, dtype_of, lanes_of, like, maximum, minimum, reinterpret, select
 
 Function = Callable[..., Expr]
+BY_NAME: dict[str, tuple[Function, int]] = {}  # functions of float32 scalars that C calls, with how many they take
 
+_LIBM = {"floor": "floorf", "ceil": "ceilf", "trunc": "truncf", "nearbyint": "rintf", "sqrt": "sqrtf"}
 _ROUNDING = frozenset(("sse4_1", "asimd"))  # CPU features that bring instructions for floor, ceil, trunc, nearbyint
 _LN2 = math.log(2)
 _LN2_HIGH, _LN2_LOW = 0.693359375, _LN2 - 0.693359375  # the high part has few bits: its multiples are exact
@@ -78,18 +81,29 @@ def _libm(k: Builder, name: str, *args: Expr) -> Expr:
     return k.load(result, 0, lanes)
 
 
+def _called(k: Builder, name: str, *args: Expr) -> Expr:
+    """The C function of that name (``BY_NAME``) of float32 numbers, for each lane."""
+    dtype = as_dtype("float32", lanes_of(args[0]))
+    function = _LIBM.get(name, f"{name.lstrip('_')}_f32")
+    return k.bind(tirx.call_pure_extern(dtype, function, *args))
+
+
 def _typed(libm: str | None = None) -> Callable[[Function], Function]:
     """The function for every float type: written for float32, by libm's ``libm`` for float64 (None: as written)."""
 
     def decorate(function: Function) -> Function:
+        BY_NAME[function.__name__.lstrip("_")] = (function, len(signature(function).parameters) - 1)
+
         @wraps(function)
         def typed(k: Builder, *args: Expr) -> Expr:
             dtype, lanes = dtype_of(args[0]), lanes_of(args[0])
             if dtype == "float64" and libm is not None:
                 return _libm(k, libm, *args)
             if dtype in ("float16", "bfloat16"):
-                wide = function(k, *(k.bind(tirx.Cast(as_dtype("float32", lanes), a)) for a in args))
+                wide = typed(k, *(k.bind(tirx.Cast(as_dtype("float32", lanes), a)) for a in args))
                 return tirx.Cast(as_dtype(dtype, lanes), wide)
+            if k.calls and dtype == "float32":
+                return _called(k, function.__name__, *args)
             return function(k, *(k.bind(a) for a in args))
 
         return typed
@@ -170,9 +184,8 @@ def absolute(k: Builder, x: Expr) -> Expr:
 def _rounding(name: str) -> Function:
     """floor, ceil, trunc or nearbyint: the CPU's instruction, else by adding and taking off 2^23."""
 
-    @_typed()
     def function(k: Builder, x: Expr) -> Expr:
-        if dtype_of(x) == "float64" or _ROUNDING & set(k.machine.get("features", ())):
+        if dtype_of(x) == "float64" or k.calls or _ROUNDING & set(k.machine.get("features", ())):
             return getattr(tirx, name)(x)
         size = k.bind(absolute(k, x))
         shifted = k.bind(size + like(2.0**23, x))  # held, or the two constants would be cancelled
@@ -186,7 +199,8 @@ def _rounding(name: str) -> Function:
             result = copysign(k, select(result < x, result + like(1, x), result), x)
         return select(size < like(2.0**23, x), result, x)
 
-    return function
+    function.__name__ = name
+    return _typed()(function)
 
 
 floor, ceil, trunc, round_even = (_rounding(n) for n in ("floor", "ceil", "trunc", "nearbyint"))
@@ -242,6 +256,12 @@ def exp(k: Builder, x: Expr) -> Expr:
 def exp_fast(k: Builder, x: Expr, *, negative: bool = False) -> Expr:
     """exp(x) of float32 for use inside other functions: 0 below -87.7, infinity above 88.3. ``negative`` promises
     that x <= 0 (or NaN)."""
+    if k.calls:
+        return _called(k, "exp_fast", x)
+    return _exp_fast(k, x, negative)
+
+
+def _exp_fast(k: Builder, x: Expr, negative: bool = False) -> Expr:
     low = maximum(like(-88.0, x), x)
     x = k.bind(low if negative else minimum(like(88.8, x), low))
     shifted = k.bind(x * like(1 / _LN2, x) + like(_SHIFTER + 127, x))
@@ -249,6 +269,9 @@ def exp_fast(k: Builder, x: Expr, *, negative: bool = False) -> Expr:
     r = k.bind(count * like(-_LN2_HIGH, x) + x)
     r = k.bind(count * like(-_LN2_LOW, x) + r)
     return k.bind(polynomial(k, r, (1.0, 1.0, *_EXP)) * k.bind(_from_bits(k.bind(_shift_left(_bits(shifted), 23)))))
+
+
+BY_NAME["exp_fast"] = (_exp_fast, 1)
 
 
 @_typed("expm1")

@@ -24,7 +24,7 @@ def build(template: str, config: dict[str, Any], name: str, machine: dict[str, A
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    from .lower import write_object
+    from .lower import write_object, write_text
 
     if request.get("template") == "test.abort" and os.environ.get("NERVURE_TEST_ABORT"):
         os.abort()
@@ -32,7 +32,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         function, tasks = build(request["template"], request["config"], request["name"], request["machine"])
         if tasks != request["tasks"]:
             return {"ok": False, "error": f"the kernel has {tasks} tasks, its plan says {request['tasks']}"}
-        write_object([function], request["machine"]["llvm"], Path(request["out"]))
+        if request["machine"]["llvm"]["kind"] == "c":
+            write_text(function, Path(request["out"]))
+        else:
+            write_object([function], request["machine"]["llvm"], Path(request["out"]))
     except Exception as error:
         import traceback
 

@@ -1,0 +1,394 @@
+"""A kernel as readable C99: a printer from lowered TIR, for people who review and certify what they run.
+
+One ``static`` function a kernel: typed pointers, local scalars, ``for`` loops; what C's operators do not do as TIR
+means it (wrapping sums, bit patterns, rounding) are small functions (``c99_helpers``). What TIR computes on a few lanes
+becomes a loop over them. Runs in worker processes only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.ir import PointerType, TensorLoad
+from tvm.s_tir import transform as blocks
+from tvm.tirx import transform as passes
+
+from . import c99_helpers as helpers
+from .c99_expr import C_TYPES, Expressions, scalar_dtype, unsupported
+from .lower import each, pointer_parameters
+
+RESERVED = frozenset(
+    """auto break case char const continue default do double else enum extern float for goto if inline int long register
+    restrict return short signed sizeof static struct switch typedef union unsigned void volatile while class new
+    delete this template private public protected operator try catch throw bool true false main arena memory inputs
+    outputs memcpy memset lane y0f y1f j0 j1 jn y0 y1 yn gamma""".split()
+)
+_STEP = "    "
+
+
+@dataclass
+class Text:
+    """One kernel as C. ``params`` are (element type, name, whether it is only read); ``helpers`` the functions that
+    ``body`` calls."""
+
+    name: str
+    params: list[tuple[str, str, bool]]
+    body: list[str]
+    noalias: bool = True
+    helpers: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values: how it comes back from a worker."""
+        return dict(vars(self))
+
+
+def prepared(function: Any) -> Any:
+    """The PrimFunc with flat buffers and plain loops, vectors kept as they are."""
+    module = tvm.IRModule({str(function.attrs["global_symbol"]): function})
+    target = tvm.target.Target({"kind": "c"})
+    bind = passes.BindTarget(target.with_host(target))
+    order = [
+        passes.FlattenBuffer(),
+        passes.BF16ComputeLegalize(),
+        passes.NarrowDataType(32),
+        passes.StmtSimplify(),
+        passes.RemoveNoOp(),
+        blocks.RewriteUnsafeSelect(),
+        passes.BF16StorageLegalize(),
+        passes.LowerIntrin(),
+    ]
+    with tvm.transform.PassContext(opt_level=3):
+        module = each(bind(module), pointer_parameters)
+        module = tvm.ir.transform.Sequential(order)(module)
+    return next(iter(module.functions.values()))
+
+
+def kernel(function: Any) -> Text:
+    """A kernel's C function (the range of its parallel loop is all of it)."""
+    return _Printer(function).kernel()
+
+
+def helper(name: str) -> tuple[str, list[str]]:
+    """The C text of a helper function by name, and the helpers that it calls."""
+    if name in helpers.TEXTS:
+        text = helpers.TEXTS[name]
+        return text, helpers.called(text, name)
+    from . import vecmath
+    from .tir import Builder
+
+    function, arity = vecmath.BY_NAME[name.removesuffix("_f32")]
+    k = Builder(name, {"lanes": 1, "features": (), "llvm": {"kind": "c"}})
+    given = [k.arg(n, "float32", 1) for n in "ab"[: arity if arity > 1 else 0]] or [k.arg("x", "float32", 1)]
+    out = k.arg("result", "float32", 1)
+    k.store(out, 0, function(k, *(k.load(g, 0) for g in given)))
+    printer = _Printer(k.function(), returns=True)
+    text = printer.kernel()
+    params = ", ".join(f"float {n}" for _, n, _ in text.params[:-1])
+    return "\n".join([f"static float {name}({params})", "{", *text.body, "}"]) + "\n", text.helpers
+
+
+def with_helpers(names: list[str]) -> dict[str, str]:
+    """The texts of helpers and of all that they call, callees first."""
+    found: dict[str, str] = {}
+
+    def visit(name: str) -> None:
+        if name in found or name in helpers.LIBRARY:
+            return
+        text, called = helper(name)
+        for other in called:
+            visit(other)
+        found[name] = text
+
+    for name in sorted(names):
+        visit(name)
+    return found
+
+
+class _Printer(Expressions):
+    """Prints one function. ``returns``: it is a helper on scalars, whose last parameter is its result."""
+
+    def __init__(self, function: Any, *, returns: bool = False) -> None:
+        super().__init__()
+        self.function, self.returns = prepared(function), returns
+        self.noalias = bool(function.attrs.get("tirx.noalias", True))
+        self.lines: list[str] = []
+        self.depth = 1
+        self.scopes: list[set[str]] = [set()]
+        self.written: set[str] = set()
+        self.read: set[str] = set()
+
+    def kernel(self) -> Text:
+        function = self.function
+        params = []
+        for p in function.params:
+            name = self._fresh(p.name)
+            self.names[p] = name
+            params.append((p, name))
+        self._survey(function.body)
+        if self.returns:
+            self.by_value = {name for _, name in params}
+            self.result = params[-1][1]
+        self.statement(function.body)
+        rows = [(self._pointed(p), name, name not in self.written) for p, name in params]
+        text = str(function.attrs["global_symbol"])
+        return Text(text, rows, self._tidy(), self.noalias, sorted(self.helpers))
+
+    def _pointed(self, p: Any) -> str:
+        kind = p.ty
+        element = kind.element_type if isinstance(kind, PointerType) else kind
+        return C_TYPES[scalar_dtype(str(element.dtype))]
+
+    def _tidy(self) -> list[str]:
+        return [line.rstrip() for line in self.lines]
+
+    # -- before printing ---------------------------------------------------------------------------------------
+
+    def _survey(self, body: Any) -> None:
+        """How often each local is stored, and which parameters are written."""
+        import tvm_ffi
+
+        self.stores: dict[Any, int] = {}
+
+        def store(s: Any) -> None:
+            self.stores[s.buffer] = self.stores.get(s.buffer, 0) + 1
+
+        tvm_ffi.structural_walk(body, ((tirx.BufferStore, store),))
+
+    # -- statements --------------------------------------------------------------------------------------------
+
+    def emit(self, line: str) -> None:
+        self.lines.append(_STEP * self.depth + line)
+
+    def statement(self, s: Any) -> None:
+        kind = type(s).__name__
+        method = getattr(self, f"_do_{kind}", None)
+        if method is None:
+            raise unsupported(f"statement {kind}")
+        method(s)
+
+    def _do_SeqStmt(self, s: Any) -> None:
+        parts = _flattened(s)
+        for i, part in enumerate(parts):
+            if isinstance(part, tirx.AllocBuffer) and self._late(part, parts[i + 1 :]):
+                self.pending.add(part.buffer)
+                continue
+            self.statement(part)
+
+    def _late(self, alloc: Any, rest: list[Any]) -> bool:
+        """Whether a local can be declared by its first store: nothing beside it looks at it before."""
+        if not self._is_scalar(alloc.buffer):
+            return False
+        for part in rest:
+            if isinstance(part, tirx.BufferStore) and part.buffer.same_as(alloc.buffer):
+                return not _mentions(part.value, alloc.buffer)
+            if _mentions(part, alloc.buffer):
+                return False
+        return False
+
+    def _do_AllocBuffer(self, s: Any) -> None:
+        buffer = s.buffer
+        dtype, lanes = _split(str(buffer.dtype))
+        size = lanes
+        for extent in buffer.shape:
+            size *= int(extent)
+        name = self.declare(buffer)
+        self.emit(f"{C_TYPES[self.held(dtype)]} {name}{'' if size == 1 else f'[{size}]'};")
+
+    def _do_DeclBuffer(self, s: Any) -> None:
+        self.names[s.buffer] = self.names[s.data]
+
+    def _do_AttrStmt(self, s: Any) -> None:
+        self.statement(s.body)
+
+    def _do_Evaluate(self, s: Any) -> None:
+        if isinstance(s.value, tirx.IntImm) or "prefetch" in str(s.value):
+            return
+        self.emit(f"{self.show(s.value)};")
+
+    def _do_BufferStore(self, s: Any) -> None:
+        lanes = _split(str(s.value.ty.dtype))[1]
+        if lanes > 1:
+            return self._store_lanes(s, lanes)
+        self._store(s, 0)
+
+    def _store(self, s: Any, lane: int | str) -> None:
+        buffer = s.buffer
+        if buffer in self.pending and self.stores.get(buffer) == 1 and self._alias(s):
+            return
+        declares = buffer in self.pending
+        wide = self._stored(s.value, buffer, lane)
+        if declares:
+            self.pending.discard(buffer)
+            name = self.declare(buffer)
+            constant = "const " if self.stores[buffer] == 1 else ""
+            self.emit(f"{constant}{C_TYPES[self.held(str(buffer.dtype))]} {name} = {wide};")
+            return
+        target = self.element(buffer, s.indices[0], lane, write=True)
+        if self.returns and target == self.result:
+            self.emit(f"return {wide};")
+            return
+        self.emit(self._update(target, s, wide, lane))
+
+    def _update(self, target: str, s: Any, wide: str, lane: int | str) -> str:
+        """``a += b`` where that is what is stored."""
+        for kind, sign in ((tirx.Add, "+="), (tirx.Sub, "-=")):
+            if type(s.value) is kind and str(s.value.ty.dtype).startswith(("int32", "float32", "float64", "uint32")):
+                pairs = [(s.value.a, s.value.b)] + ([(s.value.b, s.value.a)] if kind is tirx.Add else [])
+                for own, other in pairs:
+                    if self.show(own, lane) == target and self.plain_sum(s.value):
+                        return f"{target} {sign} {self.show(other, lane)};"
+        return f"{target} = {wide};"
+
+    def _alias(self, s: Any) -> bool:
+        """A name for what already has one needs no statement."""
+        value = s.value
+        if isinstance(value, TensorLoad) and self._is_scalar(value.source):
+            same = str(value.ty.dtype) == str(s.buffer.dtype)
+            once = self.stores.get(value.source) == 1 or self.names.get(value.source) in self.by_value
+            if same and once and value.source in self.names:
+                self.pending.discard(s.buffer)
+                self.names[s.buffer] = self.names[value.source]
+                return True
+        return False
+
+    def _store_lanes(self, s: Any, lanes: int) -> None:
+        """A vector's lanes one after the other: a loop, or each by itself where they are shuffled."""
+        if s.buffer in self.pending:
+            self.pending.discard(s.buffer)
+            self._do_AllocBuffer(_Alloc(s.buffer))
+        if _mentions(s.value, s.buffer, but=s.indices[0]):
+            return self._through_copy(s, lanes)
+        if _shuffles(s.value):
+            for lane in range(lanes):
+                self._store(s, lane)
+            return
+        lane = self.push("lane")
+        self.emit(f"for (int32_t {lane} = 0; {lane} < {lanes}; {lane}++) {{")
+        self.depth += 1
+        self._store(s, lane)
+        self.pop("}")
+
+    def _through_copy(self, s: Any, lanes: int) -> None:
+        """All lanes are computed before the first is stored."""
+        dtype = _split(str(s.value.ty.dtype))[0]
+        self.emit("{")
+        held = self.push("held")
+        self.depth += 1
+        self.emit(f"{C_TYPES[self.held(dtype)]} {held}[{lanes}];")
+        for lane in range(lanes):
+            self.emit(f"{held}[{lane}] = {self.show(s.value, lane)};")
+        for lane in range(lanes):
+            target = self.element(s.buffer, s.indices[0], lane, write=True)
+            self.emit(f"{target} = {self.to_memory(f'{held}[{lane}]', s.buffer, 16)};")
+        self.pop("}")
+
+    def _do_For(self, s: Any) -> None:
+        start, extent = s.min, s.extent
+        name = self.push(re.sub(r"_\d+$", "", s.loop_var.name))
+        self.names[s.loop_var] = name
+        self.bounds[s.loop_var] = self.loop_bounds(start, extent)
+        first = self.show(start)
+        last = self.show(extent if first == "0" else start + extent)
+        self.emit(f"for (int32_t {name} = {first}; {name} < {last}; {name}++) {{")
+        self.depth += 1
+        self.statement(s.body)
+        self.pop("}")
+
+    def _do_While(self, s: Any) -> None:
+        self.push(None)
+        self.emit(f"while ({self.show(s.condition)}) {{")
+        self.depth += 1
+        self.statement(s.body)
+        self.pop("}")
+
+    def _do_IfThenElse(self, s: Any) -> None:
+        self.push(None)
+        self.emit(f"if ({self.show(s.condition)}) {{")
+        self.depth += 1
+        self.statement(s.then_case)
+        if s.else_case is not None:
+            self.pop("} else {")
+            self.push(None)
+            self.depth += 1
+            self.statement(s.else_case)
+        self.pop("}")
+
+    def _do_Bind(self, s: Any) -> None:
+        name = self._fresh(s.var.name)
+        self.names[s.var] = name
+        self.emit(f"const {C_TYPES[self.held(str(s.var.ty.dtype))]} {name} = {self.show(s.value)};")
+
+    # -- names -------------------------------------------------------------------------------------------------
+
+    def declare(self, buffer: Any) -> str:
+        self.names[buffer] = name = self._fresh(buffer.name)
+        self.locals.add(name)
+        return name
+
+    def push(self, wanted: str | None) -> str:
+        """Opens a block; a name of that block."""
+        self.scopes.append(set())
+        return self._fresh(wanted) if wanted else ""
+
+    def pop(self, line: str) -> None:
+        self.scopes.pop()
+        self.depth -= 1
+        self.emit(line)
+
+    def _fresh(self, wanted: str) -> str:
+        """A name that no block around has, as short as can be."""
+        base = re.sub(r"(_\d+)+$", "", re.sub(r"\W", "_", wanted)) or "v"
+        taken = set().union(*self.scopes)
+        name, number = base, 0
+        while name in taken or name in RESERVED or name in helpers.NAMES:
+            number += 1
+            name = f"{base}{'_' if base[-1].isdigit() else ''}{number}"
+        self.scopes[-1].add(name)
+        return name
+
+
+@dataclass
+class _Alloc:
+    buffer: Any
+
+
+def _flattened(s: Any) -> list[Any]:
+    found: list[Any] = []
+    for part in s.seq:
+        found += _flattened(part) if isinstance(part, tirx.SeqStmt) else [part]
+    return found
+
+
+def _split(dtype: str) -> tuple[str, int]:
+    element, _, lanes = dtype.partition("x")
+    return element, int(lanes or 1)
+
+
+def _mentions(node: Any, buffer: Any, but: Any = None) -> bool:
+    """Whether loads or stores of ``buffer`` are in it; loads at the very index ``but`` do not count."""
+    import tvm_ffi
+
+    found: list[Any] = []
+
+    def load(n: Any) -> None:
+        if n.source.same_as(buffer) and not (but is not None and tvm_ffi.structural_equal(n.indices[0], but)):
+            found.append(n)
+
+    def store(n: Any) -> None:
+        if n.buffer.same_as(buffer):
+            found.append(n)
+
+    tvm_ffi.structural_walk(node, ((TensorLoad, load), (tirx.BufferStore, store)))
+    return bool(found)
+
+
+def _shuffles(node: Any) -> bool:
+    import tvm_ffi
+
+    found: list[Any] = []
+    tvm_ffi.structural_walk(node, ((tirx.Shuffle, found.append),))
+    return bool(found)
