@@ -42,6 +42,7 @@ class Contraction:
         from ..evaluate import Evaluator
 
         self.k, self.config, self.reduction = k, config, reduction
+        k.noalias = k.noalias and not config.get("overlaps", False)
         self.outer, self.line, self.point = config["outer"], config["line"], config["point"]
         self.inner, self.columns = config["inner"], config["columns"]
         self.dtype = config["dtype"]

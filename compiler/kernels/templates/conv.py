@@ -18,6 +18,7 @@ import numpy as np
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _contract
+from ._overlap import of_contraction
 from ._tile import (
     GHZ,
     SLOW_INTEGERS,
@@ -200,10 +201,14 @@ def shape_of(region: Region, g: Geometry) -> Shape:
 def assemble(region: Region, g: Geometry, tile: Tile, dtype: str, reads: list[int], template: str = "conv") -> Plan:
     """The plan of a convolution with a chosen tile, for the emitter of that name."""
     config = configure(region, g, tile, dtype, reads)
+    overlaps = of_contraction(region, config)
+    if overlaps:
+        config["overlaps"] = True
     dims = [*(o["extent"] for o in config["outer"]), *config["blocks"]]
     tasks = math.prod(dims[: config["split"]]) if config["split"] else None
     detail = f"{'depthwise' if g.depthwise else 'direct'} {tile.describe()}"
-    return finished(region, [g], tile.columns, config, template, (tasks, tile.cycles), detail)
+    found = finished(region, [g], tile.columns, config, template, (tasks, tile.cycles), detail)
+    return replace(found, overlaps=overlaps)
 
 
 def configure(
