@@ -50,9 +50,9 @@ def is_library(text: str) -> bool:
     """Whether this is a compiled model (by its first bytes, or by its name where it cannot be read)."""
     try:
         with open(text, "rb") as file:
-            return file.read(4) == b"\x7fELF" or Path(text).suffix == ".so"
+            return file.read(4) in (b"\x7fELF", b"!<ar") or Path(text).suffix in (".so", ".a")
     except OSError:
-        return Path(text).suffix == ".so"
+        return Path(text).suffix in (".so", ".a")
 
 
 def network(text: str, dims: Sequence[str] = (), shapes: Sequence[str] = ()) -> Network:

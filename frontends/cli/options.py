@@ -24,7 +24,9 @@ class Mode(enum.StrEnum):
 
 
 Model = Annotated[str, typer.Argument(help="An ONNX file, or FILE.py:NAME for a network in Python.", metavar="MODEL")]
-ModelOrLibrary = Annotated[str, typer.Argument(help="An ONNX file, FILE.py:NAME, or a compiled .so.", metavar="MODEL")]
+ModelOrLibrary = Annotated[
+    str, typer.Argument(help="An ONNX file, FILE.py:NAME, or a compiled .so or .a.", metavar="MODEL")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout (docs/cli.md describes it).")]
 Target = Annotated[str, typer.Option("--target", "-t", help="What to compile for; `nervure targets` lists them.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=256, help="Worker threads.")]

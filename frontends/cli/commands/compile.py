@@ -18,6 +18,7 @@ from .. import options as o
 if TYPE_CHECKING:
     from ...model import Model
     from ..checking import Verdict
+    from ..microcontroller import Place
     from ..network import Network
 
 
@@ -26,11 +27,15 @@ EXAMPLE = "nervure compile model.onnx -o build -t host -t rpi4 --shape x=1,3,224
 
 def compile_command(
     model: o.Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file that ends in .so.")] = Path(
-        "build"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A folder, or a file that ends in .so (microcontrollers: .a).")
+    ] = Path("build"),
     target: Annotated[
         list[str] | None, typer.Option("--target", "-t", help="What to compile for (host); may be given several times.")
+    ] = None,
+    board: Annotated[
+        list[str] | None,
+        typer.Option("--board", help="A microcontroller's board (`nervure targets`), or a TOML file with its memory."),
     ] = None,
     threads: o.Threads = 1,
     dim: o.Dims = None,
@@ -48,18 +53,19 @@ def compile_command(
     no_cache: o.NoCache = False,
     as_json: o.Json = False,
 ) -> None:
-    """Compile a model to a self-contained library NAME.so with its C header NAME.h.
+    """Compile a model to a self-contained library NAME.so with its C header NAME.h; for a microcontroller to libNAME.a.
 
     The library is verified against ONNX Runtime before it is written (one for another machine in its emulator). With
-    several targets each gets a folder of its own.
+    several targets or boards each gets a folder of its own.
     """
     from ...verify import TOLERANCE
     from ..console import print_json
+    from ..microcontroller import places, tell_batch
     from ..network import network
     from ..values import parse_size
 
     given = network(model, dim or (), shape or ())
-    wanted = list(dict.fromkeys(target or ["host"]))
+    wanted = places(target, board)
     settings = _Settings(
         name=_file_name(name or given.title, name is not None),
         tolerance=TOLERANCE[precision.value] if tolerance is None else tolerance,
@@ -73,8 +79,11 @@ def compile_command(
         },
     )
     with tempfile.TemporaryDirectory(prefix="nervure-") as folder:
-        built = [_build(given, t, settings, Path(folder) / str(i)) for i, t in enumerate(wanted)]
-        files = [_destination(output, b.target, settings.name, len(built) > 1) for b in built]
+        _check_output(output, wanted)
+        if any(p.bare for p in wanted):
+            tell_batch(given)
+        built = [_build(given, p, settings, Path(folder) / str(i)) for i, p in enumerate(wanted)]
+        files = [_destination(output, b.place, settings.name, len(built) > 1) for b in built]
         _hand_over(built, files)
         rows = [_record(b, f, settings) for b, f in zip(built, files, strict=True)]
     if as_json:
@@ -94,29 +103,38 @@ class _Settings:
 class Built:
     """One compiled and verified model, still in a temporary place."""
 
-    target: str
+    place: Place
     model: Model
     verdict: Verdict
+    footprint: dict[str, Any] | None = None
 
 
-def _build(given: Network, target: str, settings: _Settings, folder: Path) -> Built:
-    from ...build import compile
+def _build(given: Network, place: Place, settings: _Settings, folder: Path) -> Built:
+    from ...build import compile, library_name
     from ..console import progress
+    from ..microcontroller import facts, with_one_sample
 
     folder.mkdir()
-    with progress(f"{given.title} for {target}") as tell:
+    if place.bare:
+        given, _ = with_one_sample(given)
+    with progress(f"{given.title} for {place.label}") as tell:
         model = compile(
             given.source,
-            target,
+            place.target,
+            board=place.board,
             dims=given.dims,
             shapes=given.shapes,
             name=settings.name,
-            out=folder / f"{settings.name}.so",
+            out=folder / library_name(settings.name, place.machine),
             progress=tell,
             **settings.options,
         )
         tell("verifying", 0, 1)
-        return Built(target, model, _verdict(given, model, settings))
+        verdict = _verdict(given, model, settings)
+        if not place.bare:
+            return Built(place, model, verdict)
+        tell("measuring", 0, 1)
+        return Built(place, model, verdict, facts(model.artifact, place.board))
 
 
 def _verdict(given: Network, model: Model, settings: _Settings) -> Verdict:
@@ -151,19 +169,35 @@ def _file_name(name: str, given: bool) -> str:
     return clean
 
 
-def _destination(output: Path, target: str, name: str, several: bool) -> Path:
-    if output.suffix == ".so":
-        if several:
-            raise NervureError("one file for several targets", where=str(output), hint="give a folder with -o")
+def _check_output(output: Path, wanted: Sequence[Place]) -> None:
+    """Says early what would only come out at the end."""
+    if output.suffix not in (".so", ".a"):
+        return
+    if len(wanted) > 1:
+        raise NervureError("one file for several targets", where=str(output), hint="give a folder with -o")
+    suffix = ".a" if wanted[0].bare else ".so"
+    if output.suffix != suffix:
+        kind = "a static library" if wanted[0].bare else "a shared library"
+        raise NervureError(
+            f"what is compiled for {wanted[0].label} is {kind}",
+            where=str(output),
+            hint=f"-o {output.with_suffix(suffix)}, or a folder",
+        )
+
+
+def _destination(output: Path, place: Place, name: str, several: bool) -> Path:
+    from ...build import library_name
+
+    if output.suffix in (".so", ".a"):
         return output
-    return (output / target if several else output) / f"{name}.so"
+    return (output / place.label if several else output) / library_name(name, place.machine)
 
 
 def _hand_over(built: Sequence[Built], files: Sequence[Path]) -> None:
     """Moves everything to its place; where that fails, what is new there is taken away again."""
-    from ....targets.files import writable
+    from ....targets.files import header_of, writable
 
-    fresh = [p for f in files for p in (f, f.with_suffix(".h")) if not p.exists()]
+    fresh = [p for f in files for p in (f, header_of(f)) if not p.exists()]
     try:
         for b, file in zip(built, files, strict=True):
             with writable(file.parent):
@@ -177,9 +211,12 @@ def _hand_over(built: Sequence[Built], files: Sequence[Path]) -> None:
 
 
 def _record(b: Built, file: Path, settings: _Settings) -> dict[str, Any]:
+    from ....targets.files import header_of
+
     facts = {k: v for k, v in b.model.report.as_dict().items() if k != "layers"}
-    names = {"name": settings.name, "target": b.target, "machine": b.model.artifact.block["machine"]["mcpu"]}
-    files = {"library": str(file), "header": str(file.with_suffix(".h"))}
+    machine = b.model.artifact.block["machine"]["mcpu"]
+    names = {"name": settings.name, "target": b.place.target, "board": b.place.board, "machine": machine}
+    files = {"library": str(file), "header": str(header_of(file))}
     entries = [
         {
             "name": e.name,
@@ -193,6 +230,7 @@ def _record(b: Built, file: Path, settings: _Settings) -> dict[str, Any]:
         names
         | facts
         | {"threads": b.model.threads, "files": files, "entries": entries, "verification": b.verdict.as_dict()}
+        | ({"footprint": b.footprint} if b.footprint else {})
     )
 
 
@@ -201,11 +239,25 @@ def _port(port: Any) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[dict[str, Any]], built: Sequence[Built]) -> None:
-    from ..console import cell, note, out, row, size, table
+    from ..console import note, out
+
+    own = [(r, b) for r, b in zip(rows, built, strict=True) if b.footprint is None]
+    if own:
+        out().print(_table(own))
+    for r, b in zip(rows, built, strict=True):
+        if b.footprint is not None:
+            _show_footprint(r, b)
+    for b in built:
+        if b.verdict.hint:
+            note(f"{b.place.label} was not verified ({b.verdict.why}); {b.verdict.hint}")
+
+
+def _table(rows: Sequence[tuple[dict[str, Any], Built]]) -> Any:
+    from ..console import cell, row, size, table
 
     figures = ("arena", "bound", "weights", "code", "seconds")
     made = table("", "library", "target", *figures, "verified", right=figures)
-    for r, b in zip(rows, built, strict=True):
+    for r, b in rows:
         row(
             made,
             r["files"]["library"],
@@ -217,7 +269,17 @@ def _show(rows: Sequence[dict[str, Any]], built: Sequence[Built]) -> None:
             f"{r['compile_seconds']:.1f}",
             cell(b.verdict.words(), "green" if b.verdict.ok else "yellow"),
         )
-    out().print(made)
-    for b in built:
-        if b.verdict.hint:
-            note(f"{b.target} was not verified ({b.verdict.why}); {b.verdict.hint}")
+    return made
+
+
+def _show_footprint(r: dict[str, Any], b: Built) -> None:
+    from ..console import cell, out
+    from ..microcontroller import lines
+
+    screen = out()
+    where = f"{r['target']} ({b.footprint['board']['title']})" if b.place.board and b.footprint else r["target"]
+    files = f"{r['files']['library']}, {Path(r['files']['header']).name}"
+    screen.print(cell(f"{files} for {where}, {r['compile_seconds']:.1f} s", "bold"))
+    for line in lines(b.footprint or {}):
+        screen.print(cell(line))
+    screen.print(cell(f"  {b.verdict.words()}", "green" if b.verdict.ok else "yellow"))

@@ -44,7 +44,9 @@ def _show(rows: list[dict[str, Any]], known: list[Board]) -> None:
         for t in rows:
             if t["system"] != system:
                 continue
-            runs = cell(t["runs_here"], "green") if t["available"] else cell(f"{t['runs_here']} ({t['hint']})", "yellow")
+            runs = (
+                cell(t["runs_here"], "green") if t["available"] else cell(f"{t['runs_here']} ({t['hint']})", "yellow")
+            )
             features = ", ".join(t["features"][:6]) + (" ..." if len(t["features"]) > 6 else "")
             row(made, t["name"], t["cpu"], f"{t['vector_bits']} bit", t["registers"], features or "baseline", runs)
         screen.print(made)
