@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..targets import toolchain
 from . import render
 from .bare_header import header, kept, region_bytes, region_names
 from .names import comment, entry_names, prefix
@@ -58,7 +59,7 @@ def images_s(program: Program, align: int) -> str:
     """Assembler text that embeds the images, each in a section of its own."""
     name, text = prefix(program), ""
     for image in render.images(program):
-        text += f'.section .rodata.{name}_{image}, "a"\n.balign {align}\n.globl {name}_{image}_image\n'
+        text += f'.section {toolchain.WEIGHTS}{name}_{image}, "a"\n.balign {align}\n.globl {name}_{image}_image\n'
         text += f'{name}_{image}_image:\n.incbin "{image}.bin"\n'
     return text
 

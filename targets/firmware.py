@@ -7,6 +7,7 @@ stack and arena it used (by painting them) and how many instructions each functi
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -28,20 +29,23 @@ MEMORY {{
 {memory}
 }}
 SECTIONS {{
-  .text : {{ KEEP(*(.vectors)) *(.text .text.*) *(.rodata .rodata.*) . = ALIGN(16); }} > {flash}
+{weights}  .text : {{ KEEP(*(.vectors)) *(.text .text.*) *(.rodata .rodata.*) . = ALIGN(16); }} > {flash}
   .ARM.exidx : {{ *(.ARM.exidx*) }} > {flash}
   .data : ALIGN(16) {{
     nervure_data_start = .; *(.data .data.*) . = ALIGN(16); nervure_data_end = .;
   }} > {ram} AT > {flash}
   nervure_data_image = LOADADDR(.data);
-  .bss (NOLOAD) : ALIGN(64) {{
-    nervure_bss_start = .; *(.bss .bss.* COMMON) . = ALIGN(16); nervure_bss_end = .;
-  }} > {ram}
 {rest}
+  .bss (NOLOAD) : ALIGN(64) {{
+    nervure_bss_start = .; *(.bss .bss.* COMMON .in_{ram}) . = ALIGN(16); nervure_bss_end = .;
+  }} > {ram}
   nervure_stack_top = ORIGIN({ram}) + LENGTH({ram});
+  ASSERT(nervure_stack_top - nervure_bss_end >= {stack}, "no room for the stack")
   /DISCARD/ : {{ *(.comment) *(.note.nervure) }}
 }}
 """
+_OVERFLOW = re.compile(r"section '?([^' ]+)'? will not fit in region '(\w+)': overflowed by (\d+) bytes")
+_FAULT = re.compile(r"^fault: .*? pc 0x([0-9a-f]+) lr 0x([0-9a-f]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -66,35 +70,62 @@ class Measured:
 
 
 def linker_script(board: Board) -> str:
-    """The memory map as GNU ld and lld read it: code and constants in the first flash, data and the stack in the first
-    RAM; what is put into a section ``.NAME`` lies in the memory of that name."""
+    """The memory map as GNU ld and lld read it: code and constants in the first flash (weights in the largest, where
+    there are several), data and the stack in the first RAM; what is put into a section ``.in_NAME`` lies in the memory
+    of that name."""
     kinds = {"flash": "rx", "ram": "rwx"}
     memory = "\n".join(
         f"  {m.name} ({kinds[m.kind]}) : ORIGIN = {m.origin:#010x}, LENGTH = {m.size:#x}" for m in board.memory
     )
     flash, ram = board.first("flash").name, board.first("ram").name
-    others = [m.name for m in board.memory if m.kind == "ram"]
-    rest = "\n".join(f"  .in_{n} (NOLOAD) : ALIGN(64) {{ *(.in_{n}) }} > {n}" for n in others)
-    return SCRIPT.format(memory=memory, flash=flash, ram=ram, rest=rest)
+    largest = max(board.of("flash"), key=lambda m: m.size).name
+    weights = f"  .weights : {{ *({toolchain.WEIGHTS}*) }} > {largest}\n" if largest != flash else ""
+    others = [m.name for m in board.of("ram")[1:]]
+    rest = "\n".join(f"  .in_{n} (NOLOAD) : ALIGN(64) {{ *(.in_{n} .bss.in_{n}) }} > {n}" for n in others)
+    return SCRIPT.format(memory=memory, flash=flash, ram=ram, rest=rest, weights=weights, stack=board.stack)
 
 
 def link(
     folder: Path, sources: Sequence[str], machine: Machine, board: Board, *, out: str, flags: Sequence[str] = ()
 ) -> Path:
-    """Compiles and links sources, objects and libraries of ``folder`` with startup code and semihosting."""
+    """Compiles and links sources, objects and libraries of ``folder`` with startup code and semihosting.
+
+    ``NervureError`` where the program does not fit the board's memory."""
     for name in (*SUPPORT, "semihosting.h"):
         (folder / name).write_bytes((BARE / name).read_bytes())
     (folder / "link.ld").write_text(linker_script(board))
     place = ("-target", machine.zig_target, f"-mcpu={machine.zig_cpu}", *toolchain.BARE_FLAGS, "-std=c11")
     linking = ("-nostdlib", "-lcompiler_rt", "-Wl,-T,link.ld", "-Wl,--gc-sections")
-    toolchain.run_zig(["cc", *place, "-I.", *SUPPORT, *sources, *flags, *linking, "-o", out], folder)
+    try:
+        toolchain.run_zig(["cc", *place, "-I.", *SUPPORT, *sources, *flags, *linking, "-o", out], folder)
+    except toolchain.ToolError as error:
+        raise _too_large(str(error), board) or error from None
     return folder / out
 
 
-def simulate(elf: Path, machine: Machine, *, count: bool = False, timeout: float = 600) -> Outcome:
-    """Runs a program in QEMU, in the folder that it lies in (it may read and write files there)."""
+def _too_large(said: str, board: Board) -> NervureError | None:
+    """The error for what the linker said, if it is that a memory is too small."""
+    found = {region: int(over) for _, region, over in _OVERFLOW.findall(said)}
+    sizes = {m.name: m.size for m in board.memory}
+    why = [f"{n} has {sizes[n]:,} bytes, {over:,} too few" for n, over in found.items()]
+    if "no room for the stack" in said:
+        why.append(f"less than {board.stack:,} bytes of {board.first('ram').name} are left for the stack")
+    if not why:
+        return None
+    hint = "a smaller model, int8, max_ram= (--max-ram), or a board with more memory"
+    return NervureError(f"the program is too large for {board.name}", why="; ".join(why), hint=hint)
+
+
+def simulate(
+    elf: Path, machine: Machine, *, count: bool = False, icount: bool = False, timeout: float = 600
+) -> Outcome:
+    """Runs a program in QEMU, in the folder that it lies in (it may read and write files there).
+
+    ``count``: instructions by function, between the markers. ``icount``: the board's clocks run with the instructions,
+    one a nanosecond, so that every run is the same. A fault is told with the function that it was in."""
     command = [*emulator.command(machine), *("-nographic", "-monitor", "none", "-serial", "none")]
     command += ["-semihosting-config", "enable=on,target=native", "-kernel", elf.name]
+    command += ["-icount", "shift=0"] * icount
     counts = elf.with_suffix(".counts")
     if count:
         command += ["-plugin", f"{_counter()},symbols={_symbols(elf).name},out={counts.name}"]
@@ -102,10 +133,28 @@ def simulate(elf: Path, machine: Machine, *, count: bool = False, timeout: float
         done = subprocess.run(
             command, cwd=elf.parent, capture_output=True, text=True, errors="replace", timeout=timeout
         )
-    except subprocess.TimeoutExpired:
-        raise NervureError(f"the program took longer than {timeout:.0f} s in {command[0]}", where=str(elf)) from None
+    except subprocess.TimeoutExpired as expired:
+        said = (expired.stdout or b"").decode(errors="replace").strip() if expired.stdout else ""
+        raise NervureError(
+            f"the program took longer than {timeout:.0f} s in {command[0]}",
+            where=str(elf),
+            why=f"the last that it said: {said[-200:]}" if said else "it said nothing",
+        ) from None
     found = dict(line.split() for line in counts.read_text().splitlines()) if counts.exists() else {}
-    return Outcome(done.returncode, done.stderr + done.stdout, {k: int(v) for k, v in sorted(found.items())})
+    said = _located(done.stderr + done.stdout, elf)
+    return Outcome(done.returncode, said, {k: int(v) for k, v in sorted(found.items())})
+
+
+def _located(said: str, elf: Path) -> str:
+    """What a program said, with the functions' names beside the addresses of a fault."""
+    fault = _FAULT.search(said)
+    if fault is None:
+        return said
+    held = functions(elf.read_bytes())
+    names = []
+    for address in (int(fault[1], 16) & ~1, int(fault[2], 16) & ~1):
+        names.append(next((n for n, at, size in held if at & ~1 <= address < (at & ~1) + size), "nowhere"))
+    return said.replace(fault[0], f"{fault[0]} (in {names[0]}, called from {names[1]})")
 
 
 def measure(
@@ -133,8 +182,9 @@ def measure(
         shutil.copyfile(library, folder / "libmodel.a")
         shutil.copyfile(header_of(library), folder / "model.h")
         (folder / "runner.c").write_bytes((BARE / "runner.c").read_bytes())
-        (folder / "job.h").write_text(_job(prefix, entry, regions, inputs, output_bytes))
-        elf = link(folder, ["runner.c", "libmodel.a"], machine, board or boards.get(machine.board), out="firmware.elf")
+        place = board or boards.get(machine.board)
+        (folder / "job.h").write_text(_job(prefix, entry, _sections(place, regions), inputs, output_bytes))
+        elf = link(folder, ["runner.c", "libmodel.a"], machine, place, out="firmware.elf")
         done = simulate(elf, machine, count=count, timeout=timeout)
         if done.status != 0:
             why = done.said.strip() or f"it ended with {done.status}"
@@ -145,7 +195,18 @@ def measure(
         return Measured(outputs, int(facts["stack"]), touched, done.instructions)
 
 
-def _job(prefix: str, name: str, regions: Sequence[str], inputs: Sequence[bytes], outputs: Sequence[int]) -> str:
+def _sections(board: Board, regions: Sequence[str]) -> dict[str, str]:
+    """The section of each region's block: the arena lies in the largest RAM, a region that is called as a memory of the
+    board lies there, any other one with the program's own variables."""
+    rams = {m.name: m for m in board.of("ram")}
+    largest = max(rams.values(), key=lambda m: m.size).name
+    return {
+        r: f".bss.in_{r if r in rams and i else largest if not i else board.first('ram').name}"
+        for i, r in enumerate(regions)
+    }
+
+
+def _job(prefix: str, name: str, regions: Mapping[str, str], inputs: Sequence[bytes], outputs: Sequence[int]) -> str:
     """What runner.c is told about the model: macros."""
     big = prefix.upper()
     rows = [
@@ -158,8 +219,9 @@ def _job(prefix: str, name: str, regions: Sequence[str], inputs: Sequence[bytes]
         f"#define REGION_BYTES {{{', '.join(f'{big}_{r.upper()}_BYTES' for r in regions)}}}",
         "#define REGION_BLOCKS \\\n"
         + " \\\n".join(
-            f"    static _Alignas(64) unsigned char block_{i}[{big}_{r.upper()}_BYTES + 1];"
-            for i, r in enumerate(regions)
+            f'    __attribute__((section("{section}"))) static _Alignas(64) '
+            f"unsigned char block_{i}[{big}_{r.upper()}_BYTES + 1];"
+            for i, (r, section) in enumerate(regions.items())
         ),
         f"#define REGION_STARTS {{{', '.join(f'block_{i}' for i in range(len(regions)))}}}",
         f"#define INPUTS {len(inputs)}",

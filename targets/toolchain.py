@@ -39,6 +39,7 @@ C_FLAGS = (
     *("-std=c11", "-O2", "-g0", "-fPIC", "-ffunction-sections", "-Wno-unused"),
     *("-fno-unwind-tables", "-fno-asynchronous-unwind-tables", "-fno-stack-protector"),
 )
+WEIGHTS = ".rodata.nervure."  # what the sections of a static library's weights start with
 # TVM's objects carry debug information and half-precision helpers that nothing calls.
 DISCARD = (
     "SECTIONS { /DISCARD/ : { *(.debug_*) *(.text.tvm.fp16.conv) *(.comment) *(.eh_frame) "

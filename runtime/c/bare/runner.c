@@ -12,19 +12,6 @@ enum { PAINT = 0xA5 };
 
 REGION_BLOCKS
 
-extern uint32_t nervure_stack_top[], nervure_bss_end[];
-
-void nervure_count_start(void); /* the counting plugin looks for these two */
-void nervure_count_stop(void);
-__attribute__((noinline)) void nervure_count_start(void) { __asm volatile("nop" ::: "memory"); }
-__attribute__((noinline)) void nervure_count_stop(void) { __asm volatile("nop\n nop" ::: "memory"); }
-
-/* The stack may grow down to here: 16 KB are painted, or what there is. */
-static unsigned char *stack_floor(void) {
-    uintptr_t top = (uintptr_t)nervure_stack_top, lowest = (uintptr_t)nervure_bss_end;
-    return (unsigned char *)(top - lowest > 65536 ? top - 65536 : lowest);
-}
-
 static uint32_t touched(const unsigned char *block, uint32_t bytes) {
     while (bytes > 0 && block[bytes - 1] == PAINT) bytes--;
     return bytes;
@@ -64,14 +51,10 @@ int main(void) {
         name[2] = (char)('0' + i / 10), name[3] = (char)('0' + i % 10), name[4] = 0;
         if (nervure_read_file(name, MODEL_INPUT(&memory, i), input_bytes[i]) != 0) return fail("cannot read an input");
     }
-    unsigned char *sp;
-    __asm volatile("mov %0, sp" : "=r"(sp));
-    unsigned char *floor = stack_floor();
-    for (unsigned char *at = floor; at < sp; at++) *(volatile unsigned char *)at = PAINT;
+    uint32_t here;
+    nervure_stack_paint();
     if (infer(&memory) != 0) return fail("the model answers with an error");
-    unsigned char *low = floor;
-    while (low < sp && *low == PAINT) low++;
-    report("stack", (uint32_t)(sp - low));
+    report("stack", nervure_stack_used(&here));
     for (int i = 0; i < REGIONS; i++) {
         const char region[] = {'r', 'e', 'g', 'i', 'o', 'n', '_', (char)('0' + i), 0};
         report(region, touched(starts[i], region_bytes[i]));

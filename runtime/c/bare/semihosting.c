@@ -22,6 +22,13 @@ void nervure_print_number(uint32_t number) {
     nervure_print(at);
 }
 
+void nervure_print_hex(uint32_t number) {
+    char text[11] = "0x";
+    for (int i = 0; i < 8; i++) text[2 + i] = "0123456789abcdef"[number >> (28 - 4 * i) & 15];
+    text[10] = 0;
+    nervure_print(text);
+}
+
 void nervure_exit(int status) {
     uint32_t arguments[2] = {0x20026, (uint32_t)status}; /* ADP_Stopped_ApplicationExit */
     for (;;) call(EXIT_EXTENDED, arguments);
