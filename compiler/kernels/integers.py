@@ -116,9 +116,14 @@ def _rounds(k: Builder, real: Expr) -> bool:
 
 def _nearest(k: Builder, real: Expr) -> Expr:
     lanes = lanes_of(real)
-    if lanes == 1:
-        return k.instruction(k.row("round", 1), a=real)
-    return k.call(f"llvm.lrint.v{lanes}i32.v{lanes}f32", as_dtype("int32", lanes), real)
+    row = k.row("round", lanes)
+    if row is not None:
+        return k.instruction(row, a=real)
+    row = k.row("round", k.lanes)
+    if row is None or lanes % k.lanes:
+        return k.call(f"llvm.lrint.v{lanes}i32.v{lanes}f32", as_dtype("int32", lanes), real)
+    held = k.bind(real)
+    return joined([k.instruction(row, a=_lanes(held, at, k.lanes)) for at in range(0, lanes, k.lanes)])
 
 
 def narrowed(k: Builder, wide: Expr, zero: Number, low: Number, high: Number, to: str) -> Expr:

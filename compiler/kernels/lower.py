@@ -50,6 +50,11 @@ def generate(module: Any, llvm: dict[str, Any]) -> Any:
 
 def write_object(functions: list[Any], llvm: dict[str, Any], path: Path) -> None:
     """Compiles to ``path`` (.o, .s or .ll by its suffix)."""
+    if any(not f.attrs.get("tirx.noalias", True) for f in functions):
+        llvm = {
+            **llvm,
+            "cl-opt": [*llvm.get("cl-opt", ()), "-enable-tbaa:bool=0"],
+        }  # what TVM says of buffers is untrue
     generate(lower(functions, llvm), llvm).write_to_file(str(path), path.suffix[1:])
 
 

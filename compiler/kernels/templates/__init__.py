@@ -22,6 +22,7 @@ NAMES = (
     "dot_tiles",
     "gather",
     "gather_narrow",
+    "helium_dot",
     "image_lanes",
     "image_lanes_grad",
     "image_winograd",

@@ -52,7 +52,8 @@ def vector_lanes(region: Region) -> int:
     narrow = min((o.type.itemsize for o in (*region.inputs, *region.outputs) if o.type.size > 1), default=4)
     simple = all(region.body.node(n).op in _STEPS for n in region.body)
     wide = any(t.itemsize > 4 for n in region.body for t in region.body.node(n).types)
-    if machine.lanes == 1 or narrow > 1 or not simple or wide:
+    packs = machine.instruction("pack.int8") is not None
+    if not packs or narrow > 1 or not simple or wide:
         return machine.lanes
     return machine.vector_bytes
 

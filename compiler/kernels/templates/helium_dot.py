@@ -1,0 +1,288 @@
+"""Products of 8-bit matrices, and convolutions of 8-bit tensors, where an instruction adds sixteen products to one
+number (row ``dot16``: Helium's VMLADAVA).
+
+Constant weights are packed ``[group of columns][step][column][16 bytes]``; bytes that a run leaves over have weights
+of zero. A line of results reads A where it lies (``direct``) or, where it has a border or runs shorter than a step,
+a copy of the lines that it needs (``lines``); runs so short that they would waste most of a step are laid side by side
+for each point (``columns``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...ops.integers import NARROW
+from ..expr import serialize
+from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
+from . import _helium_dot
+from ._dot_plan import folded
+from ._helium_dot import GROUP, STEP
+from ._numbers import Numbers
+from ._tile import GHZ, epilogue_inputs, epilogue_work, fits, inplace_pairs
+from .conv import Geometry
+from .matmul import product
+
+_BLOCK = 64  # points that are taken for all columns before the next ones
+_SLACK = STEP  # bytes behind the scratch that are read or written
+_DEEP = 4  # steps from which two points at a time are worth their registers
+
+
+@dataclass
+class Walk:
+    """Outer axes, lines and points of the result, each with its step in A (``point`` in scratch, where that is read),
+    and the bytes that a point reads: ``run`` for each of the ``taps`` (extent, step)."""
+
+    outer: list[dict[str, Any]]
+    line: dict[str, Any]
+    point: dict[str, Any]
+    taps: list[list[int]]
+    run: int
+    axes: dict[str, Any]
+    copy: dict[str, Any] | None = None
+    scratch: int = 0
+    order: tuple[int, ...] = field(default=())  # axes of weights [column, depth, taps] as they are walked
+
+    @property
+    def overlap(self) -> bool:
+        return self.copy is None
+
+    @property
+    def steps(self) -> int:
+        return math.prod(t for t, _ in self.taps) * -(-self.run // STEP)
+
+
+def plan(region: Region) -> list[Plan]:
+    """One plan, where the machine has the instruction, weights and bias are known, and channels are adjacent."""
+    row = region.machine.instruction("dot16")
+    if row is None or not fits(region) or region.anchor_type.dtype != "int32":
+        return []
+    at = [region.operand(i) for i in range(3)]
+    if at[0] is None or at[1] is None or region.inputs[at[1]].const is None:
+        return []
+    if at[2] is not None and region.inputs[at[2]].const is None:
+        return []
+    found = _conv(region) if region.op == "conv_integer" else _matmul(region)
+    if found is None or any(o.strides[found[0].axes["column"]] != 1 for o in region.outputs):
+        return []
+    walk, weights = found
+    packed = folded(weights, STEP, walk.overlap)
+    return [] if packed is None or packed.offset is not None else [_plan(region, row.name, walk, packed)]
+
+
+# -- walks ---------------------------------------------------------------------------------------------------------
+
+
+def _matmul(region: Region) -> tuple[Walk, np.ndarray] | None:
+    p = product(region, epilogue_inputs(region))
+    if p.column is None or p.a_step != 1 or p.depth < STEP or any(o.b for o in p.outer) or p.a.type.dtype != "int8":
+        return None
+    assert p.b.const is not None
+    walk = Walk(
+        [{"extent": o.extent, "a": o.a, "axis": o.out} for o in p.outer],
+        {"extent": 1, "a": 0},
+        {"extent": p.rows.extent, "a": p.rows.a},
+        [],
+        p.depth,
+        {"rank": region.anchor_type.rank, "line": None, "point": p.rows.out, "column": p.column},
+    )
+    wide = p.b.const.astype(np.int64) - region.attrs["b_zero_point"]
+    return walk, wide.reshape(1, 1, p.depth, p.columns)
+
+
+def _conv(region: Region) -> tuple[Walk, np.ndarray] | None:
+    g = Geometry(region)
+    x, rank = g.x, region.anchor_type.rank
+    adjacent = x.strides[1] == 1 or g.channels == 1
+    if g.group != 1 or rank > 4 or x.type.dtype not in NARROW or not adjacent or any(s < 0 for s in x.strides):
+        return None
+    assert g.w.const is not None
+    reads = epilogue_inputs(region)
+    plain = x.type.dtype == "int8" and not (g.border(1) or g.border(2))
+    whole = g.step[2] == g.channels and g.dilations[2] == 1  # a line of taps is one run
+    flat = plain and g.channels >= STEP and g.flat(region, reads)
+    if flat:
+        g.flatten()
+    axes = {"rank": rank, "line": rank - 2 if rank == 4 and not flat else None, "point": rank - 1, "column": 1}
+    outer = [{"extent": g.batch, "a": x.strides[0], "axis": 0}]
+    run = g.channels * (g.kernel[2] if whole else 1)
+    if plain and run >= STEP:
+        taps = [[g.kernel[1], g.dilations[1] * g.step[1]]]
+        taps += [] if whole else [[g.kernel[2], g.dilations[2] * g.step[2]]]
+        line = {"extent": g.out[1], "a": g.strides[1] * g.step[1]}
+        point = {"extent": g.out[2], "a": g.strides[2] * g.step[2]}
+        walk = Walk(outer, line, point, [t for t in taps if t[0] > 1], run, axes)
+    else:
+        walk = _copied(g, outer, axes)
+    w = g.w.const.astype(np.int64).reshape(g.columns, g.depth, -1).transpose(2, 1, 0)  # [taps, depth, columns]
+    return walk, w.reshape(1, math.prod(t for t, _ in walk.taps), walk.run, g.columns)
+
+
+def _copied(g: Geometry, outer: list[dict[str, Any]], axes: dict[str, Any]) -> Walk:
+    """A copy of the lines, and each point's bytes side by side where that takes less."""
+    width = g.channels
+    count = (g.out[2] - 1) * g.strides[2] + (g.kernel[2] - 1) * g.dilations[2] + 1
+    nbytes = count * width
+    whole = g.dilations[2] == 1
+    run = width * (g.kernel[2] if whole else 1)
+    taps = [[g.kernel[1], nbytes]] + ([] if whole else [[g.kernel[2], g.dilations[2] * width]])
+    taps = [t for t in taps if t[0] > 1]
+    depth = math.prod(t for t, _ in taps) * run
+    copy: dict[str, Any] = {
+        "line": {"taps": g.kernel[1], "stride": g.strides[1], "dilation": g.dilations[1], "pad": g.pads[1]}
+        | {"size": g.size[1], "a": g.step[1], "border": g.border(1)},
+        "point": {"count": max(count, g.pads[2]), "pad": g.pads[2], "a": g.step[2], "stride": g.strides[2]},
+        "channels": width,
+        "bytes": nbytes,
+        "inside": max(0, min(g.size[2], count - g.pads[2])),
+        "flip": g.x.type.dtype == "uint8",
+        "gather": None,
+    }
+    line, point = {"extent": g.out[1], "a": 0}, {"extent": g.out[2], "a": g.strides[2] * width}
+    scratch = g.kernel[1] * nbytes + _SLACK
+    apart = math.prod(t for t, _ in taps) * -(-run // STEP)
+    if len(taps) and depth / STEP < 0.7 * apart:
+        padded = -(-depth // STEP) * STEP
+        base = -(-scratch // STEP) * STEP
+        copy["gather"] = {"base": base, "taps": taps, "run": run}
+        point["a"], taps, run = padded, [], depth
+        scratch = base + g.out[2] * padded + _SLACK
+    return Walk(outer, line, point, taps, run, axes, copy, scratch)
+
+
+# -- plans ---------------------------------------------------------------------------------------------------------
+
+
+def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
+    columns = weights.sums.shape[1]
+    tile = 2 if walk.point["extent"] > 1 and walk.steps >= _DEEP else 1
+    numbers = Numbers()
+    program = numbers.program(serialize(region))
+    if walk.copy is not None:
+        flip = 128 if walk.copy["flip"] else 0
+        walk.copy["zero"] = numbers.put(region.attrs["zero_point"] - flip)
+    else:
+        flip = 0
+    consts = (_packed(weights.steps), _starts(region, weights, flip), numbers.array)
+    reads = epilogue_inputs(region)
+    block = min(walk.point["extent"], _BLOCK)
+    config: dict[str, Any] = {
+        "program": program,
+        "reads": reads,
+        "row": row,
+        "a": {"dtype": _a(region).type.dtype, "span": _a(region).span},
+        "spans": [c.size for c in consts],
+        "outer": walk.outer,
+        "line": walk.line,
+        "point": walk.point | {"block": block},
+        "taps": walk.taps,
+        "run": {"bytes": walk.run, "steps": -(-walk.run // STEP), "overlap": walk.overlap},
+        "depth": walk.steps * STEP,
+        "tile": tile,
+        "columns": {"count": columns},
+        "axes": walk.axes,
+        "copy": walk.copy,
+        "scratch": walk.scratch,
+    }
+    args = (
+        Arg("in", region.operand(0) or 0),
+        *(Arg("const", i) for i in range(len(consts))),
+        *(Arg("in", i) for i in reads),
+        *(Arg("out", j) for j in range(len(region.outputs))),
+        *([Arg("worker", 0)] if walk.scratch else []),
+    )
+    lead = _lead(region, config)
+    form = "direct" if walk.copy is None else "columns" if walk.copy["gather"] else "lines"
+    return Plan(
+        "helium_dot",
+        (Draft(KernelSpec("helium_dot", config), args),),
+        cost=_cycles(region, config) / GHZ + 50,
+        consts=consts,
+        worker_bytes=walk.scratch,
+        inplace=inplace_pairs(region),
+        overlaps=() if lead is None else ((region.operand(0) or 0, 0, lead),),
+        detail=f"dot16 {tile}x{GROUP} {form}",
+    )
+
+
+def _a(region: Region) -> Operand:
+    return region.inputs[region.operand(0) or 0]
+
+
+def _packed(steps: np.ndarray) -> np.ndarray:
+    """``[1, taps, steps, 16, columns]`` as ``[group][taps, steps][column][16]``, read as words."""
+    _, taps, each, _, columns = steps.shape
+    padded = np.zeros((taps * each, STEP, -(-columns // GROUP) * GROUP), np.int8)
+    padded[..., :columns] = steps.reshape(taps * each, STEP, columns)
+    grouped = padded.reshape(taps * each, STEP, -1, GROUP).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(grouped).reshape(-1).view(np.int32)
+
+
+def _starts(region: Region, weights: Any, flip: int) -> np.ndarray:
+    """What each column's sum begins with: its bias, and what A's zero point adds to all products."""
+    bias = region.operand(2)
+    starts = -(region.attrs["zero_point"] - flip) * weights.sums.reshape(-1)
+    if bias is not None:
+        starts = starts + np.asarray(region.inputs[bias].const, np.int64).reshape(-1)
+    padded = np.zeros(-(-len(starts) // GROUP) * GROUP, np.int64)
+    padded[: len(starts)] = starts
+    return (padded & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+
+
+def _cycles(region: Region, config: dict[str, Any]) -> float:
+    """Two for each vector instruction: loads of both factors, products, the epilogue."""
+    points = math.prod(o["extent"] for o in config["outer"]) * config["line"]["extent"] * config["point"]["extent"]
+    groups, tile, steps = -(-config["columns"]["count"] // GROUP), config["tile"], config["depth"] // STEP
+    each = steps * (tile + GROUP + tile * GROUP) + tile * (4 + 2 * epilogue_work(region)) + 4
+    copied = float(config["scratch"] * config["line"]["extent"] / 4)
+    return copied + 2.0 * points / tile * groups * each
+
+
+# -- overlap -------------------------------------------------------------------------------------------------------
+
+
+def blocks(config: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], int, int, int]]:
+    """``(outer indices, line, first point, points)`` of the blocks, as the kernel walks them."""
+    extent, block = config["point"]["extent"], config["point"]["block"]
+    for outer in np.ndindex(*(o["extent"] for o in config["outer"])):
+        for y in range(config["line"]["extent"]):
+            for first in range(0, extent, block):
+                yield outer, y, first, min(block, extent - first)
+
+
+def _lead(region: Region, config: dict[str, Any]) -> int | None:
+    """How far before A the output must start at least, so that each block is written over bytes that are not read
+    any more; None where the memory's order is not that of the walk."""
+    if len(region.outputs) != 1 or region.outputs[0].type.itemsize != 1:
+        return None
+    axes, out = config["axes"], region.outputs[0].strides
+    steps = [out[o["axis"]] if o["axis"] is not None else 0 for o in config["outer"]]
+    line, point = (0 if axes[n] is None else out[axes[n]] for n in ("line", "point"))
+    if min([*steps, line, point, *(o["a"] for o in config["outer"])]) < 0:
+        return None
+    columns = config["columns"]["count"]
+    reads, writes = [], []
+    for outer, y, first, count in blocks(config):
+        at = sum(i * o["a"] for i, o in zip(outer, config["outer"], strict=True))
+        to = sum(i * s for i, s in zip(outer, steps, strict=True)) + y * line
+        reads.append(at + _first_read(config, y, first))
+        writes.append(to + (first + count - 1) * point + columns)
+    rest = np.minimum.accumulate(np.array(reads)[::-1])[::-1]
+    if config["copy"] is not None:  # a line that was copied is not read again
+        rest, writes = rest[1:], writes[:-1]
+    needed = np.array(writes, np.int64) - rest
+    return max(0, int(needed.max(initial=0)))
+
+
+def _first_read(config: dict[str, Any], y: int, first: int) -> int:
+    copy = config["copy"]
+    if copy is None:
+        return int(y * config["line"]["a"] + first * config["point"]["a"])
+    return int(max(0, y * copy["line"]["stride"] - copy["line"]["pad"]) * copy["line"]["a"])
+
+
+TEMPLATE = Template("helium_dot", ("conv_integer", "matmul_integer"), plan, {"helium_dot": _helium_dot.emit})
