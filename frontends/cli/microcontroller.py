@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingTool
+import numpy as np
+
+from ...errors import MissingTool, NervureError
 from ...targets import Machine, boards, get
 from .network import Network
 
 if TYPE_CHECKING:
-    from ...runtime.artifact import Artifact
+    from ...runtime.artifact import Artifact, Port
     from ...targets.firmware import Measured
 
 WIDTH = 24  # characters of a bar
@@ -168,3 +171,64 @@ def _stack(row: Mapping[str, Any]) -> str:
     board = row.get("board")
     room = f"; {size(board['stack_bytes'])} are kept for it" if board else ""
     return f"measured in the emulator{room}"
+
+
+class Elsewhere:
+    """A compiled model of another machine as ``run`` wants a session: each call is a run in the emulator. ``measured``
+    is what was seen of the last one, where ``count`` asked for it."""
+
+    def __init__(self, artifact: Artifact, count: bool = False) -> None:
+        self.artifact, self.count = artifact, count
+        self.measured: Measured | None = None
+
+    def get_inputs(self) -> list[Port]:
+        """Inputs of the first plan."""
+        return list(self.artifact.entries[0].inputs)
+
+    def get_outputs(self) -> list[Port]:
+        """Outputs of the first plan."""
+        return list(self.artifact.entries[0].outputs)
+
+    def run(self, names: None, inputs: Mapping[str, Any]) -> list[np.ndarray]:
+        """The outputs in order."""
+        from ...runtime.arrays import host_dtype
+        from ..verify import emulate
+
+        missing = [p.name for p in self.get_inputs() if p.name not in inputs]
+        if missing:
+            raise NervureError(f"there is no input {missing[0]!r}", hint=f"--input {missing[0]}=FILE.npy")
+        if not self.count:
+            return emulate(self.artifact, {k: np.asarray(v) for k, v in inputs.items()})
+        self.measured = run_counted(self.artifact, inputs)
+        pairs = zip(self.measured.outputs, self.get_outputs(), strict=True)
+        return [np.frombuffer(data, host_dtype(p.dtype)).reshape(p.shape) for data, p in pairs]
+
+
+def by_layer(artifact: Artifact, instructions: Mapping[str, int]) -> list[dict[str, Any]]:
+    """One row a step of the first entry point, most instructions first. A function that serves several steps is counted
+    as a whole: each of its calls gets an equal part (their shapes are the same), ``shared`` says how many they are."""
+    steps = artifact.entries[0].steps
+    calls = Counter(k for s in steps for k in s["kernels"])
+    rows = []
+    for i, s in enumerate(steps):
+        spent = sum(instructions.get(k, 0) / calls[k] for k in s["kernels"])
+        macs = s["flops"] / 2
+        rows.append(
+            {
+                "step": i,
+                "name": s["name"],
+                "op": s["op"],
+                "instructions": round(spent),
+                "macs": macs,
+                "per_mac": spent / macs if macs else None,
+                "bytes": s["bytes"],
+                "weight_bytes": s["weight_bytes"],
+                "shared": max((calls[k] for k in s["kernels"]), default=0),
+                "detail": s["detail"],
+                "origin": s["origin"],
+            }
+        )
+    total = sum(instructions.values()) or 1
+    for r in rows:
+        r["share"] = r["instructions"] / total
+    return sorted(rows, key=lambda r: (-r["instructions"], r["step"]))

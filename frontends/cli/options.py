@@ -29,6 +29,12 @@ ModelOrLibrary = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout (docs/cli.md describes it).")]
 Target = Annotated[str, typer.Option("--target", "-t", help="What to compile for; `nervure targets` lists them.")]
+TargetOrNone = Annotated[
+    str | None, typer.Option("--target", "-t", help="What to compile for (host); others run in their emulator.")
+]
+Board = Annotated[
+    str | None, typer.Option("--board", help="A microcontroller's board, or a TOML file with its memory.")
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=256, help="Worker threads.")]
 Dims = Annotated[
     list[str] | None,

@@ -101,7 +101,9 @@ def collect(
 ) -> dict[str, Any]:
     """Runs a session and gives the object that ``run --json`` prints; writes ``output`` where it is given."""
     words = read_labels(labels)
-    arrays, seconds = run_once(session, inputs)
+    arrays, taken = run_once(session, inputs)
+    emulated = not hasattr(session, "invoke")  # the time of an emulator says nothing
+    seconds = None if emulated else taken
     ports = session.get_outputs()
     result: dict[str, Any] = {"model": session.artifact.name, "seconds": seconds}
     result["outputs"] = [describe(p, a) for p, a in zip(ports, arrays, strict=True)]
@@ -111,7 +113,18 @@ def collect(
     if output is not None:
         save_outputs(output, ports, arrays)
     result["file"] = str(output) if output else None
+    if emulated:
+        result["emulator"] = _seen(session)
     return result
+
+
+def _seen(session: Any) -> dict[str, Any] | None:
+    """What a run in the emulator was measured to take."""
+    found = session.measured
+    if found is None:
+        return None
+    target = session.artifact.block["machine"]["name"]
+    return {"target": target, "instructions": sum(found.instructions.values()), "stack_bytes": found.stack}
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
@@ -126,5 +139,12 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         said.append(f"  {row}{t['rank']}. {t['value']:.4f}  {t['label'] or t['index']}")
     if result["file"]:
         said.append(f"outputs written to {result['file']}")
-    said.append(f"{result['seconds'] * 1e3:.2f} ms (first run)")
+    if result["seconds"] is not None:
+        said.append(f"{result['seconds'] * 1e3:.2f} ms (first run)")
+    seen = result.get("emulator")
+    if seen:
+        said.append(
+            f"{seen['instructions']:,} instructions on {seen['target']}, counted in the emulator (they are no cycles); "
+            f"{seen['stack_bytes']} bytes of stack"
+        )
     return said

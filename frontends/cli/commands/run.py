@@ -22,12 +22,17 @@ def run_command(
     ] = None,
     labels: Annotated[Path | None, typer.Option("--labels", help="Class names, one a line.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all outputs to this .npz.")] = None,
+    target: o.TargetOrNone = None,
+    board: o.Board = None,
+    counted: Annotated[
+        bool, typer.Option("--count", help="Count the instructions of the run (microcontrollers, in the emulator).")
+    ] = False,
     threads: o.Threads = 1,
     dim: o.Dims = None,
     shape: o.Shapes = None,
     as_json: o.Json = False,
 ) -> None:
-    """Run a model once on arrays or pictures. An ONNX file is compiled first.
+    """Run a model once on arrays or pictures. An ONNX file is compiled first; for another machine, see --target.
 
     A picture is resized to the input and scaled to 0..1 unless --preprocess says otherwise.
     """
@@ -35,10 +40,10 @@ def run_command(
     from ..inputs import read_inputs
     from ..pictures import SUFFIXES
     from ..running import collect, lines
-    from ..session import open_session
+    from ..session import open_runnable
 
     with ExitStack() as stack:
-        session = open_session(model, stack, threads, dim or (), shape or ())
+        session = open_runnable(model, stack, threads, dim or (), shape or (), target, board, counted)
         arrays = read_inputs(input or (), session.artifact, preprocess)
         if not preprocess and any(text.lower().endswith(SUFFIXES) for text in input or ()):
             note("the picture was scaled to 0..1 (bytes as they are for integer inputs); --preprocess sets another way")

@@ -17,7 +17,8 @@ def verify_command(
     artifact: Annotated[
         str | None, typer.Argument(help="A library that was compiled from it; without it, MODEL is compiled.")
     ] = None,
-    target: o.Target = "host",
+    target: o.TargetOrNone = None,
+    board: o.Board = None,
     input: o.Inputs = None,
     preprocess: o.Preprocess = None,
     seeds: Annotated[int, typer.Option("--seeds", min=0, max=100, help="Sets of seeded random inputs.")] = 3,
@@ -29,25 +30,28 @@ def verify_command(
 ) -> None:
     """Compare a compiled model with ONNX Runtime; one for another machine runs in its emulator.
 
-    The error of an output is the largest relative error of its slices. Exit code 1 where it is above the tolerance.
+    MODEL and ARTIFACT may stand in either order. The error of an output is the largest relative error of its slices.
+    Exit code 1 where it is above the tolerance.
     """
     from ....runtime.artifact import read_artifact
     from ...verify import TOLERANCE
     from ..checking import check, input_sets
     from ..console import print_json, progress
     from ..inputs import read_inputs
-    from ..network import network
+    from ..network import is_library, network
     from ..session import open_model
 
+    if artifact is not None and is_library(model) and not is_library(artifact):
+        model, artifact = artifact, model
     given = network(model, dim or (), shape or ())
     allowed = TOLERANCE[precision.value] if tolerance is None else tolerance
     with ExitStack() as stack:
         if artifact is None:
             path, _ = open_model(
-                model, stack, dims=dim or (), shapes=shape or (), precision=precision.value, target=target
+                model, stack, dims=dim or (), shapes=shape or (), precision=precision.value, target=target, board=board
             )
         else:
-            path, _ = open_model(artifact, stack)
+            path, _ = open_model(artifact, stack, target=target, board=board)
         compiled = read_artifact(path)
         sets = input_sets(compiled, seeds, read_inputs(input, compiled, preprocess) if input else None)
         with progress(f"{given.title}: verifying"):
