@@ -29,22 +29,83 @@ TARGETS = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
 # Arm's kernels in their best configuration (-O2, requantization in inline assembler): instructions of one inference on
 # Cortex-M4, CMSIS-NN at commit 99f736a63036613032f9b70de36b493bcd7802d4, gcc 12.2.1, QEMU 7.2.
 CMSIS_NN = {"ad": 570_152, "ic": 28_500_588, "kws": 7_223_144, "vww": 22_599_376}
-# The same by layer, but of its default build (-O3): only totals are known of the best one.
-CMSIS_NN_DEFAULT = {"ad": 579_215, "ic": 29_869_592, "kws": 7_841_974, "vww": 24_710_539}
-CMSIS_NN_LAYERS: Mapping[str, tuple[int, ...]] = {
-    "ad": (160_040, 37_200, 37_160, 37_160, 2_440, 8_320, 37_200, 37_160, 37_160, 185_440),
+# The same by layer (kind, multiply-accumulates, instructions), but of its default build, -O3: of the best one only
+# totals are known.
+CMSIS_NN_LAYERS: Mapping[str, tuple[tuple[str, int, int], ...]] = {
+    "ad": (
+        ("fc", 81_920, 160_040),
+        ("fc", 16_384, 37_200),
+        ("fc", 16_384, 37_160),
+        ("fc", 16_384, 37_160),
+        ("fc", 1_024, 2_440),
+        ("fc", 1_024, 8_320),
+        ("fc", 16_384, 37_200),
+        ("fc", 16_384, 37_160),
+        ("fc", 16_384, 37_160),
+        ("fc", 81_920, 185_440),
+    ),
     "ic": (
-        *(2_134_120, 5_487_480, 5_487_520, 1_333_640, 2_519_240, 4_542_360, 562_880, 670_440, 2_188_600, 4_155_280),
-        *(420_640, 335_200, 26_560, 1_840, 3_840),
+        ("conv", 442_368, 2_134_120),
+        ("conv", 2_359_296, 5_487_480),
+        ("conv", 2_359_296, 5_487_520),
+        ("add", 0, 1_333_640),
+        ("conv", 1_179_648, 2_519_240),
+        ("conv", 2_359_296, 4_542_360),
+        ("conv", 131_072, 562_880),
+        ("add", 0, 670_440),
+        ("conv", 1_179_648, 2_188_600),
+        ("conv", 2_359_296, 4_155_280),
+        ("conv", 131_072, 420_640),
+        ("add", 0, 335_200),
+        ("avgpool", 0, 26_560),
+        ("fc", 640, 1_840),
+        ("softmax", 0, 3_840),
     ),
     "kws": (
-        *(1_111_160, 599_640, 1_068_920, 599_640, 1_068_960, 599_600, 1_068_960, 599_640, 1_068_920, 51_000),
-        *(2_200, 3_480),
+        ("conv", 320_000, 1_111_160),
+        ("dw", 72_000, 599_640),
+        ("conv", 512_000, 1_068_920),
+        ("dw", 72_000, 599_640),
+        ("conv", 512_000, 1_068_960),
+        ("dw", 72_000, 599_600),
+        ("conv", 512_000, 1_068_960),
+        ("dw", 72_000, 599_640),
+        ("conv", 512_000, 1_068_920),
+        ("avgpool", 0, 51_000),
+        ("fc", 768, 2_200),
+        ("softmax", 0, 3_480),
     ),
     "vww": (
-        *(3_063_040, 1_651_120, 1_954_960, 771_320, 1_168_720, 1_471_080, 1_589_560, 368_160, 801_200, 706_560),
-        *(1_226_640, 176_800, 635_240, 335_000, 1_079_200, 334_960, 1_079_200, 334_960, 1_079_200, 334_960),
-        *(1_079_160, 335_000, 1_079_160, 83_800, 634_840, 152_920, 1_164_240, 17_520, 1_200, 1_200),
+        ("conv", 497_664, 3_063_040),
+        ("dw", 165_888, 1_651_120),
+        ("conv", 294_912, 1_954_960),
+        ("dw", 82_944, 771_320),
+        ("conv", 294_912, 1_168_720),
+        ("dw", 165_888, 1_471_080),
+        ("conv", 589_824, 1_589_560),
+        ("dw", 41_472, 368_160),
+        ("conv", 294_912, 801_200),
+        ("dw", 82_944, 706_560),
+        ("conv", 589_824, 1_226_640),
+        ("dw", 20_736, 176_800),
+        ("conv", 294_912, 635_240),
+        ("dw", 41_472, 335_000),
+        ("conv", 589_824, 1_079_200),
+        ("dw", 41_472, 334_960),
+        ("conv", 589_824, 1_079_200),
+        ("dw", 41_472, 334_960),
+        ("conv", 589_824, 1_079_200),
+        ("dw", 41_472, 335_000),
+        ("conv", 589_824, 1_079_160),
+        ("dw", 41_472, 335_000),
+        ("conv", 589_824, 1_079_160),
+        ("dw", 10_368, 83_800),
+        ("conv", 294_912, 634_840),
+        ("dw", 20_736, 152_920),
+        ("conv", 589_824, 1_164_240),
+        ("avgpool", 0, 17_520),
+        ("fc", 512, 1_200),
+        ("softmax", 0, 1_200),
     ),
 }
 # TensorFlow Lite Micro's arenas, in KB of 1000 bytes (the stricter reading).
@@ -63,11 +124,12 @@ int main(void) {
 
 @dataclass(frozen=True)
 class Layer:
-    """One step: its output's name, fused operators, instructions (None: it takes none of its own)."""
+    """One step: its output's name, fused operators, kernels, multiply-accumulates (roughly) and instructions."""
 
     name: str
     op: str
     detail: str
+    macs: float
     instructions: float
 
 
@@ -172,8 +234,38 @@ def by_layer(artifact: Artifact, counted: Mapping[str, int]) -> tuple[Layer, ...
         for kernel in step["kernels"]:
             uses[kernel] = uses.get(kernel, 0) + 1
     return tuple(
-        Layer(s["name"], s["op"], s["detail"], sum(counted.get(k, 0) / uses[k] for k in s["kernels"])) for s in steps
+        Layer(s["name"], s["op"], s["detail"], s["flops"] / 2, sum(counted.get(k, 0) / uses[k] for k in s["kernels"]))
+        for s in steps
     )
+
+
+def beside(model: str, layers: Sequence[Layer]) -> list[int]:
+    """CMSIS-NN's instructions for what each of our layers does: its layers in order where there are as many, else the
+    first of nearly as many multiply-accumulates; with it the addition that we do in a convolution."""
+    left = list(CMSIS_NN_LAYERS.get(model, ()))
+    if len(left) == len(layers):
+        return [instructions for _, _, instructions in left]
+
+    def take(kinds: Sequence[str], macs: float) -> int:
+        there = [x for x in left if x[0] in kinds]
+        if not there:
+            return 0
+        nearest = min(abs(x[1] - macs) for x in there)
+        chosen = next(x for x in there if abs(x[1] - macs) <= nearest + 0.1 * macs)
+        left.remove(chosen)
+        return chosen[2]
+
+    found = []
+    for layer in layers:
+        ops = layer.op.split("+")
+        first = next((kind for kind in _KINDS if any(kind in op for op in ops)), None)
+        total = take(_KINDS[first], layer.macs) if first else 0
+        found.append(total + (take(("add",), 0) if first == "conv" and "add_integer" in ops else 0))
+    return found
+
+
+# What a step is called, and what CMSIS-NN's layers are.
+_KINDS = {"conv": ("conv", "dw"), "matmul": ("fc",), "pool": ("avgpool",), "softmax": ("softmax",), "add": ("add",)}
 
 
 def weight_bytes(path: Path) -> int:
@@ -213,9 +305,7 @@ def sizes(artifact: Artifact, machine: Machine, weights: int) -> Sizes:
             shutil.copyfile(firmware.BARE / name, folder / name)
         script = firmware.linker_script(board)
         flash = board.first("flash").name
-        split = "".join(
-            f"  .{part} : {{ {where}(.text .text.* .rodata .rodata.*) }} > {flash}\n" for part, where in PARTS
-        )
+        split = "".join(f"  .{part} : {{ {where} }} > {flash}\n" for part, where in PARTS)
         (folder / "link.ld").write_text(
             script.replace("SECTIONS {\n", "SECTIONS {\n  .vectors : { KEEP(*(.vectors)) } > " + flash + "\n" + split)
         )
@@ -236,12 +326,12 @@ def sizes(artifact: Artifact, machine: Machine, weights: int) -> Sizes:
     )
 
 
-# Output sections and what they are filled from.
+# Output sections and the input sections that they are filled from. Kernels come with one section for all.
 PARTS = (
-    ("kernels", "*libmodel.a:kernels.o"),
-    ("entry", "*libmodel.a:model.o"),
-    ("constants", "*libmodel.a:images.o"),
-    ("helpers", "*compiler_rt*"),
+    ("kernels", "*libmodel.a:model.o(.text .rodata.cst*)"),
+    ("entry", "*libmodel.a:model.o(.text.* .rodata .rodata.*)"),
+    ("constants", "*libmodel.a:images.o(.rodata .rodata.*)"),
+    ("helpers", "*compiler_rt*(.text .text.* .rodata .rodata.*)"),
 )
 
 
@@ -252,3 +342,19 @@ def _sections(data: bytes) -> dict[str, int]:
     rows = [struct.unpack_from("<IIIIIII", data, start + i * width) for i in range(count)]
     text = rows[names][4]
     return {data[text + r[0] : data.index(b"\0", text + r[0])].decode(): r[5] for r in rows if r[2] & 2}
+
+
+def samples(name: str) -> np.ndarray:
+    """64 inputs for calibrating a float model of MLPerf Tiny: of ``../shared/data``, but random for ``ad``."""
+    import models
+
+    data = Path(models.SHARED) / "data"
+    random = np.random.default_rng(7)
+    if name == "ad":
+        return random.standard_normal((64, 640)).astype(np.float32)
+    if name == "kws":
+        with np.load(data / "kws_500.npz") as held:
+            return ((held["x"][:64].astype(np.float32) - 83) * 0.5847029)[..., None]
+    with np.load(data / "cifar10_subset.npz") as held:
+        pictures = held["x_train"][:64].astype(np.float32)
+    return pictures if name == "ic" else pictures.repeat(3, axis=1).repeat(3, axis=2) / 255
