@@ -34,7 +34,7 @@ def build_archive(program: Program, objects: Sequence[Path], machine: Machine, o
         flash = elf.section_bytes((folder / parts[0]).read_bytes())
         if flash.pop("writable"):
             raise toolchain.ToolError("the code of a static library keeps something in memory of its own")
-        block = describe(program, machine) | _bare(program, machine, flash)
+        block = describe(program, machine) | describe_bare(program, machine, flash)
         text = bytes(DIGEST_BYTES) + json.dumps(block, **CANONICAL).encode()
         library = seal(toolchain.build_archive(folder, parts, machine, block=text).read_bytes())
     write_atomic(out, library)
@@ -42,7 +42,7 @@ def build_archive(program: Program, objects: Sequence[Path], machine: Machine, o
     return read_artifact(out)
 
 
-def _bare(program: Program, machine: Machine, flash: Mapping[str, int]) -> dict[str, Any]:
+def describe_bare(program: Program, machine: Machine, flash: Mapping[str, int]) -> dict[str, Any]:
     """What differs in the description of a static library: no context but the regions, bytes of flash."""
     names, sizes = bare.region_names(program), bare.region_bytes(program, machine.align)
     return {

@@ -6,6 +6,7 @@ frontends' work, everything after it the runtime's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,11 @@ from ..errors import NervureError
 from ..runtime.artifact import Artifact
 from ..targets.files import temporary_folder
 from ..targets.machine import Machine
+from ..targets.portable import portable
+from .abilities import check_machine
 from .autodiff.recompute import choices
 from .cache import pins
+from .emit import emit_c
 from .ir import Graph
 from .kernels.pool import compile_kernels
 from .library import build_artifact
@@ -78,6 +82,7 @@ def plan_program(
     for item in entries:
         graph = canonicalize(item.graph, check=options.check)
         _check_sizes(graph)
+        check_machine(graph, machine)
         built.append(_build(graph, item, machine, options, pool))
         if options.max_ram is not None and built[-1].updates_params:
             built[-1], tried[item.function] = _within_ram(graph, item, machine, options, pool, built[-1])
@@ -150,6 +155,32 @@ def compile_entries(
         )
         tell("linking", 0, 1)
         artifact = build_artifact(program, objects, machine, out)
+    tell("done", 1, 1)
+    return artifact
+
+
+def emit_entries(
+    entries: Sequence[EntryGraph],
+    machine: Machine,
+    out: Path,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """As ``compile_entries``, but writes portable C99: ``out`` and its header. ``machine`` is the target, which is
+    planned for as a C compiler shows it (``targets.portable``). One thread. ``NervureError`` names what has no form
+    in C."""
+    options, seen = options or Options(), portable(machine)
+    tell = progress or (lambda stage, done, total: None)
+    tell("planning", 0, 1)
+    program, pool = plan_program(entries, seen, options, meta)
+    with temporary_folder() as folder:
+        files = compile_kernels(
+            list(pool.drafts.values()), seen, folder, lambda done, total: tell("kernels", done, total)
+        )
+        texts = {file.stem: json.loads(file.read_text()) for file in files}
+    tell("writing", 0, 1)
+    artifact = emit_c(program, pool, texts, seen, out)
     tell("done", 1, 1)
     return artifact
 

@@ -64,6 +64,7 @@ class Step:
     weight_bytes: int = 0
     detail: str = ""  # template and tile, for reports
     estimate: float = 0.0  # nanoseconds on one core, by the template's model
+    about: dict[str, Any] = field(default_factory=dict, compare=False)  # what it is in a C programmer's words (titles)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -18,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 from ..compiler.cache import cache_dir, graph_digest, pins, read_entry, source_digest, write_entry
 from ..compiler.ir import Graph
 from ..compiler.kernels.spec import machine_key
-from ..compiler.pipeline import EntryGraph, Options, Progress, compile_entries
+from ..compiler.names import identifier
+from ..compiler.pipeline import EntryGraph, Options, Progress, compile_entries, emit_entries
 from ..compiler.plan.regions import board_memory
 from ..errors import NervureError
 from ..runtime.artifact import Artifact, read_artifact
 from ..targets import Machine, boards, get
 from ..targets.files import header_of, writable, write_atomic
 from .model import Model
+from .source import Source
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -49,6 +52,7 @@ def compile(
     steps: Mapping[str, Any] | Sequence[Any] = (),
     name: str | None = None,
     out: str | Path | None = None,
+    emit: str = "library",
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Model:
@@ -63,15 +67,22 @@ def compile(
     computes activations again instead of keeping them where that makes it fit. ``training`` adds the entry
     points ``train_step`` and ``evaluate`` to a network of the DSL, ``steps`` one's own (networks whose functions
     call ``nv.minimize``; ``source`` may then be a list of networks). ``out``: where to write the library (its C header
-    goes beside it); without it, a temporary place.
+    goes beside it); without it, a temporary place. ``emit="c"`` writes portable C99 for the target instead of a
+    library, ``out`` is then a file NAME.c: a ``Source`` comes back, a model that is built with zig when it is called.
 
     Raises ``NervureError`` for a model that cannot be read, bound or compiled, and where ``out`` cannot be written.
     """
     _known("precision", precision, ("default", "exact"))
     _known("optimize", optimize, ("speed", "size"))
+    _known("emit", emit, ("library", "c"))
     machine = get_target(target, board)
     options = Options(precision, optimize, threads, max_ram, name or _name(source), **_memories(board))
     started = time.perf_counter()
+    if emit == "c":
+        path = _c_file(out, options.name)
+        entries, facts = _entries(source, dims, shapes, training, steps)
+        written = emit_entries(entries, machine, path, options, progress, meta=facts)
+        return Source(written, compile_seconds=time.perf_counter() - started)
     path = Path(out) if out is not None else _temporary() / library_name(options.name, machine)
     artifact = _cached(_file_key(source, machine, options, dims, shapes) if cache else None, path)
     if artifact is None:
@@ -84,6 +95,16 @@ def compile(
             for key in keys:
                 _remember(key, path)
     return Model(artifact, threads=threads, compile_seconds=time.perf_counter() - started)
+
+
+def _c_file(out: str | Path | None, name: str) -> Path:
+    """Where C goes: the given file, which must be one, else a temporary one."""
+    path = Path(out) if out is not None else _temporary() / f"{identifier(name)}.c"
+    if path.suffix != ".c":
+        raise NervureError(f"C source in {path}", hint=f"write it to {path.with_suffix('.c')}")
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]+", path.name):
+        raise NervureError(f"the C file would be called {path.name!r}", hint="use letters, digits, _ . and -")
+    return path
 
 
 def _entries(

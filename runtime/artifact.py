@@ -240,11 +240,16 @@ def read_artifact(path: str | Path) -> Artifact:
             where=str(path),
             hint="compile it again, or use the nervure that made it",
         )
+    return described(path, len(data), data[note[0] : note[0] + DIGEST_BYTES].hex(), bits, machine, block)
+
+
+def described(path: Path, size: int, digest: str, bits: int, machine: int, block: dict[str, Any]) -> Artifact:
+    """The artifact that ``block`` describes; ``NervureError`` where that is broken."""
     try:
         return Artifact(
             path=path,
-            size=len(data),
-            digest=data[note[0] : note[0] + DIGEST_BYTES].hex(),
+            size=size,
+            digest=digest,
             bits=bits,
             machine=machine,
             block=block,

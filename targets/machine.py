@@ -151,7 +151,7 @@ class Machine:
     @property
     def mcpu(self) -> str:
         """LLVM's name of the CPU."""
-        return str(self.llvm["mcpu"])
+        return str(self.llvm.get("mcpu", self.name))
 
     @property
     def steps_dtype(self) -> str | None:

@@ -119,7 +119,7 @@ class _Printer(Expressions):
         self.depth = 1
         self.scopes: list[set[str]] = [set()]
         self.written: set[str] = set()
-        self.read: set[str] = set()
+        self.unused: set[Any] = set()
 
     def kernel(self) -> Text:
         function = self.function
@@ -148,15 +148,19 @@ class _Printer(Expressions):
     # -- before printing ---------------------------------------------------------------------------------------
 
     def _survey(self, body: Any) -> None:
-        """How often each local is stored, and which parameters are written."""
+        """How often each buffer is stored, and which ones are loaded."""
         import tvm_ffi
 
         self.stores: dict[Any, int] = {}
+        self.loads: set[Any] = set()
 
         def store(s: Any) -> None:
             self.stores[s.buffer] = self.stores.get(s.buffer, 0) + 1
 
-        tvm_ffi.structural_walk(body, ((tirx.BufferStore, store),))
+        def load(e: Any) -> None:
+            self.loads.add(e.source)
+
+        tvm_ffi.structural_walk(body, ((tirx.BufferStore, store), (TensorLoad, load)))
 
     # -- statements --------------------------------------------------------------------------------------------
 
@@ -173,6 +177,9 @@ class _Printer(Expressions):
     def _do_SeqStmt(self, s: Any) -> None:
         parts = _flattened(s)
         for i, part in enumerate(parts):
+            if isinstance(part, tirx.AllocBuffer) and part.buffer not in self.loads:
+                self.unused.add(part.buffer)
+                continue
             if isinstance(part, tirx.AllocBuffer) and self._late(part, parts[i + 1 :]):
                 self.pending.add(part.buffer)
                 continue
@@ -211,6 +218,8 @@ class _Printer(Expressions):
 
     def _do_BufferStore(self, s: Any) -> None:
         lanes = _split(str(s.value.ty.dtype))[1]
+        if s.buffer in self.unused:
+            return
         if lanes > 1:
             return self._store_lanes(s, lanes)
         self._store(s, 0)

@@ -161,12 +161,14 @@ def compile_kernels(
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Object files of the drafts' distinct kernels, in the order of their names, written to ``folder``.
+    """Object files of the drafts' distinct kernels, in the order of their names, written to ``folder``; for a machine
+    that is seen through a C compiler their texts instead (``c99.Text`` as JSON).
 
     ``progress(done, total)`` is called as kernels are finished. Raises NervureError when a worker dies.
     """
     distinct = {d.spec.name: d for d in drafts}
     row, row_text, root = machine.record(), machine_key(machine), cache_dir() / "kernels"
+    suffix = ".json" if machine.llvm["kind"] == "c" else ".o"
     done = 0
 
     def finish() -> None:
@@ -177,7 +179,7 @@ def compile_kernels(
                 progress(done, len(distinct))
 
     def one(draft: Draft) -> Path:
-        target = folder / f"{draft.spec.name}.o"
+        target = folder / f"{draft.spec.name}{suffix}"
         key = _key(draft, row_text)
         entry = root / key[:2] / key
         held = read_entry(entry)

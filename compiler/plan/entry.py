@@ -21,6 +21,7 @@ from .memory import Span, lower_bound, place
 from .reuse import Task, leads, merge_in_place
 from .schedule import live_bytes, schedule
 from .select import Choices, Job, NoTemplate, concat_offset, copy_job, no_kernel, select
+from .titles import about
 
 _ARENA_SHARE = 1.35  # scratch may make the arena so much larger than the largest live set
 _LEAST_SCRATCH = 1024
@@ -37,6 +38,7 @@ class Pool:
     drafts: dict[str, Draft] = field(default_factory=dict)
     derived: Derived | None = field(default_factory=Derived)  # None: nothing is derived
     settled: frozenset[str] = frozenset()  # states that change with params only: copies may be derived from them too
+    arrays: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)  # type and shape of each constant
     align: int = ALIGN  # bytes: of constants and stored tensors in their blocks
 
     def add(self, array: np.ndarray) -> int:
@@ -47,6 +49,7 @@ class Pool:
             self.const += bytes(-len(self.const) % self.align)
             self._seen[key] = len(self.const)
             self.const += data.tobytes()
+            self.arrays[self._seen[key]] = (data.dtype.name, data.shape)
         return self._seen[key]
 
     def stored(self, kind: str, name: str, graph: Graph, node: int) -> int:
@@ -396,6 +399,7 @@ class _Planner:
             weight_bytes=sum(c.nbytes for c in plan.consts),
             detail=plan.detail,
             estimate=plan.cost,
+            about=about(job.region),
         )
 
     def entry(self, function: str, bindings: dict[str, int]) -> Entry:
