@@ -20,7 +20,6 @@ from ..targets.files import temporary_folder
 from ..targets.machine import Machine
 from ..targets.portable import portable
 from .abilities import check_machine
-from .abilities import check_machine
 from .autodiff.recompute import choices
 from .cache import pins
 from .emit import emit_c
@@ -83,7 +82,6 @@ def plan_program(
     for item in entries:
         graph = canonicalize(item.graph, check=options.check)
         _check_sizes(graph)
-        check_machine(graph, machine)
         check_machine(graph, machine)
         built.append(_build(graph, item, machine, options, pool))
         if options.max_ram is not None and built[-1].updates_params:
