@@ -22,7 +22,7 @@ from .files import cache_dir, header_of, temporary_folder, writable, write_atomi
 from .machine import Machine
 
 BARE = toolchain.RUNTIME / "bare"
-SUPPORT = ("startup.c", "semihosting.c", "strings.c")
+SUPPORT = ("startup.c", "semihosting.c", "strings.c", "mathematics.c")
 SCRIPT = """\
 ENTRY(nervure_reset)
 MEMORY {{
