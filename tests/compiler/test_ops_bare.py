@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from bare_jobs import Job, run_jobs  # type: ignore[import-not-found]
 from nervure import targets
+from nervure.compiler.abilities import check_machine
 from nervure.compiler.interpret import interpret
 from nervure.compiler.ir import Graph
-from nervure.errors import MissingTool
+from nervure.errors import MissingTool, NervureError
 from nervure.runtime.arrays import check_array, host_dtype
 from nervure.runtime.artifact import Artifact
 from nervure.targets.machine import Machine
@@ -82,8 +83,21 @@ def test_all(items: list[Item], target: str, tmp_path: Path) -> None:
     assert not found, "\n".join(found)
 
 
-def test_few_cases_are_refused() -> None:
-    """The exemption is not larger than it needs to be: float64 alone, 1 case in 15 at the most."""
+def test_float64_alone_is_refused() -> None:
+    """The exemption is as large as it needs to be: what a core refuses are the cases in float64, all of them."""
     for target in CORES:
-        left = len(possible(CASES, targets.get(target)))
-        assert left == len(CASES) if targets.get(target).float64 else left >= 14 / 15 * len(CASES)
+        machine = targets.get(target)
+        for name, graph, _ in CASES:
+            try:
+                check_machine(graph, machine)
+                refused = False
+            except NervureError as error:
+                refused = "float64" in str(error)
+            assert refused == (in_float64(graph) and not machine.float64), name
+
+
+@pytest.mark.parametrize("target", ["cortex-m4", "cortex-m33"])
+def test_a_compile_says_that_float64_is_refused(target: str, tmp_path: Path) -> None:
+    item = next(i for i in CASES if in_float64(i[1]) and i[0].startswith("exp_"))
+    with pytest.raises(NervureError, match="float64"):
+        build([item], target, tmp_path)
