@@ -16,6 +16,7 @@ from ..targets import Machine, elf, emulator, firmware, toolchain
 from ..targets.files import header_of, temporary_folder, write_atomic
 from . import bare, render
 from .names import entry_names, prefix
+from .plan.liveness import stored_rows
 from .program import Entry, Port, Program, Step, Stored
 
 
@@ -146,7 +147,7 @@ def describe(program: Program, machine: Machine) -> dict[str, Any]:
         "format": FORMAT,
         "name": program.name,
         "prefix": prefix(program),
-        "entries": [_entry(e, n) for e, n in zip(program.entries, entry_names(program), strict=True)],
+        "entries": [_entry(e, n, machine) for e, n in zip(program.entries, entry_names(program), strict=True)],
         "params": [_stored(s) for s in program.params],
         "states": [_stored(s) for s in program.states],
         "regions": [{"name": r.name, "bytes": r.nbytes} for r in program.regions],
@@ -168,7 +169,7 @@ def describe(program: Program, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _entry(entry: Entry, name: str) -> dict[str, Any]:
+def _entry(entry: Entry, name: str, machine: Machine) -> dict[str, Any]:
     return {
         "name": name,
         "function": entry.function,
@@ -179,6 +180,7 @@ def _entry(entry: Entry, name: str) -> dict[str, Any]:
         "region_bytes": list(entry.region_bytes),
         "worker_bytes": entry.worker_bytes,
         "lower_bound": entry.lower_bound,
+        **({"buffers": stored_rows(entry)} if machine.system == "bare" else {}),
     }
 
 

@@ -41,7 +41,7 @@ def lower_bound(spans: Sequence[Span], leads: Leads | None = None) -> int:
 def place(spans: Sequence[Span], align: int = ALIGN, leads: Leads | None = None) -> tuple[list[int], int]:
     """An offset for each span and the size of the arena. Deterministic.
 
-    ``leads[i, o] = n``: span ``o`` begins when ``i`` ends, and may start ``n`` bytes or more before it."""
+    ``leads[i, o] = n``: span ``o`` begins while ``i`` is alive, and may start ``n`` bytes or more before it."""
     leads = leads or {}
     sizes = [_round(s.nbytes, align) for s in spans]
     floor, meets = _most_alive(spans, sizes, leads), _meetings(spans)
@@ -93,9 +93,10 @@ def _most_alive(spans: Sequence[Span], sizes: Sequence[int], leads: Leads) -> in
         change[span.first] = change.get(span.first, 0) + size
         change[span.last + 1] = change.get(span.last + 1, 0) - size
     for (i, o), lead in leads.items():
-        both, at = shared(sizes[i], sizes[o], lead), spans[o].first
-        change[at] = change.get(at, 0) - both
-        change[at + 1] = change.get(at + 1, 0) + both
+        both = shared(sizes[i], sizes[o], lead)
+        change[spans[o].first] = change.get(spans[o].first, 0) - both
+        end = min(spans[i].last, spans[o].last) + 1
+        change[end] = change.get(end, 0) + both
     return max(accumulate(change[t] for t in sorted(change)), default=0)
 
 

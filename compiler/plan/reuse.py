@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from ..kernels.spec import Operand
 from .layout import Layout, Place
 from .select import Job
 from .strides import same_walk
@@ -87,7 +88,53 @@ def leads(
             plain = plain and _whole(layout, task.outputs[o], task.job.region.outputs[o].type.dims)
             if plain and life[source][1] == t and life[target][0] == t:
                 found[source, target] = max(lead, found.get((source, target), lead))
+    return {**_leads_of_parts(layout, tasks, home, life), **found}
+
+
+def _leads_of_parts(
+    layout: Layout, tasks: Sequence[Task], home: Mapping[int, int], life: Mapping[int, Sequence[int]]
+) -> dict[tuple[int, int], int]:
+    """The pairs in which the output is written part by part while other parts of the input are still to be read: what
+    is written when a step ends lies in front of all that is read from that step on."""
+    reads: dict[int, list[tuple[int, int]]] = {}
+    writes: dict[int, list[tuple[int, int]]] = {}
+    for t, task in enumerate(tasks):
+        for at, operand in zip(task.inputs, task.job.region.inputs, strict=True):
+            reads.setdefault(home[at.buffer], []).append((t, _bytes(at, operand)[0]))
+        for at, operand in zip(task.outputs, task.job.region.outputs, strict=True):
+            writes.setdefault(home[at.buffer], []).append((t, _bytes(at, operand)[1]))
+    found = {}
+    for target in (b for b in sorted(life) if len(writes.get(b, ())) > 1):
+        for source in sorted(life):
+            began = [t for t, _ in writes.get(source, ())] or [-1]
+            first = writes[target][0][0]
+            meet = life[source][0] < first <= life[source][1] and max(began) < first and source in reads
+            if source == target or not meet or layout.buffers[source].kind == "output":
+                continue
+            lead = _lead_of_parts(reads[source], writes[target])
+            if lead < layout.buffers[target].nbytes:
+                found[source, target] = lead
     return found
+
+
+def _lead_of_parts(reads: Sequence[tuple[int, int]], writes: Sequence[tuple[int, int]]) -> int:
+    """``reads``: ``(step, first byte)``, ``writes``: ``(step, end)``, both in the order of the steps."""
+    lead, i, needed = -(1 << 62), len(reads) - 1, 1 << 62
+    for w in reversed(range(len(writes))):
+        while i >= 0 and reads[i][0] >= writes[w][0]:
+            needed = min(needed, reads[i][1])
+            i -= 1
+        if needed < 1 << 62:
+            lead = max(lead, max(end for _, end in writes[: w + 1]) - needed)
+    return lead
+
+
+def _bytes(at: Place, operand: Operand) -> tuple[int, int]:
+    """The first byte of a tensor in its buffer, and the end of its last one."""
+    steps = [(d - 1) * s for d, s in zip(operand.type.dims, at.strides, strict=True)]
+    first = at.offset + sum(s for s in steps if s < 0)
+    last = at.offset + sum(s for s in steps if s > 0)
+    return first * operand.type.itemsize, (last + 1) * operand.type.itemsize
 
 
 def _whole(layout: Layout, at: Place, shape: Sequence[int]) -> bool:
