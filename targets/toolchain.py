@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..errors import MissingTool, NervureError
 from . import elf
+from .attributes import any_float_abi
 from .files import cache_dir
 from .machine import Machine
 
@@ -174,7 +175,7 @@ def build_objects(folder: Path, kernels: Sequence[Path], machine: Machine) -> li
     run_zig([*_assembler(machine), "images.S", "-o", "images.o"], folder)
     compile_c(folder / "model.c", folder / "code.o", machine, flags=BARE_FLAGS)
     merged = merge_objects([folder / "code.o", *kernels], folder / "model.o")
-    merged.write_bytes(elf.made_local(merged.read_bytes(), "k_"))
+    merged.write_bytes(any_float_abi(elf.made_local(merged.read_bytes(), "k_")))
     return ["model.o", "images.o"]
 
 
