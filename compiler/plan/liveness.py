@@ -60,7 +60,7 @@ def stored_rows(entry: Entry) -> list[list[Any]]:
 def from_stored(entry: dict[str, Any]) -> list[Live]:
     """``liveness`` of an entry of an artifact's block (``artifact.block["entries"][i]``); empty where the artifact does
     not carry its buffers."""
-    buffers = [Buffer(*row[:6], bool(row[6])) for row in entry.get("buffers", [])]
+    buffers = [Buffer(n, r, o, b, f, t, bool(s)) for n, r, o, b, f, t, s in entry.get("buffers", [])]
     return live_rows([(s["name"], s["op"]) for s in entry["steps"]], buffers) if buffers else []
 
 

@@ -79,7 +79,7 @@ def _most_rows(region: Region, g: Geometry, double: int) -> int:
 
 def _line_cycles(region: Region, g: Geometry, columns: Columns, rows: int, itemsize: int) -> float:
     """Estimated cycles of one line of outputs, all channels."""
-    machine, taps = region.machine, math.prod(g.kernel)
+    machine, taps, after = region.machine, math.prod(g.kernel), epilogue_work(region)
     total = 0.0
     for width in columns.widths:
         for r, count in ((rows, g.out[2] // rows), (g.out[2] % rows, 1)):
@@ -87,7 +87,7 @@ def _line_cycles(region: Region, g: Geometry, columns: Columns, rows: int, items
                 each = max(1, machine.lanes * 4 // itemsize)
                 step = step_cycles(machine, r, (min(width, each),) * -(-width // each), itemsize)
                 inputs = min(r * g.kernel[2], (r - 1) * g.strides[2] + g.kernel[2]) * g.kernel[1] / machine.load_ports
-                total += count * (max(taps * step, inputs) + 8 + r * (1.5 + epilogue_work(region)))
+                total += count * (max(taps * step, inputs) + 8 + r * (1.5 + after))
     return total
 
 
