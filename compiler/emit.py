@@ -151,7 +151,7 @@ class _Emitted:
             f"/* {comment(self.program.name)}: {len(entry.steps)} layers, {macs:,} multiplications, "
             f"{len(self.program.const):,} bytes of constants;\n"
             f" * memory: {', '.join(f'{n} {b:,} bytes' for n, b in sizes)}.\n"
-            f" * C99 without heap, input, output or variables of its own; planned for {self.machine.name}.\n"
+            f" * C99 without heap, input, output or variables of its own; planned for {self.machine.mcpu}.\n"
             f" * Assumes what every compiler for such machines does: two's complement, arithmetic right shifts.\n"
             " * Written by nervure; do not edit. */\n"
         )
@@ -171,7 +171,7 @@ class _Emitted:
         rows = _wrapped(params, title)
         return "\n".join(
             [
-                f"/* {comment(step.op)}: {comment(step.about.get('shapes', ''), 100)} */",
+                f"/* {_clean(step.op)}: {_clean(step.about.get('shapes', ''))} */",
                 rows,
                 "{",
                 *text["body"],
@@ -245,15 +245,21 @@ class _Walk:
         return name
 
 
+def _clean(text: str, limit: int = 100) -> str:
+    """Text that is inert in a C comment: no stars, so that it cannot end there, nothing that joins lines."""
+    clean = re.sub(r"[^A-Za-z0-9_ .,:;=+()\[\]|/<>-]", "_", text)
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
 def _layer(number: int, step: Step) -> list[str]:
     """The comment before a layer's calls."""
     macs = int(step.about.get("macs", 0))
     costs = [f"{macs:,} MACs"] * bool(macs)
     costs += [f"{step.bytes_moved:,.0f} bytes of tensors"]
     costs += [f"{step.weight_bytes:,} bytes of weights"] * bool(step.weight_bytes)
-    source = ", ".join(comment(o, 100) for o in step.origin[:4]) or comment(step.name)
+    source = _clean(", ".join(step.origin) or step.name, 112)
     return [
-        f"    /* {number}. {comment(step.op)}: {comment(step.about.get('shapes', ''), 100)}",
+        f"    /* {number}. {_clean(step.op)}: {_clean(step.about.get('shapes', ''))}",
         f"     * {'; '.join(costs)}",
         f"     * from {source} */",
     ]

@@ -137,6 +137,7 @@ class Machine:
     align: int = 64
     float64: bool = True
     board: str | None = None
+    readable: bool = False  # kernels are short loops that people read, rather than the fastest tiles
 
     @property
     def vector_bytes(self) -> int:

@@ -16,7 +16,7 @@ def portable(machine: Machine) -> Machine:
     return replace(
         machine,
         name=NAME.format(machine.name),
-        llvm={"kind": "c"},
+        llvm={"kind": "c", "mcpu": machine.name},
         lanes=1,
         registers=min(REGISTERS, machine.registers),
         fma_ports=min(1.0, machine.fma_ports),
@@ -27,4 +27,5 @@ def portable(machine: Machine) -> Machine:
         tiles=None,
         system="bare",
         float64=True,
+        readable=True,
     )

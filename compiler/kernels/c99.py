@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.ir import PointerType, TensorLoad
 from tvm.s_tir import transform as blocks
@@ -149,8 +150,6 @@ class _Printer(Expressions):
 
     def _survey(self, body: Any) -> None:
         """How often each buffer is stored, and which ones are loaded."""
-        import tvm_ffi
-
         self.stores: dict[Any, int] = {}
         self.loads: set[Any] = set()
 
@@ -234,6 +233,8 @@ class _Printer(Expressions):
             self.pending.discard(buffer)
             name = self.declare(buffer)
             constant = "const " if self.stores[buffer] == 1 else ""
+            if constant:
+                self.bounds[buffer] = self.range(s.value)
             self.emit(f"{constant}{C_TYPES[self.held(str(buffer.dtype))]} {name} = {wide};")
             return
         target = self.element(buffer, s.indices[0], lane, write=True)
@@ -301,11 +302,17 @@ class _Printer(Expressions):
         self.names[s.loop_var] = name
         self.bounds[s.loop_var] = self.loop_bounds(start, extent)
         first = self.show(start)
-        last = self.show(extent if first == "0" else start + extent)
+        last = self._end(start, extent) if first != "0" else self.show(extent)
         self.emit(f"for (int32_t {name} = {first}; {name} < {last}; {name}++) {{")
         self.depth += 1
         self.statement(s.body)
         self.pop("}")
+
+    def _end(self, start: Any, extent: Any) -> str:
+        """What comes behind a loop's last number."""
+        if isinstance(extent, tirx.Sub) and tvm_ffi.structural_equal(extent.b, start):
+            return self.show(extent.a)
+        return self.show(start + extent)
 
     def _do_While(self, s: Any) -> None:
         self.push(None)
@@ -379,8 +386,6 @@ def _split(dtype: str) -> tuple[str, int]:
 
 def _mentions(node: Any, buffer: Any, but: Any = None) -> bool:
     """Whether loads or stores of ``buffer`` are in it; loads at the very index ``but`` do not count."""
-    import tvm_ffi
-
     found: list[Any] = []
 
     def load(n: Any) -> None:
@@ -396,8 +401,6 @@ def _mentions(node: Any, buffer: Any, but: Any = None) -> bool:
 
 
 def _shuffles(node: Any) -> bool:
-    import tvm_ffi
-
     found: list[Any] = []
     tvm_ffi.structural_walk(node, ((tirx.Shuffle, found.append),))
     return bool(found)

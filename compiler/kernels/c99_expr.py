@@ -365,6 +365,8 @@ class Expressions:
             return _combined(kind, self.range(e.a), self.range(e.b))
         if kind == "Select":
             return _joined(self.range(e.true_value), self.range(e.false_value))
+        if kind == "TensorLoad" and self.bounds.get(e.source) is not None:
+            return self.bounds[e.source]
         if kind in ("TensorLoad", "Cast", "Call") and dtype in ("int8", "uint8", "int16", "uint16", "bool"):
             return type_range(dtype)
         return None

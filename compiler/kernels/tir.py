@@ -170,6 +170,17 @@ class Builder:
         self.emit(For(var, 0, extent, _KINDS[kind], body))
 
     @contextmanager
+    def loop_from(self, first: Expr, end: Expr, name: str = "i") -> Iterator[Expr]:
+        """Counts from ``first`` to ``end`` (which does not come). No loop where both are known to be one apart."""
+        if isinstance(first, int) and isinstance(end, int) and end - first == 1:
+            yield first
+            return
+        var = Var(self._fresh(name), "int32")
+        self._blocks.append([])
+        yield var
+        self.emit(For(var, first, end - first, ForKind.SERIAL, self._close()))
+
+    @contextmanager
     def strides(self, extent: int, step: Expr, name: str = "i") -> Iterator[Expr]:
         """Counts from 0 by ``step``, which is not known before the kernel runs, so that LLVM does not unroll."""
         step, at = self.bind(step, "step"), self.register("int32", 1, name)

@@ -8,7 +8,7 @@ from ..kernels.spec import Region
 from ..ops import OPS, Call
 from ..types import TensorType
 
-_PRODUCTS = ("conv", "conv_transpose", "matmul", "attention")
+_PRODUCTS = ("conv", "conv_integer", "conv_transpose", "matmul", "matmul_integer", "attention")
 
 
 def about(region: Region) -> dict[str, Any]:
@@ -22,12 +22,13 @@ def _words(region: Region) -> list[str]:
     if region.anchor is None:
         names = [body.node(n).op for n in body.order() if body.node(n).op not in ("input", "const")]
         words = list(dict.fromkeys(names))[:3] or ["copy"]
-    elif region.op == "conv":
+    elif region.op in ("conv", "conv_integer"):
         attrs, args = region.attrs, region.body.args(region.anchor)
         weights = region.body.type(args[1]).dims  # type: ignore[arg-type]
         words = ["depthwise" if attrs["group"] > 1 and weights[1] == 1 else "conv", "x".join(map(str, weights[2:]))]
         if max(attrs["strides"], default=1) > 1:
             words.append("s" + "x".join(map(str, dict.fromkeys(attrs["strides"]))))
+    words = [w.removesuffix("_integer") for w in words]
     return [*words, _extent(region.outputs[0].type, region)]
 
 
@@ -36,7 +37,7 @@ def _extent(out: TensorType, region: Region) -> str:
     dims = list(out.dims)
     if len(dims) > 1 and dims[0] == 1:
         dims = dims[1:]
-    if region.op == "conv" and len(dims) > 1:
+    if region.op in ("conv", "conv_integer") and len(dims) > 1:
         dims = [*dims[1:], dims[0]]
     return "x".join(map(str, dims)) or "scalar"
 

@@ -34,6 +34,7 @@ NAMES = (
     "nonzero",
     "norm",
     "pad",
+    "plain",
     "pointwise",
     "pool",
     "recurrent",
@@ -72,4 +73,6 @@ def emitter(name: str) -> Callable[..., None]:
 def plans(region: Region) -> list[Plan]:
     """Every template's proposals for a region, cheapest first (ties by template name: deterministic)."""
     found = [plan for t in templates() if region.op in t.ops for plan in t.plan(region)]
+    if region.machine.readable:  # C for people: where there are plain loops, they are it
+        found = [p for p in found if p.template == "plain"] or found
     return sorted(found, key=lambda p: (p.cost, p.template, p.detail))
