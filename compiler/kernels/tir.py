@@ -13,8 +13,10 @@ from typing import Any
 
 import tvm
 from tvm import tirx
+from tvm.ir import StringImm
 from tvm.tirx import (
     AllocBuffer,
+    AttrStmt,
     Broadcast,
     BufferLoad,
     BufferStore,
@@ -109,6 +111,7 @@ class Builder:
         self.tasks: int | None = None
         # C that is read: functions are called, not written out at each place
         self.calls = machine.get("llvm", {}).get("kind") == "c"
+        self.helpers: dict[str, str] = {}  # functions in LLVM IR that the kernel calls, by name
         self.noalias = True  # False for a kernel that may write over what it has read (Plan.overlaps)
         self.wide: dict[int, Any] = {}  # vectors that were packed, by identity, and what they were before
 
@@ -221,6 +224,17 @@ class Builder:
         """A pure LLVM intrinsic by name, e.g. ``llvm.fma.v16f32``."""
         return tirx.call_llvm_pure_intrin(dtype, name, *args)
 
+    def helper(self, name: str, text: str, *args: Expr) -> Expr:
+        """Calls a function that ``text`` defines in LLVM IR (with machine code inside, mostly), which returns an int32
+        and may read and write memory. It is inlined. An argument that is a pair of a buffer and an index is a pointer.
+        """
+        self.helpers[name] = text
+        given = [
+            tirx.call_intrin("handle", "tirx.address_of", BufferLoad(a[0], [a[1]])) if isinstance(a, tuple) else a
+            for a in args
+        ]
+        return self.bind(tirx.call_extern("int32", name, *given))
+
     def instruction(self, row: Any, **operands: Expr) -> Expr:
         """Applies one instruction row of a target (``targets.machine.Instruction``) to its named operands."""
         held: dict[str, Expr] = dict(operands)
@@ -273,6 +287,9 @@ class Builder:
         assert len(self._blocks) == 1, "an open loop"
         attrs = {"global_symbol": self.name, "tirx.noalias": self.noalias}
         body = _sequence(self._blocks[0])
+        if self.helpers:
+            text = "\n".join(self.helpers[name] for name in sorted(self.helpers))
+            body = AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(text), body)
         func = PrimFunc(self._params, body)
         for key, value in attrs.items():
             func = func.with_attr(key, value)

@@ -20,6 +20,8 @@ NAMES = (
     "dot_matmul",
     "dot_sparse",
     "dot_tiles",
+    "dsp_conv",
+    "dsp_matmul",
     "gather",
     "gather_narrow",
     "helium_dot",

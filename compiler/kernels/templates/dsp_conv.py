@@ -1,0 +1,111 @@
+"""Convolutions of 8-bit tensors with constant weights by products of int16 pairs: cores with Arm's DSP extension.
+
+Any kernel, stride, dilation and padding of one or two axes; one group. Channels that lie side by side in fours are read
+as words. A 1x1 convolution with stride 1 is one line of points.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..spec import Plan, Region, Template
+from . import _dsp
+from ._dsp_lead import overlaps
+from ._dsp_plan import POINTS, finished, group_of, instructions, packed, serves
+from ._tile import coordinates_matter, epilogue_inputs, fits, joinable
+from .conv import Geometry
+
+
+def plan(region: Region) -> list[Plan]:
+    """One plan, for constant weights and biases."""
+    if not fits(region) or region.operand(0) is None or region.operand(1) is None:
+        return []
+    g = Geometry(region)
+    known = region.operand(2) is None or region.inputs[region.operand(2)].const is not None  # type: ignore[index]
+    if not serves(region.machine, g.x.type.dtype) or g.w.const is None or not known:
+        return []
+    if coordinates_matter(region) or g.group != 1 or g.rank > 2 or 0 in g.kernel or not g.depth:
+        return []
+    if g.flat(region, epilogue_inputs(region)):
+        g.flatten()
+    bias, source = region.operand(2), source_of(g)
+    points = min(POINTS, g.out[1] * g.out[2])
+    weights = packed(
+        g.w.const.reshape(g.columns, g.depth, *g.kernel).transpose(2, 3, 4, 1, 0).reshape(-1, g.columns),
+        None if bias is None else region.inputs[bias].const,
+        region.attrs["zero_point"],
+        g.x.type.dtype,
+        group_of(points),
+    )
+    if weights is None:
+        return []
+    config = {"points": points, "source": source, **places(region, g)}
+    tiles = g.batch * -(-(g.out[1] * g.out[2]) // points)
+    cost = instructions(region, weights, points, tiles, widening(g, source))
+    return [finished(region, "dsp_conv", weights, config, cost, overlaps(region, g, points))]
+
+
+def source_of(g: Geometry) -> dict[str, Any]:
+    """Which bytes one point reads: ``lines`` times ``runs`` runs of ``run`` bytes, ``unit`` apart."""
+    channel, point = g.x.strides[1], g.step[2]
+    side_by_side = g.depth == 1 or channel == 1
+    joined = g.dilations[2] == 1 and (g.depth == 1 or (side_by_side and point == g.depth)) and g.kernel[2] > 1
+    taps = g.kernel[2] if joined else 1
+    border = "both" if g.border(1) else "point" if g.border(2) else ""
+    unit = 1 if side_by_side and (g.depth > 1 or not joined) else point if joined else channel
+    words = unit == 1 and (taps * g.depth if not border else g.depth) % 4 == 0
+    return {
+        "kind": "words" if words else "bytes",
+        "lines": g.kernel[1],
+        "runs": 1 if joined else g.kernel[2],
+        "run": taps * g.depth,
+        "taps": taps,
+        "tap": g.depth,
+        "unit": unit,
+        "border": border,
+        "base": -sum(g.pads[i] * g.step[i] for i in (1, 2)),
+    }
+
+
+def widening(g: Geometry, source: dict[str, Any]) -> float:
+    """Instructions that take the inputs of one point apart."""
+    nbytes = g.depth * math.prod(g.kernel)
+    runs = source["lines"] * source["runs"]
+    return nbytes * (1.8 if source["kind"] == "words" else 4.0) + runs * (20 if source["border"] else 4)
+
+
+def places(region: Region, g: Geometry) -> dict[str, Any]:
+    """Where points lie in the input and in the output."""
+    axes = [
+        {
+            "extent": g.out[i],
+            "a": g.step[i] * g.strides[i],
+            "step": g.step[i],
+            "stride": g.strides[i],
+            "dilation": g.dilations[i],
+            "pad": g.pads[i],
+            "size": g.size[i],
+        }
+        for i in (1, 2)
+    ]
+    rank = region.anchor_type.rank
+    joined = g.out[1] == 1 or joinable(region, rank - 1, rank - 2, epilogue_inputs(region))
+    return {
+        "a": {"dtype": g.x.type.dtype, "span": g.x.span, "zero": int(region.attrs["zero_point"])},
+        "batch": {"extent": g.batch, "a": g.x.strides[0]},
+        "line": axes[0],
+        "point": axes[1],
+        "axes": {
+            "rank": rank,
+            "batch": 0,
+            "line": rank - 2
+            if g.out[1] > 1 and not joinable(region, rank - 1, rank - 2, epilogue_inputs(region))
+            else None,
+            "point": rank - 1,
+            "column": 1,
+        },
+    }
+
+
+TEMPLATE = Template("dsp_conv", ("conv_integer",), plan, {"dsp_conv": _dsp.emit})
