@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..compiler.plan.liveness import Live, from_stored, peak
 from ..errors import NervureError
 from ..runtime.artifact import Artifact
 from ..targets.boards import Board
@@ -15,13 +16,14 @@ from ..targets.boards import Board
 class Footprint:
     """Bytes. ``regions``: the caller's memory blocks by name, what stays included in the first. ``kept``: parameters,
     states and what is derived from them. ``stack``: what one run took of it in the emulator, None where it was not
-    measured. ``peak`` is the step with the largest live set: its ``name``, ``op``, place (``step``) and ``bytes``."""
+    measured. ``code`` and ``constants`` are None for portable C: the C compiler decides. ``peak`` is the step with the
+    largest live set: ``name``, ``op``, place (``step``), ``bytes``, and the ``saved_bytes`` that buffers share."""
 
     regions: Mapping[str, int]
     kept: int
     stack: int | None
-    code: int
-    constants: int
+    code: int | None
+    constants: int | None
     weights: int
     peak: Mapping[str, Any] | None
 
@@ -37,8 +39,8 @@ class Footprint:
 
     @property
     def flash(self) -> int:
-        """Code, constants and weights."""
-        return self.code + self.constants + self.weights
+        """Code, constants and weights, as far as they are known."""
+        return (self.code or 0) + (self.constants or 0) + self.weights
 
     def as_dict(self, board: Board | None = None) -> dict[str, Any]:
         """Plain data; with a board its limits beside each figure."""
@@ -75,8 +77,8 @@ def footprint(artifact: Artifact, stack: int | None = None) -> Footprint:
         regions={r["name"]: int(r["bytes"]) for r in bare["regions"]},
         kept=int(bare["kept_bytes"]),
         stack=stack,
-        code=int(flash["code"]),
-        constants=int(flash["constants"]),
+        code=int(flash["code"]) or None,
+        constants=int(flash["constants"]) if flash["code"] else None,
         weights=int(flash["weights"]),
         peak=_peak(artifact),
     )
@@ -84,12 +86,16 @@ def footprint(artifact: Artifact, stack: int | None = None) -> Footprint:
 
 def _peak(artifact: Artifact) -> dict[str, Any] | None:
     """The step with the largest live set, of the entry point that needs most."""
-    entry = max(artifact.entries, key=lambda e: e.arena_bytes())
-    rows = [(int(s.get("live_bytes", s["bytes"])), -i, s) for i, s in enumerate(entry.steps)]
-    if not rows:
+    found = peak(live_layers(artifact))
+    if found is None:
         return None
-    nbytes, index, step = max(rows, key=lambda r: r[:2])
-    return {"name": step["name"], "op": step["op"], "step": -index, "bytes": nbytes}
+    return {"name": found.name, "op": found.op, "step": found.step, "bytes": found.bytes, "saved_bytes": found.saved}
+
+
+def live_layers(artifact: Artifact) -> list[Live]:
+    """What is alive at each step of the entry point that needs most."""
+    most = max(range(len(artifact.entries)), key=lambda i: artifact.entries[i].arena_bytes())
+    return from_stored(artifact.block["entries"][most])
 
 
 def board_facts(board: Board) -> dict[str, Any]:

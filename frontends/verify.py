@@ -116,12 +116,15 @@ class Check:
         return max(self.errors.values(), default=0.0)
 
 
-def verify(artifact: Artifact, model: Path, sets: Mapping[str, Mapping[str, np.ndarray]]) -> list[Check]:
-    """Compares an artifact with ONNX Runtime on each set of inputs, here or in its machine's emulator; a quantized
-    model with the integer arithmetic of the op table, since ONNX Runtime computes part of such a model in float."""
+def verify(
+    artifact: Artifact, model: Path, sets: Mapping[str, Mapping[str, np.ndarray]], built: Any = None
+) -> list[Check]:
+    """Compares an artifact with ONNX Runtime on each set of inputs, here or in its machine's emulator, or by the session
+    ``built``; a quantized model with the integer arithmetic of the op table, since ONNX Runtime computes part of such
+    a model in float."""
     session = reference_session(model)
     names = [o.name for o in session.get_outputs()]
-    run = load(artifact.path) if _runs_here(artifact) else None
+    run = built if built is not None else load(artifact.path) if _runs_here(artifact) else None
     checks = []
     for label, inputs in sets.items():
         theirs = session.run(None, dict(inputs))

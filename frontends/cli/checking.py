@@ -79,26 +79,27 @@ def runs_here(artifact: Artifact) -> bool:
     return True
 
 
-def check(model: Network, artifact: Artifact, sets: Sets, tolerance: float) -> Verdict:
-    """Compares with ONNX Runtime; raises ``MissingTool`` where that or the emulator is not installed."""
-    if not runs_here(artifact):
+def check(model: Network, artifact: Artifact, sets: Sets, tolerance: float, session: Any = None) -> Verdict:
+    """Compares with ONNX Runtime; raises ``MissingTool`` where that or the emulator is not installed. ``session``: what
+    runs the artifact, where that is neither this machine nor the emulator."""
+    if session is None and not runs_here(artifact):
         from ...targets import emulator, get
 
         emulator.command(get(artifact.block["machine"]["name"]))
     with ExitStack() as stack:
-        checks = tuple(_checks(model, artifact, sets, stack))
+        checks = tuple(_checks(model, artifact, sets, stack, session))
     return Verdict(all(c.holds(tolerance) for c in checks), tolerance, checks)
 
 
-def _checks(model: Network, artifact: Artifact, sets: Sets, stack: ExitStack) -> Sequence[Check]:
+def _checks(model: Network, artifact: Artifact, sets: Sets, stack: ExitStack, session: Any) -> Sequence[Check]:
     if model.onnx:
-        return verify(artifact, model.path, sets)
+        return verify(artifact, model.path, sets, session)
     found: list[Check] = []  # a network in Python is exported once for each of its plans
     for entry in artifact.entries:
         shapes = {p.name: p.shape for p in entry.inputs}
         own = {k: v for k, v in sets.items() if all(np.shape(v[n]) == s for n, s in shapes.items())}
         if own:
-            found += verify(artifact, reference_file(model, stack, entry.bindings), own)
+            found += verify(artifact, reference_file(model, stack, entry.bindings), own, session)
     return found
 
 

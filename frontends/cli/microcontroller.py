@@ -103,10 +103,13 @@ def facts(artifact: Artifact, board: str | None) -> dict[str, Any]:
     from ..footprint import footprint
 
     found, why = None, None
-    try:
-        found = run_counted(artifact)
-    except MissingTool as error:
-        why = error.what
+    if artifact.path.suffix == ".c":
+        why = "the C compiler decides"
+    else:
+        try:
+            found = run_counted(artifact)
+        except MissingTool as error:
+            why = error.what
     made = footprint(artifact, found.stack if found else None).as_dict(boards.get(board) if board else None)
     made["instructions"] = sum(found.instructions.values()) if found else None
     return made | {"measured": found is not None, "why_not_measured": why}
@@ -130,7 +133,11 @@ def lines(row: Mapping[str, Any]) -> list[str]:
     said.append(f"    {'stack':<9} {size(stack) if stack is not None else '?':>9}  {_stack(row)}")
     said.append(_against("flash", flash["bytes"], flash.get("limit_bytes")))
     for name in ("code", "constant", "weight"):
-        said.append(f"    {name if name == 'code' else name + 's':<9} {size(flash[f'{name}_bytes']):>9}")
+        nbytes = flash[f"{name}_bytes"]
+        if nbytes is not None:
+            said.append(f"    {name if name == 'code' else name + 's':<9} {size(nbytes):>9}")
+    if flash["code_bytes"] is None:
+        said.append(f"    {'code':<9} {'?':>9}  {row['why_not_measured']}")
     if peak:
         from .page import shorten
 
@@ -138,7 +145,7 @@ def lines(row: Mapping[str, Any]) -> list[str]:
             f"  largest live layer {size(peak['bytes'])}: {shorten(peak['name'], 48)} ({shorten(peak['op'], 40)})"
         )
     if row["instructions"] is not None:
-        said.append(f"  {count(row['instructions'])} instructions a run, counted in the emulator (they are no cycles)")
+        said.append(f"  {count(row['instructions'])} instructions a run, counted in the emulator (not cycles)")
     return said
 
 
@@ -167,7 +174,7 @@ def _stack(row: Mapping[str, Any]) -> str:
     from .console import size
 
     if row["ram"]["stack_bytes"] is None:
-        return f"not measured: {row['why_not_measured']}"
+        return str(row["why_not_measured"])
     board = row.get("board")
     room = f"; {size(board['stack_bytes'])} are kept for it" if board else ""
     return f"measured in the emulator{room}"

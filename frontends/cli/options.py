@@ -18,6 +18,17 @@ class Optimize(enum.StrEnum):
     size = "size"
 
 
+class Emit(enum.StrEnum):
+    library = "library"
+    c = "c"
+
+
+class Package(enum.StrEnum):
+    cmake = "cmake"
+    arduino = "arduino"
+    zephyr = "zephyr"
+
+
 class Mode(enum.StrEnum):
     run = "run"
     invoke = "invoke"

@@ -144,7 +144,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     seen = result.get("emulator")
     if seen:
         said.append(
-            f"{seen['instructions']:,} instructions on {seen['target']}, counted in the emulator (they are no cycles); "
+            f"{seen['instructions']:,} instructions on {seen['target']}, counted in the emulator (not cycles); "
             f"{seen['stack_bytes']} bytes of stack"
         )
     return said

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +37,13 @@ def compile_command(
         list[str] | None,
         typer.Option("--board", help="A microcontroller's board (`nervure targets`), or a TOML file with its memory."),
     ] = None,
+    emit: Annotated[
+        o.Emit, typer.Option("--emit", help="c writes portable C99, NAME.c, for any compiler instead of a library.")
+    ] = o.Emit.library,
+    package: Annotated[
+        list[o.Package] | None,
+        typer.Option("--package", help="Also write a folder for this build system; may be given several times."),
+    ] = None,
     threads: o.Threads = 1,
     dim: o.Dims = None,
     shape: o.Shapes = None,
@@ -66,8 +73,12 @@ def compile_command(
 
     given = network(model, dim or (), shape or ())
     wanted = places(target, board)
+    if output.suffix == ".c" and name is None:
+        name = output.stem
     settings = _Settings(
         name=_file_name(name or given.title, name is not None),
+        emit=emit.value,
+        packages=tuple(dict.fromkeys(p.value for p in package or ())),
         tolerance=TOLERANCE[precision.value] if tolerance is None else tolerance,
         verify=verify,
         options={
@@ -79,11 +90,11 @@ def compile_command(
         },
     )
     with tempfile.TemporaryDirectory(prefix="nervure-") as folder:
-        _check_output(output, wanted)
-        if any(p.bare for p in wanted):
+        _check_output(output, wanted, settings)
+        if any(p.bare or settings.emit == "c" for p in wanted):
             tell_batch(given)
         built = [_build(given, p, settings, Path(folder) / str(i)) for i, p in enumerate(wanted)]
-        files = [_destination(output, b.place, settings.name, len(built) > 1) for b in built]
+        files = [_destination(output, b, len(built) > 1) for b in built]
         _hand_over(built, files)
         rows = [_record(b, f, settings) for b, f in zip(built, files, strict=True)]
     if as_json:
@@ -94,6 +105,8 @@ def compile_command(
 @dataclass(frozen=True)
 class _Settings:
     name: str
+    emit: str
+    packages: tuple[str, ...]
     tolerance: float
     verify: bool
     options: dict[str, Any]
@@ -107,16 +120,20 @@ class Built:
     model: Model
     verdict: Verdict
     footprint: dict[str, Any] | None = None
+    packages: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
 
 def _build(given: Network, place: Place, settings: _Settings, folder: Path) -> Built:
     from ...build import compile, library_name
+    from ...package import files
     from ..console import progress
     from ..microcontroller import facts, with_one_sample
 
     folder.mkdir()
-    if place.bare:
+    alone = place.bare or settings.emit == "c"
+    if alone:
         given, _ = with_one_sample(given)
+    file = f"{settings.name}.c" if settings.emit == "c" else library_name(settings.name, place.machine)
     with progress(f"{given.title} for {place.label}") as tell:
         model = compile(
             given.source,
@@ -125,16 +142,18 @@ def _build(given: Network, place: Place, settings: _Settings, folder: Path) -> B
             dims=given.dims,
             shapes=given.shapes,
             name=settings.name,
-            out=folder / library_name(settings.name, place.machine),
+            out=folder / file,
+            emit=settings.emit,
             progress=tell,
             **settings.options,
         )
         tell("verifying", 0, 1)
         verdict = _verdict(given, model, settings)
-        if not place.bare:
+        packages = {kind: files(model, kind) for kind in settings.packages}
+        if not alone:
             return Built(place, model, verdict)
         tell("measuring", 0, 1)
-        return Built(place, model, verdict, facts(model.artifact, place.board))
+        return Built(place, model, verdict, facts(model.artifact, place.board), packages)
 
 
 def _verdict(given: Network, model: Model, settings: _Settings) -> Verdict:
@@ -143,7 +162,8 @@ def _verdict(given: Network, model: Model, settings: _Settings) -> Verdict:
     if not settings.verify:
         return Verdict(None, settings.tolerance, why="--no-verify")
     try:
-        verdict = check(given, model.artifact, input_sets(model.artifact, 2), settings.tolerance)
+        session = model.session if settings.emit == "c" else None
+        verdict = check(given, model.artifact, input_sets(model.artifact, 2), settings.tolerance, session)
     except MissingTool as error:
         return Verdict(None, settings.tolerance, why=error.what, hint=error.hint or "")
     except NervureError as error:
@@ -169,15 +189,15 @@ def _file_name(name: str, given: bool) -> str:
     return clean
 
 
-def _check_output(output: Path, wanted: Sequence[Place]) -> None:
+def _check_output(output: Path, wanted: Sequence[Place], settings: _Settings) -> None:
     """Says early what would only come out at the end."""
-    if output.suffix not in (".so", ".a"):
+    if output.suffix not in (".so", ".a", ".c"):
         return
     if len(wanted) > 1:
         raise NervureError("one file for several targets", where=str(output), hint="give a folder with -o")
-    suffix = ".a" if wanted[0].bare else ".so"
+    suffix = ".c" if settings.emit == "c" else ".a" if wanted[0].bare else ".so"
     if output.suffix != suffix:
-        kind = "a static library" if wanted[0].bare else "a shared library"
+        kind = {".c": "C", ".a": "a static library", ".so": "a shared library"}[suffix]
         raise NervureError(
             f"what is compiled for {wanted[0].label} is {kind}",
             where=str(output),
@@ -185,24 +205,39 @@ def _check_output(output: Path, wanted: Sequence[Place]) -> None:
         )
 
 
-def _destination(output: Path, place: Place, name: str, several: bool) -> Path:
-    from ...build import library_name
-
-    if output.suffix in (".so", ".a"):
+def _destination(output: Path, b: Built, several: bool) -> Path:
+    if output.suffix in (".so", ".a", ".c"):
         return output
-    return (output / place.label if several else output) / library_name(name, place.machine)
+    return (output / b.place.label if several else output) / b.model.path.name
+
+
+def package_folder(file: Path, kind: str, b: Built) -> Path:
+    """Where the package of a library goes: ``arduino/kws`` beside ``libkws.a``."""
+    return file.parent / kind / b.model.artifact.prefix
 
 
 def _hand_over(built: Sequence[Built], files: Sequence[Path]) -> None:
     """Moves everything to its place; where that fails, what is new there is taken away again."""
-    from ....targets.files import header_of, writable
+    from ....targets.files import header_of, writable, write_atomic
 
+    pairs = list(zip(built, files, strict=True))
+    extra = {
+        package_folder(f, kind, b) / path: data
+        for b, f in pairs
+        for kind, held in b.packages.items()
+        for path, data in held.items()
+    }
     fresh = [p for f in files for p in (f, header_of(f)) if not p.exists()]
+    fresh += [p for p in extra if not p.exists()]
     try:
-        for b, file in zip(built, files, strict=True):
+        for b, file in pairs:
             with writable(file.parent):
                 file.parent.mkdir(parents=True, exist_ok=True)
             b.model.save(file)
+        for path, data in extra.items():
+            with writable(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, data)
     except BaseException:
         for path in fresh:
             with suppress(OSError):
@@ -216,7 +251,9 @@ def _record(b: Built, file: Path, settings: _Settings) -> dict[str, Any]:
     facts = {k: v for k, v in b.model.report.as_dict().items() if k != "layers"}
     machine = b.model.artifact.block["machine"]["mcpu"]
     names = {"name": settings.name, "target": b.place.target, "board": b.place.board, "machine": machine}
-    files = {"library": str(file), "header": str(header_of(file))}
+    files: dict[str, Any] = {"library": str(file), "header": str(header_of(file))}
+    if b.packages:
+        files["packages"] = {kind: str(package_folder(file, kind, b)) for kind in b.packages}
     entries = [
         {
             "name": e.name,
@@ -282,4 +319,6 @@ def _show_footprint(r: dict[str, Any], b: Built) -> None:
     screen.print(cell(f"{files} for {where}, {r['compile_seconds']:.1f} s", "bold"))
     for line in lines(b.footprint or {}):
         screen.print(cell(line))
+    for kind, folder in r["files"].get("packages", {}).items():
+        screen.print(cell(f"  {kind:<11} {folder}"))
     screen.print(cell(f"  {b.verdict.words()}", "green" if b.verdict.ok else "yellow"))

@@ -1,0 +1,5 @@
+if(CONFIG_NERVURE_@NAME@)
+  zephyr_include_directories(${CMAKE_CURRENT_LIST_DIR}/../include)
+  zephyr_library_named(@name@)
+  zephyr_library_sources(${CMAKE_CURRENT_LIST_DIR}/../src/@source@)
+endif()
