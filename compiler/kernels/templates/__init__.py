@@ -24,6 +24,7 @@ NAMES = (
     "dsp_matmul",
     "gather",
     "gather_narrow",
+    "helium_depthwise",
     "helium_dot",
     "image_lanes",
     "image_lanes_grad",

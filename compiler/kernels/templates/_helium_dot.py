@@ -169,26 +169,29 @@ def _nothing() -> Any:
 class Lines:
     """The lines of A that a line of results reads, with their border, in scratch; ``at`` is where A's first lies."""
 
-    def __init__(self, of: Dot, at: Any) -> None:
+    def __init__(self, of: Any, at: Any) -> None:
         self.of, self.k, self.at, self.data = of, of.k, at, of.config["copy"]
 
     def emit(self, y: Any) -> Any:
         """Copies them; returns where the first point's bytes begin."""
-        from tvm import tirx
-
-        k, line, point = self.k, self.data["line"], self.data["point"]
-        width = self.data["channels"]
+        k, line = self.k, self.data["line"]
         with k.loop(line["taps"]) as t:
             to, row = t * self.data["bytes"], k.bind(y * line["stride"] + (t * line["dilation"] - line["pad"]), "row")
-            if not line["border"]:
-                self._row(row, to)
-            else:
-                inside = tirx.And(row >= 0, row < line["size"])
-                with k.when(inside):
-                    self._row(row, to)
-                with k.when(tirx.Not(inside)):
-                    self._fill(to, point["count"] * width)
+            self._line(row, to)
         return self._gather() if self.data["gather"] else 0
+
+    def _line(self, row: Any, to: Any) -> None:
+        """A line of A, or one of its border, at ``to`` in scratch."""
+        from tvm import tirx
+
+        line = self.data["line"]
+        if not line["border"]:
+            return self._row(row, to)
+        inside = tirx.And(row >= 0, row < line["size"])
+        with self.k.when(inside):
+            self._row(row, to)
+        with self.k.when(tirx.Not(inside)):
+            self._fill(to, self.data["bytes"])
 
     def _row(self, row: Any, to: Any) -> None:
         k, line, point, width = self.k, self.data["line"], self.data["point"], self.data["channels"]

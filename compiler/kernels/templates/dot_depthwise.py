@@ -81,7 +81,7 @@ def _plan(region: Region, g: Geometry, dots: dict[int, Instruction]) -> Plan:
     config["across"] = config["line" if config["sets"] is None else "point"]["taps"]
     config["dots"] = {str(g.lanes): dots[g.lanes].name for g in groups}
     _blocks(config, groups, region.machine)
-    program, multiplier = _absorbed(region, serialize(region), [*{g.lanes for g in groups}])
+    program, multiplier = absorbed(region, serialize(region), [*{g.lanes for g in groups}])
     config.update(program=program, scaled=multiplier is not None, groups=[vars(g) for g in groups])
     consts = _constants(region, g, config, groups, multiplier)
     numbers = Numbers()
@@ -91,7 +91,7 @@ def _plan(region: Region, g: Geometry, dots: dict[int, Instruction]) -> Plan:
     cycles = _cycles(region, config, groups)
     tasks = g.batch * len(groups) * config["blocks"]
     config.update(tasks=tasks, shared=cycles >= WORTH_SHARING and tasks > 1)
-    reads = _reads(program)
+    reads = used_inputs(program)
     config["reads"] = reads
     args = (
         Arg("in", region.operand(0) or 0),
@@ -179,7 +179,7 @@ def _flat_lanes(region: Region, config: dict[str, Any], point: int, widths: list
     found = next((n for n in widths if n % channels == 0 and n <= p["extent"] * channels), 0)
     # multipliers of channels cannot be read along such a vector: they must lie beside the sums
     each = _multiplier(region)[1] is not None and found
-    return 0 if each and _absorbed(region, serialize(region), [found])[1] is None else found
+    return 0 if each and absorbed(region, serialize(region), [found])[1] is None else found
 
 
 def _groups(channels: int, widths: list[int]) -> list[Group]:
@@ -238,7 +238,7 @@ def _multiplier(region: Region) -> tuple[np.ndarray | None, int | None]:
     return region.inputs[number].const, number
 
 
-def _absorbed(region: Region, program: Program, widths: list[int]) -> tuple[Program, np.ndarray | None]:
+def absorbed(region: Region, program: Program, widths: list[int]) -> tuple[Program, np.ndarray | None]:
     """The program whose anchor is the rescaled sum, and the multipliers of its channels; or as it was, and None."""
     array, _ = _multiplier(region)
     channels = region.anchor_type.dims[1]
@@ -257,7 +257,7 @@ def _absorbed(region: Region, program: Program, widths: list[int]) -> tuple[Prog
     return changed, np.broadcast_to(array.reshape(-1), (channels,))
 
 
-def _reads(program: Program) -> list[int]:
+def used_inputs(program: Program) -> list[int]:
     """Region inputs that the program still reads."""
     first = len(program["inputs"])
     stack, seen = list(program["results"]), set()

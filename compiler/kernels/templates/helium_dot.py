@@ -122,32 +122,35 @@ def _conv(region: Region) -> tuple[Walk, np.ndarray] | None:
     return walk, w.reshape(1, math.prod(t for t, _ in walk.taps), walk.run, g.columns)
 
 
-def _copied(g: Geometry, outer: list[dict[str, Any]], axes: dict[str, Any]) -> Walk:
-    """A copy of the lines, and each point's bytes side by side where that takes less."""
+def copied_lines(g: Geometry) -> tuple[dict[str, Any], int]:
+    """The lines that a line of results reads, with their border, and the bytes of scratch that they take."""
     width = g.channels
     count = (g.out[2] - 1) * g.strides[2] + (g.kernel[2] - 1) * g.dilations[2] + 1
-    nbytes = count * width
-    whole = g.dilations[2] == 1
-    run = width * (g.kernel[2] if whole else 1)
-    taps = [[g.kernel[1], nbytes]] + ([] if whole else [[g.kernel[2], g.dilations[2] * width]])
-    taps = [t for t in taps if t[0] > 1]
-    depth = math.prod(t for t, _ in taps) * run
+    lines = {"taps": g.kernel[1], "stride": g.strides[1], "dilation": g.dilations[1], "pad": g.pads[1]}
     copy: dict[str, Any] = {
-        "line": {"taps": g.kernel[1], "stride": g.strides[1], "dilation": g.dilations[1], "pad": g.pads[1]}
-        | {"size": g.size[1], "a": g.step[1], "border": g.border(1)},
-        "point": {"count": max(count, g.pads[2]), "pad": g.pads[2], "a": g.step[2], "stride": g.strides[2]},
+        "line": {**lines, "size": g.size[1], "a": g.step[1], "border": g.border(1)},
+        "point": {"count": count, "pad": min(count, g.pads[2]), "a": g.step[2], "stride": g.strides[2]},
         "channels": width,
-        "bytes": nbytes,
+        "bytes": count * width,
         "inside": max(0, min(g.size[2], count - g.pads[2])),
         "flip": g.x.type.dtype == "uint8",
         "gather": None,
     }
+    return copy, g.kernel[1] * count * width + _SLACK
+
+
+def _copied(g: Geometry, outer: list[dict[str, Any]], axes: dict[str, Any]) -> Walk:
+    """A copy of the lines, and each point's bytes side by side where that takes less."""
+    copy, scratch = copied_lines(g)
+    width, whole = g.channels, g.dilations[2] == 1
+    run = width * (g.kernel[2] if whole else 1)
+    taps = [[g.kernel[1], copy["bytes"]]] + ([] if whole else [[g.kernel[2], g.dilations[2] * width]])
+    taps = [t for t in taps if t[0] > 1]
+    apart = math.prod(t for t, _ in taps)
+    depth = apart * run
     line, point = {"extent": g.out[1], "a": 0}, {"extent": g.out[2], "a": g.strides[2] * width}
-    scratch = g.kernel[1] * nbytes + _SLACK
-    apart = math.prod(t for t, _ in taps) * -(-run // STEP)
-    if len(taps) and depth / STEP < 0.7 * apart:
-        padded = -(-depth // STEP) * STEP
-        base = -(-scratch // STEP) * STEP
+    if taps and depth / STEP < 0.7 * apart * -(-run // STEP):
+        padded, base = -(-depth // STEP) * STEP, -(-scratch // STEP) * STEP
         copy["gather"] = {"base": base, "taps": taps, "run": run}
         point["a"], taps, run = padded, [], depth
         scratch = base + g.out[2] * padded + _SLACK
@@ -195,7 +198,7 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
         *(Arg("out", j) for j in range(len(region.outputs))),
         *([Arg("worker", 0)] if walk.scratch else []),
     )
-    lead = _lead(region, config)
+    found = lead(region, config)
     form = "direct" if walk.copy is None else "columns" if walk.copy["gather"] else "lines"
     return Plan(
         "helium_dot",
@@ -204,7 +207,7 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
         consts=consts,
         worker_bytes=walk.scratch,
         inplace=inplace_pairs(region),
-        overlaps=() if lead is None else ((region.operand(0) or 0, 0, lead),),
+        overlaps=() if found is None else ((region.operand(0) or 0, 0, found),),
         detail=f"dot16 {tile}x{GROUP} {form}",
     )
 
@@ -239,7 +242,7 @@ def _cycles(region: Region, config: dict[str, Any]) -> float:
     groups, tile, steps = -(-config["columns"]["count"] // GROUP), config["tile"], config["depth"] // STEP
     each = steps * (tile + GROUP + tile * GROUP) + tile * (4 + 2 * epilogue_work(region)) + 4
     copied = float(config["scratch"] * config["line"]["extent"] / 4)
-    return copied + 2.0 * points / tile * groups * each
+    return copied + float(2.0 * points / tile * groups * each)
 
 
 # -- overlap -------------------------------------------------------------------------------------------------------
@@ -254,7 +257,7 @@ def blocks(config: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], int, int, 
                 yield outer, y, first, min(block, extent - first)
 
 
-def _lead(region: Region, config: dict[str, Any]) -> int | None:
+def lead(region: Region, config: dict[str, Any]) -> int | None:
     """How far before A the output must start at least, so that each block is written over bytes that are not read
     any more; None where the memory's order is not that of the walk."""
     if len(region.outputs) != 1 or region.outputs[0].type.itemsize != 1:
