@@ -119,7 +119,7 @@ class Check:
 def verify(
     artifact: Artifact, model: Path, sets: Mapping[str, Mapping[str, np.ndarray]], built: Any = None
 ) -> list[Check]:
-    """Compares an artifact with ONNX Runtime on each set of inputs, here or in its machine's emulator, or by the session
+    """Compares an artifact with ONNX Runtime on each set of inputs, here or in its emulator, or by the session
     ``built``; a quantized model with the integer arithmetic of the op table, since ONNX Runtime computes part of such
     a model in float."""
     session = reference_session(model)
