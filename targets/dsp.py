@@ -37,6 +37,24 @@ def _pair_row() -> Instruction:
     return Instruction("smlad", "pair", 1, operands, "int32x1", (body,), (True, True), paired)
 
 
+def halved(a_half: int, b_half: int) -> Callable[..., np.ndarray]:
+    """int32, plus the product of a half (0: bottom, 1: top) of each word; wraps around."""
+
+    def reference(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        total = acc.astype(np.int64) + a[a_half::2].astype(np.int64) * b[b_half::2].astype(np.int64)
+        return np.asarray(total & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+
+    return reference
+
+
+def _half_row(a: str, b: str) -> Instruction:
+    """SMLABB and its like: one product of int16; ``b`` and ``t`` are the bottom and top halves."""
+    body = Call("r", f"llvm.arm.smla{a}{b}", _WORD, ("a", "b", "acc"), (_WORD, _WORD, _WORD))
+    operands = (("acc", "int32x1"), ("a", "int16x2"), ("b", "int16x2"))
+    reference = halved("bt".index(a), "bt".index(b))
+    return Instruction(f"smla{a}{b}", f"half.{a}{b}", 1, operands, "int32x1", (body,), (True, True), reference)
+
+
 def _widening_row(dtype: str, *, odd: bool) -> Instruction:
     name = ("sxtb16" if dtype == "int8" else "uxtb16") + ("_ror8" if odd else "")
     turned = Call("t", "llvm.fshr.i32", _WORD, ("a", "a", 8), (_WORD, _WORD, _WORD))
@@ -56,6 +74,7 @@ def _rounding_row() -> Instruction:
 
 ROWS: tuple[Instruction, ...] = (
     _pair_row(),
+    *(_half_row(a, b) for a in "bt" for b in "bt"),
     *(_widening_row(dtype, odd=odd) for dtype in ("int8", "uint8") for odd in (False, True)),
     _rounding_row(),
 )

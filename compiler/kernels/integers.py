@@ -52,7 +52,7 @@ def shifted(x: Expr, zero_point: Number, dtype: str) -> Expr:
     return wide if isinstance(zero_point, int) and not zero_point else wide - spread(zero_point, wide)
 
 
-def _bounds(attrs: Node) -> tuple[Number, Number]:
+def bounds_of(attrs: Node) -> tuple[Number, Number]:
     """The least and the greatest step."""
     low, high = attrs["low"], attrs["high"]
     known = [v if isinstance(v, int) else None for v in (low, high)]
@@ -64,7 +64,7 @@ def rescaled(k: Builder, sums: Expr, multiplier: Expr, attrs: Node) -> Expr:
     """``ops.integers.rescale``. The product is clipped as a float, so that what is converted fits an int32, unless
     ``attrs["fits"]`` says that it does (see ``expr.serialize``)."""
     zero_point, to = attrs["zero_point"], attrs["to"]
-    low, high = _bounds(attrs)
+    low, high = bounds_of(attrs)
     if k.calls and to in NARROW and dtype_of(sums) == "int32":
         numbers = [spread(n, sums) for n in (zero_point, low, high)]
         return cast(tirx.call_pure_extern(str(sums.ty.dtype), "rescale", sums, multiplier, *numbers), to)
@@ -101,7 +101,7 @@ def rescaled_parts(k: Builder, sums: Sequence[Expr], multipliers: Sequence[Expr]
     parts = [_nearest(k, k.bind(cast(s, "float32") * m)) for s, m in zip(sums, multipliers, strict=True)]
     zero = _words(attrs["zero_point"], row.lanes // 2)
     steps = k.instruction(row, **dict(zip("abcd", map(k.bind, parts), strict=True)), zero=zero)
-    return _within(k, steps, *_bounds(attrs))
+    return _within(k, steps, *bounds_of(attrs))
 
 
 def _words(zero: Number, lanes: int) -> Expr:
@@ -204,7 +204,7 @@ def add_integer(
         if not isinstance(attrs[zero], int) or attrs[zero]:
             half = half - cast(m, wide) * spread(attrs[zero], half)
     sums = shift_right(parts[0] + parts[1] + half, shift)
-    return narrowed(k, sums, attrs["zero_point"], *_bounds(attrs), attrs["to"])
+    return narrowed(k, sums, attrs["zero_point"], *bounds_of(attrs), attrs["to"])
 
 
 def mul_integer(k: Builder, node: Node, a: Expr, b: Expr) -> Expr:

@@ -3,7 +3,8 @@
 The rule is a staircase: sums from a threshold on become a step or more. So is ``(offset + (sum M >> 32)) >> shift``,
 and two staircases with the same thresholds are the same function. For each channel the multipliers M that keep every
 threshold that its sums can reach are an interval; where it is empty (the float product was rounded to the other side
-of a half) the channel keeps the float rule. Both fit one word: M, or the bits of the negated float, which is negative.
+of a half) the channel keeps the float rule. Both fit one word: M, which is even, or the float's bits but for the sign
+and a lowest bit of 1 instead.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _FAR = 1 << 40
 
 @dataclass(frozen=True)
 class Fixed:
-    """``words``: int32 a channel, M or (negative) the bits of minus the float multiplier; ``offset`` holds the zero
-    point and the half that rounds; ``mixed``: whether any channel keeps the float rule."""
+    """``words``: int32 a channel, M (even) or twice the bits of the float multiplier, plus 1; ``offset`` holds the
+    zero point and the half that rounds; ``mixed``: whether any channel keeps the float rule."""
 
     words: np.ndarray
     offset: int
@@ -35,7 +36,7 @@ class Fixed:
 
     @property
     def mixed(self) -> bool:
-        return bool((self.words < 0).any())
+        return bool((self.words & 1).any())
 
 
 def reach(weights: np.ndarray, bias: np.ndarray | None, dtype: str, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,12 +67,13 @@ def fixed(
     lost = {s: int((words < 0).sum()) for s, words in found.items()}
     best = min(found, key=lambda s: (lost[s], s))
     shift = _USUAL if lost[_USUAL] - lost[best] <= _ALLOWED * len(m) else best
-    words = np.where(found[shift] < 0, (-m).view(np.int32), found[shift]).astype(np.int32)
+    bits = m.view(np.uint32).astype(np.int64) * 2 + 1
+    words = np.where(found[shift] < 0, bits, found[shift]).astype(np.uint32).view(np.int32)
     return Fixed(words, _offset(zero_point, shift), shift)
 
 
 def _offset(zero_point: int, shift: int) -> int:
-    return zero_point * (1 << shift) + (1 << shift >> 1)
+    return int(zero_point * (1 << shift) + (1 << shift >> 1))
 
 
 def _thresholds(m: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -84,13 +86,13 @@ def _thresholds(m: np.ndarray, steps: np.ndarray) -> np.ndarray:
         middle = (below + above) // 2
         reached = np.rint(middle.astype(np.float32) * m) >= steps
         above, below = np.where(reached, middle, above), np.where(reached, below, middle)
-    return above
+    return np.asarray(above)
 
 
 def _multipliers(
     m: np.ndarray, first: np.ndarray, steps: np.ndarray, shift: int, least: np.ndarray, most: np.ndarray
 ) -> np.ndarray:
-    """M of each channel, or -1. A sum s reaches a step where ``s M >= target``."""
+    """M of each channel, an even number, or -1. A sum s reaches a step where ``s M >= target``."""
     target = np.broadcast_to((2 * steps - 1)[None] * (1 << (shift + 31)), first.shape)
     if shift == 0:  # no bits below the result: the half would be lost
         return np.full(len(m), -1, np.int64)
@@ -112,7 +114,8 @@ def _multipliers(
             bad |= given & (s == 0) & (target <= 0)
     low, high = lowest.max(axis=1), highest.min(axis=1)
     wanted = np.rint(np.minimum(m.astype(np.float64) * 2.0 ** (32 + shift), 2.0**62)).astype(np.int64)
-    return np.where((low <= high) & ~bad.any(axis=1), np.clip(wanted, low, high), -1)
+    low, high = low + low % 2, high - high % 2
+    return np.asarray(np.where((low <= high) & ~bad.any(axis=1), np.clip(wanted + wanted % 2, low, high), -1))
 
 
 # -- in the kernel ---------------------------------------------------------------------------------------------------
@@ -120,21 +123,25 @@ def _multipliers(
 
 def in_integers(k: Any, sums: Any, word: Any, offset: Any, shift: int, attrs: dict[str, Any]) -> Any:
     """The rescaled sum as an int32: a product's upper half with the offset added, a shift, and a clip."""
-    from ..tir import constant, maximum, minimum, shift_right, tirx
+    from tvm import tirx
+
+    from ..integers import bounds_of, spread
+    from ..tir import constant, maximum, minimum, shift_right
 
     wide = tirx.Cast("int64", sums) * tirx.Cast("int64", word)
     upper = tirx.Cast("int32", shift_right(wide, tirx.const(32, "int64"))) + offset
     value = shift_right(upper, constant(shift, "int32"))
-    low, high = step_bounds(attrs["low"], attrs["high"], attrs["to"])
-    return minimum(maximum(value, constant(low, "int32")), constant(high, "int32"))
+    low, high = bounds_of(attrs)
+    return minimum(maximum(value, spread(low, value)), spread(high, value))
 
 
 def in_floats(k: Any, sums: Any, word: Any, attrs: dict[str, Any]) -> Any:
-    """The same by the float rule; ``word`` holds the bits of minus the multiplier."""
+    """The same by the float rule."""
     from ..integers import rescaled
-    from ..tir import reinterpret
+    from ..tir import constant, reinterpret, shift_right
 
-    return rescaled(k, sums, -reinterpret("float32", word), {**attrs, "fits": True})
+    bits = shift_right(reinterpret("uint32", word), constant(1, "uint32"))
+    return rescaled(k, sums, reinterpret("float32", bits), attrs)
 
 
 def finish(
@@ -154,8 +161,9 @@ def finish(
     if not held["mixed"]:
         whole()
         return
-    with k.when(word >= constant(0, "int32")):
+    kept = k.bind(word & constant(1, "int32"), "kept")
+    with k.when(kept.equal(0)):
         whole()
-    with k.when(word < constant(0, "int32")):
+    with k.when(kept.equal(1)):
         for i, s in enumerate(sums):
             store(i, in_floats(k, s, word, attrs))
