@@ -51,10 +51,9 @@ int main(void) {
         name[2] = (char)('0' + i / 10), name[3] = (char)('0' + i % 10), name[4] = 0;
         if (nervure_read_file(name, MODEL_INPUT(&memory, i), input_bytes[i]) != 0) return fail("cannot read an input");
     }
-    uint32_t here;
     nervure_stack_paint();
     if (infer(&memory) != 0) return fail("the model answers with an error");
-    report("stack", nervure_stack_used(&here));
+    report("stack", nervure_stack_used());
     for (int i = 0; i < REGIONS; i++) {
         const char region[] = {'r', 'e', 'g', 'i', 'o', 'n', '_', (char)('0' + i), 0};
         report(region, touched(starts[i], region_bytes[i]));

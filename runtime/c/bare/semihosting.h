@@ -12,9 +12,9 @@ _Noreturn void nervure_exit(int status);
 int nervure_read_file(const char *name, void *to, size_t bytes);          /* 0: all bytes are read */
 int nervure_write_file(const char *name, const void *from, size_t bytes); /* 0: all bytes are written */
 
-/* startup.c: what was touched of the stack below `from` since it was painted, in bytes (64 KB are painted). */
+/* startup.c: bytes of the stack that were touched below where it was painted, since then (64 KB are painted). */
 void nervure_stack_paint(void);
-uint32_t nervure_stack_used(const void *from);
+uint32_t nervure_stack_used(void);
 void nervure_count_start(void); /* the plugin that counts instructions counts from here */
 void nervure_count_stop(void);  /* to here */
 

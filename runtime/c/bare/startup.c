@@ -70,17 +70,20 @@ static uint32_t *stack_floor(void) {
     return (uint32_t *)(top - lowest > MOST_PAINTED ? top - MOST_PAINTED : lowest);
 }
 
+static uint32_t *painted_to;
+
 __attribute__((noinline)) void nervure_stack_paint(void) {
     uint32_t *sp;
     __asm volatile("mov %0, sp" : "=r"(sp));
+    painted_to = sp;
     sp -= 16; /* what this function may have pushed since */
     for (uint32_t *at = stack_floor(); at < sp; at++) *(volatile uint32_t *)at = PAINT;
 }
 
-__attribute__((noinline)) uint32_t nervure_stack_used(const void *from) {
+uint32_t nervure_stack_used(void) {
     const uint32_t *low = stack_floor();
-    while (low < (const uint32_t *)from && *low == PAINT) low++;
-    return (uint32_t)((uintptr_t)from - (uintptr_t)low);
+    while (low < painted_to && *low == PAINT) low++;
+    return (uint32_t)((uintptr_t)painted_to - (uintptr_t)low);
 }
 
 __attribute__((noinline)) void nervure_count_start(void) { __asm volatile("nop" ::: "memory"); }
