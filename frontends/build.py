@@ -76,7 +76,7 @@ def compile(
     _known("optimize", optimize, ("speed", "size"))
     _known("emit", emit, ("library", "c"))
     machine = get_target(target, board)
-    options = Options(precision, optimize, threads, max_ram, name or _name(source), **_memories(board))
+    options = Options(precision, optimize, threads, max_ram, name or _name(source), **board_options(board))
     started = time.perf_counter()
     if emit == "c":
         path = _c_file(out, options.name)
@@ -145,7 +145,7 @@ def get_target(target: str | None, board: str | None) -> Machine:
     return get(core)
 
 
-def _memories(board: str | None) -> dict[str, Any]:
+def board_options(board: str | None) -> dict[str, Any]:
     """What ``Options`` says of a board."""
     if board is None:
         return {}

@@ -11,10 +11,12 @@ from ...compiler.ir import STORED, Graph
 from ...compiler.passes import canonicalize
 from ...compiler.passes.fuse import fuse
 from ...compiler.pipeline import EntryGraph, Options, plan_program
-from ...compiler.program import Entry, Program
+from ...compiler.plan.liveness import Live, liveness
+from ...compiler.program import Buffer, Entry, Program
 from ...errors import NervureError
 from ...runtime.artifact import Artifact
 from ...targets import Machine, get
+from ..footprint import footprint, live_layers
 from .network import Network
 
 
@@ -26,9 +28,8 @@ class Overview:
     fused: Graph | None = None
 
 
-def of_network(given: Network, target: str, options: Options) -> Overview:
-    """Plans the network for ``target`` without compiling it; where it cannot be planned, ``problem`` says why."""
-    machine = get(target)
+def of_network(given: Network, machine: Machine, target: str, options: Options) -> Overview:
+    """Plans the network for ``machine`` without compiling it; where it cannot be planned, ``problem`` says why."""
     bindings = given.bindings()
     graphs = [given.graph(b) for b in bindings]
     facts: dict[str, Any] = {"model": given.title, "kind": "network", "target": target, "machine": machine.mcpu}
@@ -81,7 +82,11 @@ def of_artifact(artifact: Artifact, threads: int) -> Overview:
     }
     facts["steps"] = [_step(i, s, machine) for i, s in enumerate(entry.steps)]
     facts["flops"] = sum(s["flops"] for s in facts["steps"])
-    facts["buffers"] = []
+    layers = live_layers(artifact) if artifact.bare is not None else []
+    whole = {id(b): b for row in layers for b in row.buffers}.values()
+    facts |= {"buffers": [_buffer(b) for b in whole], "live": _live(layers)}
+    if artifact.bare is not None:
+        facts["footprint"] = footprint(artifact).as_dict()
     facts["operators"] = dict(Counter(op for s in facts["steps"] for op in s["op"].split("+")).most_common())
     return Overview(facts)
 
@@ -120,19 +125,34 @@ def _planned(program: Program, entry: Entry, machine: Machine, threads: int) -> 
         "weights_bytes": len(program.const) + sum(p.type.nbytes for p in program.params),
         "flops": sum(s["flops"] for s in raw),
         "steps": [_step(i, s, machine) for i, s in enumerate(raw)],
-        "buffers": [
-            {
-                "name": b.name,
-                "region": b.region,
-                "offset": b.offset,
-                "nbytes": b.nbytes,
-                "first": b.first,
-                "last": b.last,
-                "scratch": b.scratch,
-            }
-            for b in entry.buffers
-        ],
+        "buffers": [_buffer(b) for b in entry.buffers],
+        "live": _live(liveness(entry)),
     }
+
+
+def _buffer(b: Buffer) -> dict[str, Any]:
+    return {
+        "name": b.name,
+        "region": b.region,
+        "offset": b.offset,
+        "nbytes": b.nbytes,
+        "first": b.first,
+        "last": b.last,
+        "scratch": b.scratch,
+    }
+
+
+def _live(rows: Sequence[Live]) -> list[dict[str, Any]]:
+    """What is alive at each step: bytes that the live buffers cover, and those that they share."""
+    return [
+        {
+            "step": r.step,
+            "bytes": r.bytes,
+            "saved_bytes": r.saved,
+            "buffers": [{"name": b.name, "bytes": b.nbytes, "scratch": b.scratch} for b in r.buffers],
+        }
+        for r in rows
+    ]
 
 
 def _unplanned(graph: Graph) -> dict[str, Any]:
@@ -145,6 +165,7 @@ def _unplanned(graph: Graph) -> dict[str, Any]:
         "flops": None,
         "steps": [],
         "buffers": [],
+        "live": [],
     }
 
 

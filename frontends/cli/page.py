@@ -42,6 +42,7 @@ def render(view: Overview) -> str:
             f=facts,
             graph=graph,
             plan=_plan(facts) if facts["buffers"] else None,
+            layers=_layers(facts),
             steps=_bars(facts["steps"]),
             script=script,
             digest=digest,
@@ -213,6 +214,7 @@ def _plan(facts: dict[str, Any]) -> dict[str, Any]:
         ]
         regions.append({"name": "arena" if region == 0 else f"region {region}", "bytes": top, "rects": rects})
     live = [sum(b["nbytes"] for b in facts["buffers"] if b["first"] <= t <= b["last"]) for t in range(count_)]
+    live[: len(facts["live"])] = [r["bytes"] for r in facts["live"]]  # shared bytes once
     highest = max([*live, facts["arena_bytes"] or 0, 1])
     curve = "".join(
         f"L{px(t * unit)} {px(STRIP - v / highest * STRIP)}H{px((t + 1) * unit)}" for t, v in enumerate(live)
@@ -229,6 +231,22 @@ def _plan(facts: dict[str, Any]) -> dict[str, Any]:
         "strips": [_strip(facts["steps"], k, unit) for k in ("cycles", "weight_bytes")],
         "ticks": _ticks(count_, unit),
     }
+
+
+def _layers(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the picture of liveness: the live buffers of each step as parts of a bar, in percent of the longest."""
+    most = max([r["bytes"] + r["saved_bytes"] for r in facts["live"]], default=0) or 1
+    top = max([r["bytes"] for r in facts["live"]], default=0)
+    inputs, outputs = ({p["name"] for p in facts[k]} for k in ("inputs", "outputs"))
+    rows = []
+    for r in facts["live"]:
+        parts = []
+        for b in r["buffers"]:
+            kind = "input" if b["name"] in inputs else "output" if b["name"] in outputs else "inner"
+            parts.append({**b, "kind": "scratch" if b["scratch"] else kind, "w": 100 * b["bytes"] / most})
+        step = facts["steps"][r["step"]]
+        rows.append({**r, "name": step["name"], "op": step["op"], "parts": parts, "peak": r["bytes"] == top})
+    return rows
 
 
 def _label(name: str, width: float) -> str:

@@ -24,7 +24,8 @@ def inspect_command(
     model: o.ModelOrLibrary,
     html: Annotated[Path | None, typer.Option("--html", help="Write one self-contained page to this file.")] = None,
     graph: Annotated[Stage | None, typer.Option("--graph", help="Print the IR's text at this stage instead.")] = None,
-    target: o.Target = "host",
+    target: o.TargetOrNone = None,
+    board: o.Board = None,
     threads: o.Threads = 1,
     precision: o.PrecisionOption = o.Precision.default,
     optimize: o.OptimizeOption = o.Optimize.speed,
@@ -34,12 +35,14 @@ def inspect_command(
 ) -> None:
     """Show a model's fused steps with their cost, its memory and its weights; nothing is compiled.
 
-    --html draws the graph, the fusion groups, the cost of every step and the memory plan.
+    --html draws the graph, the fusion groups, the cost of every step, the memory plan and what is alive at each step.
     """
     from ....compiler.pipeline import Options
     from ....errors import NervureError
     from ....runtime.artifact import read_artifact
+    from ...build import board_options, get_target
     from ..console import print_json, progress
+    from ..microcontroller import tell_batch
     from ..network import is_library, network
     from ..overview import graph_text, of_artifact, of_network
 
@@ -48,13 +51,16 @@ def inspect_command(
             raise NervureError("a compiled library holds no graph", where=model, hint="give the model it was made from")
         view = of_artifact(read_artifact(model), threads)
     else:
-        given = network(model, dim or (), shape or ())
+        given, machine = network(model, dim or (), shape or ()), get_target(target, board)
+        if machine.system == "bare":
+            given = tell_batch(given)
         if graph:
             typer.echo(graph_text(given, graph.value))
             return
         with progress(given.title) as tell:
             tell("planning", 0, 1)
-            view = of_network(given, target, Options(precision.value, optimize.value, threads, name=given.title))
+            kept = Options(precision.value, optimize.value, threads, name=given.title, **board_options(board))
+            view = of_network(given, machine, target or machine.name, kept)
     if html is not None:
         _write(html, view)
     if as_json:
@@ -107,6 +113,18 @@ def _show(facts: dict[str, Any], html: Path | None) -> None:
             f", weights {size(facts['weights_bytes'])}, {count(facts['flops'])} FLOP a run, {len(facts['steps'])} steps"
         )
         screen.print(cell(words))
+    if "footprint" in facts:
+        flash, ram = facts["footprint"]["flash"], facts["footprint"]["ram"]
+        words = f"RAM {size(ram['bytes'])} and stack"
+        words += f"; flash {size(flash['bytes'])}: code {size(flash['code_bytes'])}, constants "
+        screen.print(cell(words + f"{size(flash['constant_bytes'])}, weights {size(flash['weight_bytes'])}"))
+    if facts["live"]:
+        most = max(facts["live"], key=lambda r: (r["bytes"], -r["step"]))
+        shared = f", {size(most['saved_bytes'])} shared by overlapping" if most["saved_bytes"] else ""
+        step = facts["steps"][most["step"]]
+        screen.print(
+            cell(f"most is alive at step {most['step']} ({_cut(step['name'])}): {size(most['bytes'])}{shared}")
+        )
     if len(facts.get("ram", {})) > 4:  # more entry points than one
         screen.print(cell("RAM: " + ", ".join(f"{name} {size(n)}" for name, n in facts["ram"].items())))
     if html is not None:
