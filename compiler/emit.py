@@ -78,6 +78,7 @@ class _Emitted:
     header: str
     kernels: dict[str, str] = field(default_factory=dict)  # symbol -> name in C
     arrays: dict[tuple[int, str], str] = field(default_factory=dict)  # (offset, C type) -> name
+    inplace: set[str] = field(default_factory=set)  # kernels that are called with an output that is an input
     first: dict[str, Step] = field(default_factory=dict)  # symbol -> the step that uses it first
 
     def __post_init__(self) -> None:
@@ -91,9 +92,16 @@ class _Emitted:
                 part = self.pool.drafts[phase.kernel].spec.template.split(".")[-1] if len(step.phases) > 1 else ""
                 wanted[phase.kernel] = str(step.about.get("kernel", step.op)) + (f"_{part}" if part else "")
                 self.first[phase.kernel] = step
+            if self._shares(phase):
+                self.inplace.add(phase.kernel)
         names = distinct(wanted.values(), self.taken)
         self.kernels = dict(zip(wanted, names, strict=True))
         self._name_arrays(phases, self.taken | frozenset(names))
+
+    def _shares(self, phase: Phase) -> bool:
+        """Whether the kernel writes to memory that it is given twice."""
+        written = [not only for _, _, only in self.texts[phase.kernel]["params"]]
+        return any(w and phase.args.count(r) > 1 for r, w in zip(phase.args, written, strict=True))
 
     def _name_arrays(self, phases: Sequence[tuple[Step, Phase]], taken: frozenset[str]) -> None:
         wanted: dict[tuple[int, str], str] = {}
@@ -164,7 +172,7 @@ class _Emitted:
 
     def _kernel(self, symbol: str) -> str:
         text = self.texts[symbol]
-        pointer = "*restrict " if text["noalias"] else "*"
+        pointer = "*restrict " if text["noalias"] and symbol not in self.inplace else "*"
         params = [f"{'const ' if only else ''}{kind} {pointer}{name}" for kind, name, only in text["params"]]
         title = f"static void {self.kernels[symbol]}("
         step = self.first[symbol]

@@ -29,6 +29,7 @@ RESERVED = frozenset(
     outputs memcpy memset lane y0f y1f j0 j1 jn y0 y1 yn gamma""".split()
 )
 _STEP = "    "
+_WIDTH = 118
 
 
 @dataclass
@@ -126,7 +127,7 @@ class _Printer(Expressions):
         function = self.function
         params = []
         for p in function.params:
-            name = self._fresh(p.name)
+            name = self._fresh(_alone(p.name, [q.name for q in function.params]))
             self.names[p] = name
             params.append((p, name))
         self._survey(function.body)
@@ -144,7 +145,7 @@ class _Printer(Expressions):
         return C_TYPES[scalar_dtype(str(element.dtype))]
 
     def _tidy(self) -> list[str]:
-        return [line.rstrip() for line in self.lines]
+        return [part for line in self.lines for part in folded(line.rstrip())]
 
     # -- before printing ---------------------------------------------------------------------------------------
 
@@ -365,6 +366,25 @@ class _Printer(Expressions):
             name = f"{base}{'_' if base[-1].isdigit() else ''}{number}"
         self.scopes[-1].add(name)
         return name
+
+
+def _alone(name: str, names: list[str]) -> str:
+    """``x0`` is ``x`` where there is no other x."""
+    short = name.rstrip("0123456789")
+    return short if short and sum(n.rstrip("0123456789") == short for n in names) == 1 else name
+
+
+def folded(line: str) -> list[str]:
+    """A long line, broken before an operator or behind a comma."""
+    found = []
+    indent = " " * (len(line) - len(line.lstrip()) + 8)
+    while len(line) > _WIDTH:
+        at = max((m.start() for m in re.finditer(r"(?<=,) | (?=[-+*/?:&|=<>])", line[:_WIDTH])), default=-1)
+        if at <= len(indent):
+            break
+        found.append(line[:at].rstrip())
+        line = indent + line[at + 1 :]
+    return [*found, line]
 
 
 @dataclass

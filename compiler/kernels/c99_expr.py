@@ -291,7 +291,7 @@ class Expressions:
         return (self.call("round_to_half", text), _ATOM) if dtype == "float16" else (text, _ATOM)
 
     def _RShift(self, e: Any, lane: Lane) -> tuple[str, int]:
-        return self._narrowed(f"{self.show(e.a, lane, 12)} >> {self.show(e.b, lane, 12)}", 11, e)
+        return self._narrowed(f"{self.show(e.a, lane, 13)} >> {self.show(e.b, lane, 13)}", 11, e)
 
     def _LShift(self, e: Any, lane: Lane) -> tuple[str, int]:
         dtype = scalar_dtype(str(e.ty.dtype))
@@ -299,7 +299,7 @@ class Expressions:
         text = self.show(e.a, lane, _CAST)
         if not (dtype == "uint32" and text.startswith("(uint32_t)")):
             text = f"({unsigned}){text}"
-        inner = f"{text} << {self.show(e.b, lane, 12)}"
+        inner = f"{text} << {self.show(e.b, lane, 13)}"
         return (inner, 11) if dtype in ("uint32", "uint64") else (f"({C_TYPES[dtype]})({inner})", _CAST)
 
     def _reinterpret(self, e: Any, lane: Lane, dtype: str) -> tuple[str, int]:
@@ -363,6 +363,9 @@ class Expressions:
                 return inner
         if kind in ("Add", "Sub", "Mul", "Min", "Max"):
             return _combined(kind, self.range(e.a), self.range(e.b))
+        if kind == "RShift":
+            value, by = self.range(e.a), self.range(e.b)
+            return None if value is None or by is None or by[0] != by[1] else (value[0] >> by[0], value[1] >> by[0])
         if kind == "Select":
             return _joined(self.range(e.true_value), self.range(e.false_value))
         if kind == "TensorLoad" and self.bounds.get(e.source) is not None:

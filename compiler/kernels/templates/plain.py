@@ -197,7 +197,12 @@ class _Loops:
         self.x, self.w = k.arg("x", *c["x"]), k.arg("w", *c["w"])
         self.bias = k.arg("bias", self.dtype, c["bias"]) if c["bias"] else None
         inputs = c["program"]["inputs"]
-        reads = [k.arg(f"x{i}", o["dtype"], o["span"]) if i in c["reads"] else None for i, o in enumerate(inputs)]
+        factors = {n["args"][1] for n in c["program"]["nodes"] if n["op"] == "requantize"}
+        names = ["multiplier" if i in factors else f"x{i}" for i in range(len(inputs))]
+        reads = [
+            k.arg(n, o["dtype"], o["span"]) if i in c["reads"] else None
+            for i, (n, o) in enumerate(zip(names, inputs, strict=True))
+        ]
         outs = c["program"]["outputs"]
         self.outputs = [k.arg(f"y{j}" if j else "y", o["dtype"], o["span"]) for j, o in enumerate(outs)]
         self.ev = Evaluator(k, c["program"], reads, lambda number, coords: self.part)
