@@ -7,6 +7,7 @@ scratch first (``copy``); short runs are then laid side by side, one line of byt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 STEP = 16  # bytes
@@ -206,26 +207,28 @@ class Lines:
         self._fill(to + (left + count) * width, (point["count"] - left - count) * width)
 
     def _fill(self, to: Any, nbytes: int) -> None:
-        """Zero points; as many as make whole vectors, for what lies behind is written later."""
+        """Zero points."""
+        from ..functions import cast
         from ..tir import splat
 
-        k, zero = self.k, self.of.ev.values[self.data["zero"]["at"]]
-        from ..functions import cast
-
-        if nbytes:
-            with k.loop(-(-nbytes // STEP)) as i:
-                k.store(self.of.scratch, to + i * STEP, splat(cast(zero, "int8"), STEP))
+        zero = cast(self.of.ev.values[self.data["zero"]["at"]], "int8")
+        self._pieces(nbytes, lambda at, size: self.k.store(self.of.scratch, to + at, splat(zero, size)))
 
     def _copy(self, at: Any, to: Any, nbytes: int) -> None:
-        with self.k.loop(nbytes // STEP) if nbytes >= STEP else _nothing() as i:
-            if nbytes >= STEP:
-                self._piece(at + i * STEP, to + i * STEP, STEP)
-        if nbytes % STEP and nbytes > STEP:
-            return self._piece(at + (nbytes - STEP), to + (nbytes - STEP), STEP)
-        done = nbytes // STEP * STEP
+        self._pieces(nbytes, lambda first, size: self._piece(at + first, to + first, size))
+
+    def _pieces(self, nbytes: int, each: Callable[[Any, int], None]) -> None:
+        """Whole vectors, the last of which may begin within the one before; of fewer bytes narrower ones."""
+        if nbytes >= STEP:
+            with self.k.loop(nbytes // STEP) as i:
+                each(i * STEP, STEP)
+            if nbytes % STEP:
+                each(nbytes - STEP, STEP)
+            return
+        done = 0
         while done < nbytes:
             size = next(n for n in (8, 4, 1) if n <= nbytes - done)
-            self._piece(at + done, to + done, size)
+            each(done, size)
             done += size
 
     def _piece(self, at: Any, to: Any, size: int) -> None:

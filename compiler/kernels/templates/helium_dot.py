@@ -23,6 +23,7 @@ from . import _helium_dot
 from ._dot_plan import folded
 from ._helium_dot import GROUP, STEP
 from ._numbers import Numbers
+from ._overlap import lead_of
 from ._tile import GHZ, epilogue_inputs, epilogue_work, fits, inplace_pairs
 from .conv import Geometry
 from .matmul import product
@@ -260,25 +261,20 @@ def blocks(config: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], int, int, 
 def lead(region: Region, config: dict[str, Any]) -> int | None:
     """How far before A the output must start at least, so that each block is written over bytes that are not read
     any more; None where the memory's order is not that of the walk."""
-    if len(region.outputs) != 1 or region.outputs[0].type.itemsize != 1:
+    if len(region.outputs) != 1 or region.outputs[0].type.itemsize != 1 or region.operand(0) in epilogue_inputs(region):
         return None
     axes, out = config["axes"], region.outputs[0].strides
     steps = [out[o["axis"]] if o["axis"] is not None else 0 for o in config["outer"]]
     line, point = (0 if axes[n] is None else out[axes[n]] for n in ("line", "point"))
     if min([*steps, line, point, *(o["a"] for o in config["outer"])]) < 0:
         return None
-    columns = config["columns"]["count"]
-    reads, writes = [], []
+    pieces, top = [], 0
     for outer, y, first, count in blocks(config):
         at = sum(i * o["a"] for i, o in zip(outer, config["outer"], strict=True))
         to = sum(i * s for i, s in zip(outer, steps, strict=True)) + y * line
-        reads.append(at + _first_read(config, y, first))
-        writes.append(to + (first + count - 1) * point + columns)
-    rest = np.minimum.accumulate(np.array(reads)[::-1])[::-1]
-    if config["copy"] is not None:  # a line that was copied is not read again
-        rest, writes = rest[1:], writes[:-1]
-    needed = np.array(writes, np.int64) - rest
-    return max(0, int(needed.max(initial=0)))
+        top = max(top, to + (first + count - 1) * point + config["columns"]["count"])
+        pieces.append((at + _first_read(config, y, first), top))
+    return lead_of(pieces, buffered=config["copy"] is not None)
 
 
 def _first_read(config: dict[str, Any], y: int, first: int) -> int:
