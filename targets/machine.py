@@ -94,7 +94,8 @@ class Machine:
     ``llvm`` is TVM's target dictionary (four-part triple). ``zig_target`` and ``zig_cpu`` build C for the machine,
     ``zig_baseline`` builds the runtime and the entry stubs, which must run on any CPU of the family. ``lanes`` are
     float32 lanes of a vector register and ``registers`` their number; ``fma_ports`` vector FMAs and ``load_ports``
-    vector loads are issued a cycle, ``multiplies`` vector products of int32. ``l2_bandwidth`` and so on are bytes a
+    vector loads are issued a cycle, ``multiplies`` vector products of int32; where the core ``issues`` one
+    instruction a cycle, arithmetic and loads take turns. ``l2_bandwidth`` and so on are bytes a
     cycle that one core can stream from there; ``memory_bandwidth_all`` is the limit of all cores together. ``l3``
     is 0 where there is none. ``emulator`` is the command that runs a program of this machine elsewhere,
     ``emulator_packages`` the Debian packages that bring it. ``system`` is what lies under a program: ``linux``, or
@@ -123,6 +124,7 @@ class Machine:
     fma_latency: int = 4
     multiplies: float = 4.0
     in_order: bool = False
+    issues: int = 2
     l2_bandwidth: float = 24.0
     l3_bandwidth: float = 16.0
     memory_bandwidth: float = 6.0

@@ -145,6 +145,8 @@ def step_cycles(machine: Machine, rows: int, widths: Sequence[int], itemsize: in
         min(2.0, 2 * machine.load_ports) if machine.lanes == 16 or machine.load_ports < 1 else machine.load_ports
     )
     loads = rows / scalar_loads + len(widths) / machine.load_ports
+    if machine.issues == 1:
+        return max(fma, float(machine.fma_latency)) + loads
     contention = 0.15 if machine.fma_ports >= 2 else 0.03
     return max(fma, loads, float(machine.fma_latency)) + contention * loads
 
