@@ -1,7 +1,8 @@
 """A Program as portable C99: one file that holds kernels, weights and entry points, and its header.
 
-``emit_c`` writes what reviewers read: a comment for each layer (operator, shapes, products, bytes, origin), kernels with the names of what they do, tensors and weights with the names of the model. The functions around it are
-those of every library without an operating system (``bare``).
+``emit_c`` writes what reviewers read: a comment for each layer (operator, shapes, products, bytes, origin), kernels with
+the names of what they do, tensors and weights with the names of the model. The functions around it are those of every
+library without an operating system (``bare``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import NervureError
 from ..runtime.artifact import Artifact, described
 from ..targets.files import write_atomic
 from ..targets.machine import Machine
@@ -36,6 +38,10 @@ private public protected operator try catch throw bool true false and or not xor
 uint16_t int32_t uint32_t int64_t uint64_t size_t memcpy memset memcmp gamma
 """
 _OWN = frozenset(_C_WORDS.split())
+_MATH = re.compile(  # what math.h brings
+    r"\b(NAN|INFINITY|isnan|(sqrt|floor|ceil|trunc|rint|fabs|exp|expm1|log|log1p|sin|cos|tan|asin|acos|atan|sinh|cosh|"
+    r"tanh|asinh|acosh|atanh|erf|pow|fmod|round)f?)\b"
+)
 _FLOATS = """\
 /* Results are those of single operations, each rounded: no fused products, no reordering. */
 #if defined(__FAST_MATH__)
@@ -55,12 +61,32 @@ def emit_c(program: Program, pool: Pool, texts: Texts, machine: Machine, out: Pa
     ``texts``: the kernels as the workers wrote them. The same arguments give the same bytes."""
     out = Path(out)
     header = out.with_suffix(".h")
+    _check(program, texts)
     text = _Emitted(program, pool, texts, machine, header.name).text()
     data = text.encode()
     write_atomic(out, data)
     write_atomic(header, header_text(program, machine).encode())
     block = describe(program, machine) | describe_bare(program, machine, {"code": 0, "constants": 0})
     return described(out, len(data), hashlib.sha256(data).hexdigest(), *machine.elf, block)
+
+
+def _check(program: Program, texts: Texts) -> None:
+    """One error for all operators that have no form in C."""
+    bad = [
+        (step, texts[phase.kernel]["unsupported"])
+        for entry in program.entries
+        for step in entry.steps
+        for phase in step.phases
+        if "unsupported" in texts[phase.kernel]
+    ]
+    if bad:
+        names = list(dict.fromkeys(step.op for step, _ in bad))
+        raise NervureError(
+            f"{len(names)} operator(s) cannot be written as C99: {', '.join(names[:8])}",
+            where=list(dict.fromkeys(o for step, _ in bad for o in step.origin[:1])),
+            why=bad[0][1],
+            hint="compile a library instead (without --emit c)",
+        )
 
 
 def header_text(program: Program, machine: Machine) -> str:
@@ -126,18 +152,18 @@ class _Emitted:
     def head(self, program: Program, align: int) -> str:
         helpers = {n: text for k in sorted(self.texts) for n, text in self.texts[k]["texts"].items()}
         kernels = "\n".join(self._kernel(k) for k in self.kernels)
-        math_h = re.search(
-            r"\b(NAN|INFINITY|isnan|(sqrt|floor|ceil|trunc|rint|fabs|exp|expm1|log|log1p|sin|cos|tan|asin|"
-            r"acos|atan|sinh|cosh|tanh|asinh|acosh|atanh|erf|pow|fmod|round)f?)\b",
-            kernels + "".join(helpers.values()),
+        arrays = "\n".join(self._array(offset, kind, name) for (offset, kind), name in sorted(self.arrays.items()))
+        images = "\n".join(emit_data.image(f"{kind}s_image", stored) for kind, stored in self._images())
+        math_h = (
+            _MATH.search(kernels + "".join(helpers.values())) or "NAN" in arrays + images or "INFI" in arrays + images
         )
         parts = [
             self._about(),
             f'#include "{self.header}"\n' + ("#include <math.h>\n" if math_h else ""),
             _FLOATS.replace("@", prefix(program)),
             _title("weights") if self.arrays else "",
-            *(self._array(offset, kind, name) for (offset, kind), name in sorted(self.arrays.items())),
-            *(emit_data.image(f"{kind}s_image", stored) for kind, stored in self._images()),
+            arrays,
+            images,
             _title("operators") if self.kernels else "",
             *helpers.values(),
             kernels,

@@ -22,12 +22,13 @@ from . import c99_helpers as helpers
 from .c99_expr import C_TYPES, Expressions, scalar_dtype, unsupported
 from .lower import each, pointer_parameters
 
-RESERVED = frozenset(
-    """auto break case char const continue default do double else enum extern float for goto if inline int long register
-    restrict return short signed sizeof static struct switch typedef union unsigned void volatile while class new
-    delete this template private public protected operator try catch throw bool true false main arena memory inputs
-    outputs memcpy memset lane y0f y1f j0 j1 jn y0 y1 yn gamma""".split()
-)
+_WORDS = """
+auto break case char const continue default do double else enum extern float for goto if inline int long register restrict
+return short signed sizeof static struct switch typedef union unsigned void volatile while class new delete this template
+private public protected operator try catch throw bool true false main arena memory inputs outputs memcpy memset j0 j1 jn
+y0 y1 yn gamma
+"""
+RESERVED = frozenset(_WORDS.split())
 _STEP = "    "
 _WIDTH = 118
 
@@ -137,6 +138,8 @@ class _Printer(Expressions):
         self.statement(function.body)
         rows = [(self._pointed(p), name, name not in self.written) for p, name in params]
         text = str(function.attrs["global_symbol"])
+        words = set(re.findall(r"\w+", "\n".join(self.lines)))
+        self.lines += [f"{_STEP}(void){name};" for _, name, _ in rows if name not in words and not self.returns]
         return Text(text, rows, self._tidy(), self.noalias, sorted(self.helpers))
 
     def _pointed(self, p: Any) -> str:
@@ -150,17 +153,32 @@ class _Printer(Expressions):
     # -- before printing ---------------------------------------------------------------------------------------
 
     def _survey(self, body: Any) -> None:
-        """How often each buffer is stored, and which ones are loaded."""
+        """How often each buffer is stored, and which locals something depends on."""
         self.stores: dict[Any, int] = {}
-        self.loads: set[Any] = set()
+        rows: list[tuple[Any, set[Any]]] = []
+        local: set[Any] = set()
 
         def store(s: Any) -> None:
             self.stores[s.buffer] = self.stores.get(s.buffer, 0) + 1
+            rows.append((s.buffer, _loaded(s.value) | _loaded(s.indices[0])))
 
-        def load(e: Any) -> None:
-            self.loads.add(e.source)
-
-        tvm_ffi.structural_walk(body, ((tirx.BufferStore, store), (TensorLoad, load)))
+        control: list[Any] = []
+        kinds = (
+            (tirx.BufferStore, store),
+            (tirx.AllocBuffer, lambda s: local.add(s.buffer)),
+            (tirx.For, lambda s: control.extend((s.min, s.extent))),
+            (tirx.While, lambda s: control.append(s.condition)),
+            (tirx.IfThenElse, lambda s: control.append(s.condition)),
+            (tirx.Bind, lambda s: control.append(s.value)),
+        )
+        tvm_ffi.structural_walk(body, kinds)
+        self.loads = set().union(*map(_loaded, control)) if control else set()
+        before = -1
+        while before < len(self.loads):
+            before = len(self.loads)
+            for target, sources in rows:
+                if target not in local or target in self.loads:
+                    self.loads |= sources
 
     # -- statements --------------------------------------------------------------------------------------------
 
@@ -418,6 +436,13 @@ def _mentions(node: Any, buffer: Any, but: Any = None) -> bool:
 
     tvm_ffi.structural_walk(node, ((TensorLoad, load), (tirx.BufferStore, store)))
     return bool(found)
+
+
+def _loaded(node: Any) -> set[Any]:
+    """The buffers that an expression reads."""
+    found: set[Any] = set()
+    tvm_ffi.structural_walk(node, ((TensorLoad, lambda e: found.add(e.source)),))
+    return found
 
 
 def _shuffles(node: Any) -> bool:

@@ -22,7 +22,8 @@ _BINARY = {  # class name: (operator, precedence)
     **{"LT": ("<", 10), "LE": ("<=", 10), "GT": (">", 10), "GE": (">=", 10), "EQ": ("==", 9), "NE": ("!=", 9)},
     **{"And": ("&&", 5), "Or": ("||", 4), "BitwiseAnd": ("&", 8), "BitwiseXor": ("^", 7), "BitwiseOr": ("|", 6)},
 }
-_MATH = frozenset("sqrt floor ceil trunc nearbyint fabs exp log sin cos tan tanh pow fmod round".split())
+_MATH_CALLS = "sqrt floor ceil trunc nearbyint fabs exp log sin cos tan tanh pow fmod round"
+_MATH = frozenset(_MATH_CALLS.split())
 _ATOM, _UNARY, _CAST, _TERNARY = 16, 15, 14, 3
 _SMALL = 1 << 17  # a sum of such terms does not leave int32: templates sum at most 2^13 of the largest
 Lane = Any  # an int, or the name of a loop variable
@@ -275,7 +276,9 @@ class Expressions:
         if name == "isnan":
             return self.call("isnan", self.show(e.args[0], lane)), _ATOM
         if name in ("call_pure_extern", "call_extern"):
-            return self.call(str(e.args[0].value), *(self.show(a, lane) for a in e.args[1:])), _ATOM
+            function = str(e.args[0].value)
+            function = {"nearbyintf": "rintf", "nearbyint": "rint"}.get(function, function)
+            return self.call(function, *(self.show(a, lane) for a in e.args[1:])), _ATOM
         if name in _MATH:
             return self._math(name, e, lane, dtype)
         if name == "call_llvm_pure_intrin":
@@ -351,6 +354,8 @@ class Expressions:
     def range(self, e: Any) -> Range | None:
         """Bounds of an integer expression, or None."""
         kind, dtype = type(e).__name__, scalar_dtype(str(e.ty.dtype))
+        if not dtype.startswith(("int", "uint", "bool")):
+            return None
         if kind == "IntImm":
             return int(e.value), int(e.value)
         if kind == "Var":

@@ -97,13 +97,11 @@ TEXTS = {
     "round_to_half": _ROUND_TO_HALF,
 }
 NAMES = frozenset(TEXTS)
-# What math.h brings.
-LIBRARY = frozenset(
-    f"{name}{suffix}"
-    for name in "sqrt floor ceil trunc rint fabs exp expm1 log log1p sin cos tan asin acos atan sinh cosh tanh asinh "
-    "acosh atanh erf pow fmod round".split()
-    for suffix in ("", "f")
-) | {"isnan"}
+_MATH = """
+sqrt floor ceil trunc rint fabs exp expm1 log log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf pow
+fmod round
+"""
+LIBRARY = frozenset(f"{name}{suffix}" for name in _MATH.split() for suffix in ("", "f")) | {"isnan"}  # in math.h
 
 
 def called(text: str, own: str) -> list[str]:

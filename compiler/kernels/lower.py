@@ -59,11 +59,16 @@ def write_object(functions: list[Any], llvm: dict[str, Any], path: Path) -> None
 
 
 def write_text(function: Any, path: Path) -> None:
-    """Writes a kernel as C (``c99.Text``) with the helper functions that it calls, as JSON, to ``path``."""
-    from . import c99
+    """Writes a kernel as C (``c99.Text``) with the helper functions that it calls, as JSON, to ``path``; what C cannot say as
+    ``unsupported``."""
+    from . import c99, c99_expr
 
-    text = c99.kernel(function)
-    path.write_text(json.dumps(text.plain() | {"texts": c99.with_helpers(text.helpers)}, sort_keys=False))
+    try:
+        text = c99.kernel(function)
+        found = text.plain() | {"texts": c99.with_helpers(text.helpers)}
+    except c99_expr.UnsupportedC as error:
+        found = {"unsupported": str(error)}
+    path.write_text(json.dumps(found))
 
 
 def each(module: Any, change: Any) -> Any:
