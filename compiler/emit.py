@@ -1,8 +1,8 @@
 """A Program as portable C99: one file that holds kernels, weights and entry points, and its header.
 
-``emit_c`` writes what reviewers read: a comment for each layer (operator, shapes, products, bytes, origin), kernels with
-the names of what they do, tensors and weights with the names of the model. The functions around it are those of every
-library without an operating system (``bare``).
+``emit_c`` writes what reviewers read: a comment for each layer (operator, shapes, products, bytes, origin), kernels
+with the names of what they do, tensors and weights with the names of the model. The functions around it are those of
+every library without an operating system (``bare``).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .program import Entry, Phase, Program, Ref, Step, Stored
 
 Texts = Mapping[str, Mapping[str, Any]]  # kernel -> what a worker wrote of it (kernels.c99.Text)
 
+_LABEL = 28  # letters of a tensor's name; what it is (``multiplier``) comes behind
 _C_WORDS = """
 ready checksum put get blob_head memory inputs outputs status arena index data bytes crc table to from value auto break
 case char const continue default do double else enum extern float for goto if inline int long register restrict return
@@ -95,6 +96,24 @@ def header_text(program: Program, machine: Machine) -> str:
     return text.replace("#include <stddef.h>\n#include <stdint.h>\n", "#include <stdint.h>\n#include <string.h>\n")
 
 
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """A short identifier for each tensor: without the folders that all have in common, and of a name that a converter
+    put together (``a;b;c``) the first."""
+    parts = {n: [p for p in re.split(r"[/.:]+", n.split(";")[0]) if p] or ["tensor"] for n in names}
+    shared = 0
+    while len({tuple(p[: shared + 1]) for p in parts.values()}) == 1 < len(parts) and all(
+        len(p) > shared + 1 for p in parts.values()
+    ):
+        shared += 1
+    found = {}
+    for name, own in parts.items():
+        words = [identifier(p) for p in own[shared:]]
+        while len(words) > 1 and len("_".join(words)) > _LABEL:
+            words = words[1:]
+        found[name] = identifier("_".join(words), _LABEL)
+    return found
+
+
 @dataclass
 class _Emitted:
     program: Program
@@ -109,6 +128,7 @@ class _Emitted:
 
     def __post_init__(self) -> None:
         self.offsets = sorted(self.pool.arrays)
+        self.labels = labels([s.name for e in self.program.entries for s in e.steps])
         helpers = frozenset(h for t in self.texts.values() for h in t["texts"])
         self.taken = _OWN | helpers | frozenset(f"{n}_image" for n in ("params", "states"))
         phases = [(s, p) for e in self.program.entries for s in e.steps for p in s.phases]
@@ -136,7 +156,7 @@ class _Emitted:
             for ref, (kind, name, _) in zip(phase.args, params, strict=True):
                 if ref.base == "const":
                     role = {"w": "weights", "b": "weights"}.get(name, re.sub(r"\d+$", "", name) or name)
-                    wanted.setdefault((self._start(ref.offset), kind), f"{identifier(step.name, 30)}_{role}")
+                    wanted.setdefault((self._start(ref.offset), kind), f"{self.labels[step.name]}_{role}")
         self.arrays = dict(zip(wanted, distinct(wanted.values(), taken), strict=True))
 
     def _start(self, offset: int) -> int:
@@ -246,7 +266,7 @@ class _Walk:
                 continue
             known = self.held.get((ref.base, ref.index, ref.offset))
             if ref.base == "region" and not only and not self._scratch(number, ref):
-                name = self._variable(step.name)
+                name = self._variable(self.own.labels[step.name])
                 at = bare.pointer(self.own.program, ref, self.own.machine.align)
                 lines.append(f"    {kind} *const {name} = (void *){_atom(at)};")
                 self.held[ref.base, ref.index, ref.offset] = (kind, name)

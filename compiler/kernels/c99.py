@@ -23,10 +23,10 @@ from .c99_expr import C_TYPES, Expressions, scalar_dtype, unsupported
 from .lower import each, pointer_parameters
 
 _WORDS = """
-auto break case char const continue default do double else enum extern float for goto if inline int long register restrict
-return short signed sizeof static struct switch typedef union unsigned void volatile while class new delete this template
-private public protected operator try catch throw bool true false main arena memory inputs outputs memcpy memset j0 j1 jn
-y0 y1 yn gamma
+auto break case char const continue default do double else enum extern float for goto if inline int long register
+restrict return short signed sizeof static struct switch typedef union unsigned void volatile while class new delete
+this template private public protected operator try catch throw bool true false main arena memory inputs outputs memcpy
+memset j0 j1 jn y0 y1 yn gamma
 """
 RESERVED = frozenset(_WORDS.split())
 _STEP = "    "
@@ -89,9 +89,9 @@ def helper(name: str) -> tuple[str, list[str]]:
     out = k.arg("result", "float32", 1)
     k.store(out, 0, function(k, *(k.load(g, 0) for g in given)))
     printer = _Printer(k.function(), returns=True)
-    text = printer.kernel()
-    params = ", ".join(f"float {n}" for _, n, _ in text.params[:-1])
-    return "\n".join([f"static float {name}({params})", "{", *text.body, "}"]) + "\n", text.helpers
+    made = printer.kernel()
+    params = ", ".join(f"float {n}" for _, n, _ in made.params[:-1])
+    return "\n".join([f"static float {name}({params})", "{", *made.body, "}"]) + "\n", made.helpers
 
 
 def with_helpers(names: list[str]) -> dict[str, str]:
@@ -292,8 +292,8 @@ class _Printer(Expressions):
         if _mentions(s.value, s.buffer, but=s.indices[0]):
             return self._through_copy(s, lanes)
         if _shuffles(s.value):
-            for lane in range(lanes):
-                self._store(s, lane)
+            for number in range(lanes):
+                self._store(s, number)
             return
         lane = self.push("lane")
         self.emit(f"for (int32_t {lane} = 0; {lane} < {lanes}; {lane}++) {{")
@@ -312,7 +312,7 @@ class _Printer(Expressions):
             self.emit(f"{held}[{lane}] = {self.show(s.value, lane)};")
         for lane in range(lanes):
             target = self.element(s.buffer, s.indices[0], lane, write=True)
-            self.emit(f"{target} = {self.to_memory(f'{held}[{lane}]', s.buffer, 16)};")
+            self.emit(f"{target} = {self.to_memory(f'{held}[{lane}]', s.buffer)};")
         self.pop("}")
 
     def _do_For(self, s: Any) -> None:

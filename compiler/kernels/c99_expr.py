@@ -43,12 +43,12 @@ def scalar_dtype(dtype: str) -> str:
 
 
 def lanes_of(e: Any) -> int:
-    return int((str(e.ty.dtype).split("x") + ["1"])[1])
+    return int(str(e.ty.dtype).partition("x")[2] or 1)
 
 
 def float_literal(value: float, dtype: str) -> str:
     """The shortest decimal that reads back as the same number."""
-    number = np.float64(value) if dtype == "float64" else np.float32(value)
+    number: Any = np.float64(value) if dtype == "float64" else np.float32(value)
     suffix = "" if dtype == "float64" else "f"
     if np.isnan(number):
         return "NAN"
@@ -126,13 +126,12 @@ class Expressions:
         return text
 
     def _stored(self, value: Any, buffer: Any, lane: Lane) -> str:
-        return self.to_memory(self.show(value, lane), buffer, 0)
+        return self.to_memory(self.show(value, lane), buffer)
 
-    def to_memory(self, text: str, buffer: Any, _: int) -> str:
-        if scalar_dtype(str(buffer.dtype)) == "float16" and self.names.get(buffer) not in self.locals:
-            if buffer not in self.pending:
-                return self.call("float_to_half", text)
-        return text
+    def to_memory(self, text: str, buffer: Any) -> str:
+        """A value as it is stored: half floats that leave the kernel as their bits."""
+        half = scalar_dtype(str(buffer.dtype)) == "float16" and buffer not in self.pending
+        return self.call("float_to_half", text) if half and self.names.get(buffer) not in self.locals else text
 
     # -- expressions ---------------------------------------------------------------------------------------------
 
@@ -268,7 +267,8 @@ class Expressions:
         name = e.op.name.split(".")[-1]
         dtype = scalar_dtype(str(e.ty.dtype))
         if name == "if_then_else":
-            return self._ternary(*e.args, lane)
+            condition, yes, no = e.args
+            return self._ternary(condition, yes, no, lane)
         if name == "likely":
             return self._show(e.args[0], lane)
         if name == "reinterpret":
@@ -345,7 +345,9 @@ class Expressions:
             return False
         sides = [self.range(s) for s in (e.a, e.b)]
         exact = [_accumulates(s) for s in (e.a, e.b)]
-        return any(r is not None and max(map(abs, r)) <= _SMALL and x for r, x in zip(sides, reversed(exact)))
+        return any(
+            r is not None and max(map(abs, r)) <= _SMALL and x for r, x in zip(sides, reversed(exact), strict=True)
+        )
 
     def _fits(self, found: Range | None, dtype: str) -> bool:
         least, most = type_range(dtype)

@@ -59,8 +59,8 @@ def write_object(functions: list[Any], llvm: dict[str, Any], path: Path) -> None
 
 
 def write_text(function: Any, path: Path) -> None:
-    """Writes a kernel as C (``c99.Text``) with the helper functions that it calls, as JSON, to ``path``; what C cannot say as
-    ``unsupported``."""
+    """Writes a kernel as C (``c99.Text``) with the helper functions that it calls, as JSON, to ``path``; what C
+    cannot say as ``unsupported``."""
     from . import c99, c99_expr
 
     try:
