@@ -20,7 +20,6 @@ from ..targets.files import temporary_folder
 from ..targets.machine import Machine
 from ..targets.portable import portable
 from .abilities import check_machine
-from .autodiff.recompute import choices
 from .cache import pins
 from .emit import emit_c
 from .ir import Graph
@@ -29,7 +28,9 @@ from .library import build_artifact
 from .passes import canonicalize
 from .passes.fuse import fuse
 from .passes.signs import match_signs
+from .plan.derive import Derived
 from .plan.entry import Pool, build_entry, settled_states
+from .plan.fit import Bound, fit
 from .plan.select import Choices
 from .program import Entry, Program, Region
 
@@ -83,12 +84,16 @@ def plan_program(
         graph = canonicalize(item.graph, check=options.check)
         _check_sizes(graph)
         check_machine(graph, machine)
-        built.append(_build(graph, item, machine, options, pool))
-        if options.max_ram is not None and built[-1].updates_params:
-            built[-1], tried[item.function] = _within_ram(graph, item, machine, options, pool, built[-1])
+        if options.max_ram is None and options.arena is None:
+            built.append(_build(graph, item, machine, options, pool))
+        else:
+            entry, rows = _within(graph, item, machine, options, pool)
+            built.append(entry)
+            tried |= {item.function: rows} if entry.updates_params or len(rows) > 1 else {}
     if pool.derived is not None and pool.derived.steps:
         built.append(pool.derived.entry())
-    names = ("arena", *(name for name, _ in options.fast))
+    names = ("arena", *(name for name, _ in (*options.fast, *options.spare)))
+    names = names[: max([1 + len(options.fast), *(len(e.region_bytes) for e in built)])]
     sizes = [[e.region_bytes[i] for e in built if i < len(e.region_bytes)] for i in range(len(names))]
     regions = [Region(n, max(needed, default=0)) for n, needed in zip(names, sizes, strict=True)]
     program = Program(
@@ -99,38 +104,50 @@ def plan_program(
         states=tuple(pool.states.values()),
         regions=tuple(regions),
         derived_bytes=pool.derived.nbytes if pool.derived is not None else 0,
-        meta={**_facts(entries, options), **({"recompute": tried} if tried else {}), **(meta or {})},
+        meta={**_facts(entries, options), **_tried(built, tried), **(meta or {})},
     )
     _check_ram(program, options)
     return program, pool
 
 
-def _build(graph: Graph, item: EntryGraph, machine: Machine, options: Options, pool: Pool) -> Entry:
-    """One entry point of a canonical graph."""
+def _build(
+    graph: Graph, item: EntryGraph, machine: Machine, options: Options, pool: Pool, spare: bool = False
+) -> Entry:
+    """One entry point of a canonical graph; with ``spare`` in all memories that there are."""
     fused = fuse(match_signs(graph, machine))
     if options.check:
         fused.check()
-    fast = [nbytes for _, nbytes in options.fast]
-    return build_entry(fused, machine, options.choices(), pool, item.function, item.bindings, fast)
+    fast = [nbytes for _, nbytes in (*options.fast, *(options.spare if spare else ()))]
+    return build_entry(fused, machine, options.choices(), pool, item.function, item.bindings, fast, options.arena)
 
 
-def _within_ram(
-    graph: Graph, item: EntryGraph, machine: Machine, options: Options, pool: Pool, plain: Entry
+def _within(
+    graph: Graph, item: EntryGraph, machine: Machine, options: Options, pool: Pool
 ) -> tuple[Entry, list[dict[str, Any]]]:
-    """A training step that fits ``max_ram``, by computing activations again: the choice that repeats least work and
-    fits, else the smallest. With it, what was tried: name, arena in bytes, repeated operations."""
-    limit, needed = options.max_ram or 0, sum(plain.region_bytes) + (options.threads - 1) * plain.worker_bytes
-    rows = [{"name": "everything kept", "arena_bytes": needed, "flops": 0.0}]
-    best: tuple[int, Graph | None] = (needed, None)
-    for choice in choices(graph) if needed > limit else []:
-        entry = _build(choice.graph, item, machine, options, Pool(settled=pool.settled, align=pool.align))
-        nbytes = sum(entry.region_bytes) + (options.threads - 1) * entry.worker_bytes
-        rows.append({"name": choice.name, "arena_bytes": nbytes, "flops": choice.flops})
-        if nbytes < best[0]:
-            best = (nbytes, choice.graph)
-        if nbytes <= limit:
-            break
-    return (plain if best[1] is None else _build(best[1], item, machine, options, pool)), rows
+    """An entry point that fits the memory there is, where one can be found, and what was tried (``plan.fit``). It is
+    planned apart from the program first, which then holds the kernels and constants of the choice alone."""
+    bound = Bound(options.max_ram, options.arena, options.threads)
+
+    def trial(graph: Graph) -> Entry:
+        apart = Pool(settled=pool.settled, align=pool.align, derived=None if pool.derived is None else Derived())
+        entry = _build(graph, item, machine, options, apart)
+        more = bool(options.spare) and bound.over(entry) > 0
+        return _build(graph, item, machine, options, apart, spare=True) if more else entry
+
+    found = fit(graph, trial(graph), trial, bound)
+    more = len(found.entry.region_bytes) > 1 + len(options.fast)
+    chosen = graph if found.graph is None else found.graph
+    return _build(chosen, item, machine, options, pool, spare=more), found.tried
+
+
+def _tried(built: Sequence[Entry], tried: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What was tried so that entries fit, as facts: ``recompute`` of training steps, ``patches`` of all others."""
+    training = {e.function for e in built if e.updates_params}
+    kinds = {
+        "recompute": {k: rows for k, rows in tried.items() if k in training},
+        "patches": {k: rows for k, rows in tried.items() if k not in training},
+    }
+    return {kind: rows for kind, rows in kinds.items() if rows}
 
 
 def compile_entries(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import networkx as nx
@@ -39,6 +40,39 @@ class Stages:
         """How many convolutions and pools there are."""
         return sum(self.graph.node(n).op in WINDOWS for n in self.nodes)
 
+    @cached_property
+    def _links(self) -> list[tuple[Value, list[tuple[Value, list[tuple[int, int, int, int]]]]]]:
+        """Each tensor, last one first, with the inputs of which it needs a part and how far it reaches in them."""
+        rows = []
+        for key in reversed(self.nodes):
+            reach = _windows(self.graph, key)
+            args = _parts_of(self.graph, key)
+            rows.append(
+                (
+                    Value(key),
+                    [(a, [(*w, n) for w, n in zip(reach, _spatial(self.graph, a), strict=True)]) for a in args],
+                )
+            )
+        return rows
+
+    @cached_property
+    def _known(self) -> dict[tuple[int, tuple[int, int]], dict[Value, tuple[int, int]]]:
+        return {}
+
+    def needed(self, axis: int, part: tuple[int, int]) -> dict[Value, tuple[int, int]]:
+        """For every tensor of the stages and every source, what a part of the target along one spatial axis needs:
+        from the first to the last line that some reader wants."""
+        if (axis, part) not in self._known:
+            found = {self.target: part}
+            for value, args in self._links:
+                for arg, reach in args:
+                    first, size, step, extent = reach[axis]
+                    low, high = found[value][0] * step + first, (found[value][1] - 1) * step + first + size
+                    before = found.get(arg, (low, high))
+                    found[arg] = (max(0, min(before[0], low)), min(extent, max(before[1], high)))
+            self._known[axis, part] = found
+        return self._known[axis, part]
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -55,31 +89,50 @@ class Tiling:
         return f"{form} patches of the first {self.stages.windows} stages"
 
     @cached_property
+    def cuts(self) -> list[list[tuple[int, int]]]:
+        """For each spatial axis the parts of the target."""
+        extents = self.stages.graph.type(self.stages.target).dims[2:]
+        return [_cuts(n, parts) for n, parts in zip(extents, (self.lines, self.columns), strict=False)]
+
+    @property
     def tiles(self) -> list[Range]:
         """The parts of the target, line by line."""
-        extents = self.stages.graph.type(self.stages.target).dims[2:]
-        counts = (self.lines, self.columns) if len(extents) == 2 else (self.lines,)
-        cuts = [_cuts(n, parts) for n, parts in zip(extents, counts, strict=True)]
-        return [(a, b) for a in cuts[0] for b in cuts[1]] if len(cuts) == 2 else [(a,) for a in cuts[0]]
+        return list(product(*self.cuts))
 
     @cached_property
     def needs(self) -> list[dict[Value, Range]]:
         """What each tile needs of every tensor."""
-        return [needed(self.stages, tile) for tile in self.tiles]
+        axes = [[self.stages.needed(i, cut) for cut in cuts] for i, cuts in enumerate(self.cuts)]
+        return [{v: tuple(part[v] for part in parts) for v in parts[0]} for parts in product(*axes)]
 
     @property
     def possible(self) -> bool:
         """Whether no tile lies in the padding alone."""
-        return all(a < b for need in self.needs for part in need.values() for a, b in part)
+        parts = [self.stages.needed(i, cut) for i, cuts in enumerate(self.cuts) for cut in cuts]
+        return all(a < b for part in parts for a, b in part.values())
 
     @cached_property
     def flops(self) -> float:
         graph, total = self.stages.graph, 0.0
+        axes = [[self.stages.needed(i, cut) for cut in cuts] for i, cuts in enumerate(self.cuts)]
         for key in self.stages.nodes:
             value = Value(key)
-            whole = _area(tuple((0, n) for n in graph.type(value).dims[2:]))
-            total += (sum(_area(need[value]) for need in self.needs) / whole - 1) * _flops(graph, key)
-        return total
+            share = 1.0
+            for parts, extent in zip(axes, graph.type(value).dims[2:], strict=True):
+                share *= sum(part[value][1] - part[value][0] for part in parts) / extent
+            total += (share - 1) * _flops(graph, key)
+        return float(round(total))
+
+    @cached_property
+    def kinds(self) -> int:
+        """How many kinds of tiles there are, each with kernels of its own: at the rims, inside, smaller ones."""
+        count = 1
+        for i, cuts in enumerate(self.cuts):
+            ends = {v: self.stages.graph.type(v).dims[2 + i] for v in (*self.stages.sources, self.stages.target)}
+            ends |= {Value(n): self.stages.graph.type(Value(n)).dims[2 + i] for n in self.stages.nodes}
+            parts = [self.stages.needed(i, cut) for cut in cuts]
+            count *= len({tuple((b - a, a == 0, b == ends[v]) for v, (a, b) in sorted(p.items())) for p in parts})
+        return count
 
 
 def tilings(graph: Graph) -> list[Tiling]:
@@ -212,19 +265,6 @@ def _spread(graph: Graph, value: Value, dims: Sequence[int]) -> bool | None:
 # -- which parts -----------------------------------------------------------------------------------------------------
 
 
-def needed(stages: Stages, tile: Range) -> dict[Value, Range]:
-    """For every tensor of the stages and every source, the part that a tile of the target needs: the smallest box
-    around what its readers want."""
-    graph, found = stages.graph, {stages.target: tile}
-    for key in reversed(stages.nodes):
-        own = found[Value(key)]
-        for arg in _parts_of(graph, key):
-            want = _wanted(graph, key, arg, own)
-            before = found.get(arg, want)
-            found[arg] = tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(before, want, strict=True))
-    return found
-
-
 def _parts_of(graph: Graph, key: int) -> list[Value]:
     """The inputs of which a tile needs a part."""
     dims = graph.node(key).types[0].dims
@@ -232,20 +272,33 @@ def _parts_of(graph: Graph, key: int) -> list[Value]:
     return [a for a in args if graph.node(key).op in (*WINDOWS, "concat") or _spread(graph, a, dims)]
 
 
-def _wanted(graph: Graph, key: int, arg: Value, part: Range) -> Range:
-    """The part of an input that a part of the result is computed from."""
-    if graph.node(key).op not in WINDOWS:
-        return part
-    sizes = graph.type(arg).dims[2:]
-    return tuple((max(0, a), min(n, b)) for (a, b), n in zip(_reach(graph, key, part), sizes, strict=True))
+def _spatial(graph: Graph, value: Value) -> tuple[int, ...]:
+    return tuple(graph.type(value).dims[2:])
+
+
+def _windows(graph: Graph, key: int) -> list[tuple[int, int, int]]:
+    """For each spatial axis: where the window of point 0 begins, how long it is, and the step from point to point."""
+    node = graph.node(key)
+    rank = node.types[0].rank - 2
+    if node.op not in WINDOWS:
+        return [(0, 1, 1)] * rank
+    attrs = node.attrs
+    kernel = attrs.get("kernel_shape") or _spatial(graph, graph.args(key)[1])  # type: ignore[arg-type]
+    rows = zip(kernel, attrs["strides"], attrs["dilations"], attrs["pads"][:rank], strict=True)
+    return [(-p, (k - 1) * d + 1, s) for k, s, d, p in rows]
 
 
 def _reach(graph: Graph, key: int, part: Range) -> list[tuple[int, int]]:
-    """As ``_wanted``, with the padding around the input."""
-    attrs, rank = graph.node(key).attrs, len(part)
-    kernel = attrs.get("kernel_shape") or graph.type(graph.args(key)[1]).dims[2:]  # type: ignore[arg-type]
-    rows = zip(part, kernel, attrs["strides"], attrs["dilations"], attrs["pads"][:rank], strict=True)
-    return [(a * s - p, (b - 1) * s - p + (k - 1) * d + 1) for (a, b), k, s, d, p in rows]
+    """What a part of a result is computed from, with the padding around the input."""
+    windows = _windows(graph, key)
+    return [(a * s + f, (b - 1) * s + f + n) for (a, b), (f, n, s) in zip(part, windows, strict=True)]
+
+
+def _wanted(graph: Graph, key: int, arg: Value, part: Range) -> Range:
+    """As ``_reach``, without the padding."""
+    return tuple(
+        (max(0, a), min(n, b)) for (a, b), n in zip(_reach(graph, key, part), _spatial(graph, arg), strict=True)
+    )
 
 
 # -- the new graph ---------------------------------------------------------------------------------------------------
@@ -311,13 +364,6 @@ def _cuts(extent: int, parts: int) -> list[tuple[int, int]]:
     """Equal parts (the last one may be smaller), so that most tiles share their kernels."""
     size = -(-extent // parts)
     return [(a, min(a + size, extent)) for a in range(0, extent, size)]
-
-
-def _area(part: Range) -> int:
-    total = 1
-    for a, b in part:
-        total *= b - a
-    return total
 
 
 def _flops(graph: Graph, key: int) -> float:

@@ -25,6 +25,7 @@ from .titles import about
 
 _ARENA_SHARE = 1.35  # scratch may make the arena so much larger than the largest live set
 _LEAST_SCRATCH = 1024
+_TRIED_APART = 12  # results that could be made in place, but are tried with memory of their own
 
 
 @dataclass
@@ -79,8 +80,7 @@ def build_entry(
     tasks += _binding_copies(layout, tasks, machine, choices)
     if pool.derived is not None and not _updates(graph):
         tasks = _derive(layout, tasks, pool, pool.derived)
-    merged = merge_in_place(layout, tasks)
-    planner = _Planner(layout, tasks, merged, pool, machine, fast, capacity)
+    planner = _planned(layout, tasks, pool, machine, fast, capacity)
     return planner.entry(function, dict(bindings or {}))
 
 
@@ -232,6 +232,27 @@ def _binding_copies(layout: Layout, tasks: list[Task], machine: Machine, choices
 # -- addresses -------------------------------------------------------------------------------------------------------
 
 
+def _planned(
+    layout: Layout, tasks: list[Task], pool: Pool, machine: Machine, fast: Sequence[int], capacity: int | None
+) -> _Planner:
+    """The smallest plan that is found. A result that takes over the place of its input lives as long as both: where
+    buffers may overlap otherwise, memory of its own can make a smaller arena."""
+    apart: frozenset[int] = frozenset()
+    merged = merge_in_place(layout, tasks, apart)
+    best = _Planner(layout, tasks, merged, pool, machine, fast, capacity)
+    if not best.leads or best.least():
+        return best
+    large = sorted(merged, key=lambda b: (-layout.buffers[b].nbytes, b))[:_TRIED_APART]
+    for buffer in large:
+        other = merge_in_place(layout, tasks, apart | {buffer})
+        trial = _Planner(layout, tasks, other, pool, machine, fast, capacity)
+        if sum(trial.region_bytes) < sum(best.region_bytes):
+            apart, best = apart | {buffer}, trial
+        if best.least():
+            break
+    return best
+
+
 class _Planner:
     """Assigns addresses and writes the entry down.
 
@@ -292,6 +313,10 @@ class _Planner:
             Buffer(self._buffer_name(i), *at, s.nbytes, s.first, s.last, i >= len(self.homes))
             for i, (at, s) in enumerate(zip(placed, spans, strict=True))
         )
+
+    def least(self) -> bool:
+        """Whether no plan of these steps can be smaller."""
+        return sum(self.region_bytes) < aligned(self.lower_bound, self.align) + self.align
 
     def _buffer_name(self, index: int) -> str:
         if index < len(self.homes):

@@ -29,8 +29,9 @@ def _last_reads(layout: Layout, tasks: list[Task]) -> dict[int, int]:
     return last
 
 
-def merge_in_place(layout: Layout, tasks: list[Task]) -> dict[int, int]:
-    """``buffer -> buffer`` whose memory it takes over: a kernel may write over an input that nothing reads later."""
+def merge_in_place(layout: Layout, tasks: list[Task], apart: frozenset[int] = frozenset()) -> dict[int, int]:
+    """``buffer -> buffer`` whose memory it takes over: a kernel may write over an input that nothing reads later. The
+    buffers in ``apart`` get memory of their own."""
     last = _last_reads(layout, tasks)
     merged: dict[int, int] = {}
 
@@ -55,6 +56,7 @@ def merge_in_place(layout: Layout, tasks: list[Task]) -> dict[int, int]:
                 and home(target.buffer) == target.buffer
                 and home(source.buffer) != target.buffer
                 and not _written_before(tasks, t, target.buffer)
+                and target.buffer not in apart
                 and not (b.kind == "output" and layout.buffers[home(source.buffer)].kind == "output")
             ):
                 if b.kind == "output":
