@@ -1,4 +1,4 @@
-"""The command line for microcontrollers: what it says, what its JSON holds, how it fails (and leaves nothing behind)."""
+"""The command line for microcontrollers: what it says, what its JSON holds; how it fails, leaving nothing behind."""
 
 from __future__ import annotations
 
