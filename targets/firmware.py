@@ -134,11 +134,11 @@ def simulate(
             command, cwd=elf.parent, capture_output=True, text=True, errors="replace", timeout=timeout
         )
     except subprocess.TimeoutExpired as expired:
-        said = (expired.stdout or b"").decode(errors="replace").strip() if expired.stdout else ""
+        said = b"".join(t for t in (expired.stderr, expired.stdout) if isinstance(t, bytes)).decode(errors="replace")
         raise NervureError(
             f"the program took longer than {timeout:.0f} s in {command[0]}",
             where=str(elf),
-            why=f"the last that it said: {said[-200:]}" if said else "it said nothing",
+            why=f"the last that it said: {said.strip()[-200:]}" if said else "it said nothing",
         ) from None
     found = dict(line.split() for line in counts.read_text().splitlines()) if counts.exists() else {}
     said = _located(done.stderr + done.stdout, elf)
