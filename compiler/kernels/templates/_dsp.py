@@ -13,13 +13,119 @@ from typing import Any
 from . import _dsp_asm, _dsp_source
 
 
+def emit_steps(k: Any, config: dict[str, Any]) -> None:
+    """Arguments: the input, packed weights, a constant row if any, the output, scratch, bytes of a point."""
+    Requantized(k, config).run()
+
+
 def emit(k: Any, config: dict[str, Any]) -> None:
     """Arguments: the input, packed weights, numbers, the epilogue's inputs, outputs, scratch, bytes of a point."""
-    Pairs(k, config).run()
+    Evaluated(k, config).walk()
 
 
-class Pairs:
-    """One kernel."""
+class Tiles:
+    """What both kinds of kernels do: the walk over the tiles."""
+
+    k: Any
+    config: dict[str, Any]
+    a: Any
+    bytes: Any
+    scratch: Any
+
+    def count(self, number: Any) -> Any:
+        """The extent of a loop that is not to be unrolled."""
+        return number if isinstance(number, int) and number == 1 else self.k.helper(*_dsp_asm.opaque(), number)
+
+    @property
+    def points(self) -> int:
+        return int(self.config["points"])
+
+    @property
+    def quads(self) -> int:
+        return int(self.config["depth"]) // 4
+
+    @property
+    def extent(self) -> int:
+        """Points of one image."""
+        return int(self.config["line"]["extent"] * self.config["point"]["extent"])
+
+    def walk(self) -> None:
+        """All tiles."""
+        k, tiles = self.k, -(-self.extent // self.points)
+        with k.loop(self.config["batch"]["extent"]) as n, k.loop(self.count(tiles), name="tile") as t:
+            first = k.bind(t * self.points, "first")
+            if not self.config.get("direct"):
+                _dsp_source.emit(k, self, n, first)
+            self.channels(n, first)
+
+    def channels(self, n: Any, first: Any) -> None:
+        """All channels of one tile."""
+        raise NotImplementedError
+
+    def that_is(self, first: Any, p: Any) -> Any:
+        """A point of the tile; the last one in place of those behind it."""
+        from ..tir import constant, minimum
+
+        at = first + p
+        if self.extent % self.points == 0:
+            return at
+        return self.k.bind(minimum(at, constant(self.extent - 1, "int32")), "at")
+
+    def line_and_point(self, at: Any) -> tuple[Any, Any]:
+        """Of a point's number."""
+        width = self.config["point"]["extent"]
+        if self.config["line"]["extent"] == 1:
+            return 0, at
+        line = self.k.bind(at // width, "line")
+        return line, self.k.bind(at - line * width, "point")
+
+
+class Requantized(Tiles):
+    """A kernel whose results are requantized in registers."""
+
+    def __init__(self, k: Any, config: dict[str, Any]) -> None:
+        self.k, self.config = k, config
+        a, row = config["a"], config["row"]
+        k.noalias = not config["overlaps"]
+        self.a = k.arg("a", a["dtype"], a["span"])
+        self.weights = k.arg("w", "int32", config["weights"])
+        self.row = k.arg("row", config["steps"]["to"], row) if row else None
+        self.out = k.arg("y", config["steps"]["to"], config["out"]["span"])
+        self.scratch = k.arg("scratch", "int32", config["scratch"])
+        self.bytes = k.arg("bytes", a["dtype"], config["depth"]) if config["source"]["kind"] == "bytes" else None
+        self.kept = 0 if config["direct"] else self.quads * 2 * self.points  # where addresses lie in the scratch
+
+    def run(self) -> None:
+        """What stays is written first."""
+        x = (self.a, 0) if self.config["direct"] else (self.scratch, 0)
+        ends = ((self.weights, self.config["weights"]), x)
+        for i, address in enumerate(ends):
+            self.k.helper(*_dsp_asm.keep(), (self.scratch, self.kept + self.points + i), address)
+        self.walk()
+
+    def channels(self, n: Any, first: Any) -> None:
+        k, config = self.k, self.config
+        batch, line, point = config["out"]["strides"]
+        joined = line == point * config["point"]["extent"]
+        for p in range(self.points):
+            at = self.that_is(first, p)
+            y, x = (0, at) if joined else self.line_and_point(at)
+            to = (self.out, k.bind(n * batch + y * line + x * point, "to"))
+            k.helper(*_dsp_asm.keep(), (self.scratch, self.kept + p), to)
+            if self.row is not None:
+                k.helper(*_dsp_asm.copy(), (self.row, 0), to, (self.row, config["row"]))
+        shape = (self.points, config["pairs"], self.quads)
+        kinds = {name: config[name] for name in ("split", "scattered", "one_scale")}
+        kept, w = (self.scratch, self.kept), (self.weights, 0)
+        if config["direct"]:
+            tile = _dsp_asm.tile(shape, config["steps"], **kinds, direct=config["a"]["dtype"])
+            k.helper(*tile, (self.a, 0), w, (self.a, config["depth"]), kept)
+        else:
+            k.helper(*_dsp_asm.tile(shape, config["steps"], **kinds, direct=None), (self.scratch, 0), w, kept)
+
+
+class Evaluated(Tiles):
+    """A kernel whose sums go through an evaluator."""
 
     def __init__(self, k: Any, config: dict[str, Any]) -> None:
         from ..evaluate import Evaluator
@@ -36,26 +142,12 @@ class Pairs:
         self.outputs = [k.arg(f"y{i}", o["dtype"], o["span"]) for i, o in enumerate(program["outputs"])]
         self.scratch = k.arg("scratch", "int32", config["scratch"])
         self.bytes = k.arg("bytes", a["dtype"], config["depth"]) if config["source"]["kind"] == "bytes" else None
-        self.points, self.pairs, self.quads = config["points"], config["pairs"], config["depth"] // 4
+        self.pairs = config["pairs"]
         self.sums = self.quads * 2 * self.points  # where they lie in the scratch
         self.ev = Evaluator(k, program, reads, lambda number, coords: self.sum, numbers)
         self.sum: Any = None
 
-    def count(self, number: Any) -> Any:
-        """The extent of a loop that is not to be unrolled."""
-        return number if number == 1 else self.k.helper(*_dsp_asm.opaque(), number)
-
-    def run(self) -> None:
-        """All tiles."""
-        config, k = self.config, self.k
-        extent = config["line"]["extent"] * config["point"]["extent"]
-        tiles = -(-extent // self.points)
-        with k.loop(config["batch"]["extent"]) as n, k.loop(self.count(tiles), name="tile") as t:
-            first = k.bind(t * self.points, "first")
-            _dsp_source.emit(k, self, n, first)
-            self._channels(n, first)
-
-    def _channels(self, n: Any, first: Any) -> None:
+    def channels(self, n: Any, first: Any) -> None:
         """All channels of one tile."""
         full, rest = divmod(self.config["columns"]["pairs"], self.pairs)
         if full:
@@ -70,7 +162,7 @@ class Pairs:
         loop = _dsp_asm.products(self.points, pairs, self.quads, self.config["split"])
         end = (self.scratch, self.sums)
         k.helper(*loop, (self.scratch, 0), (self.weights, first * size), end)
-        extent = self.config["line"]["extent"] * self.config["point"]["extent"]
+        extent = self.extent
         for p in range(self.points):
             whole = extent % self.points == 0 or p == 0
             with k.when(True if whole else place[1] + p < extent):
@@ -101,19 +193,11 @@ class Pairs:
         self.ev.begin()
         self.ev.store_all(self.outputs, self._coords(place, column))
 
-    def _coords(self, place: tuple[Any, Any], column: Any) -> list[tuple[Any, int]]:
+    def _coords(self, place: tuple[Any, Any], column: Any) -> list[tuple[Any, int | None]]:
         axes, (n, at) = self.config["axes"], place
-        coords: list[tuple[Any, int]] = [(0, 0)] * axes["rank"]
+        coords: list[tuple[Any, int | None]] = [(0, 0)] * axes["rank"]
         line, point = (0, at) if axes["line"] is None else self.line_and_point(at)
         for axis, where in (("batch", n), ("line", line), ("point", point), ("column", column)):
             if axes[axis] is not None:
                 coords[axes[axis]] = (where, 0)
         return coords
-
-    def line_and_point(self, at: Any) -> tuple[Any, Any]:
-        """Of a point's number."""
-        width = self.config["point"]["extent"]
-        if self.config["line"]["extent"] == 1:
-            return 0, at
-        line = self.k.bind(at // width, "line")
-        return line, self.k.bind(at - line * width, "point")

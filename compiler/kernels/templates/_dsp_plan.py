@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from ....targets.machine import Machine
 from ...ops import OPS, Kind
 from ..expr import Program, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region
+from ._dsp_steps import Steps, steps_of
 from ._numbers import Numbers
 from ._tile import GHZ, epilogue_inputs, inplace_pairs
 
@@ -28,43 +28,80 @@ def serves(machine: Machine, dtype: str) -> bool:
 
 @dataclass(frozen=True)
 class Packed:
-    """Weights as ``_dsp`` reads them. ``depth`` is a multiple of 4, ``pairs`` those of channels."""
+    """Weights as ``_dsp`` reads them. ``depth`` is a multiple of 4, ``pairs`` those of channels, ``group`` those of a
+    group. ``scales`` of them lie with them: 0, 1 or 2 (a pair's)."""
 
     words: np.ndarray
     depth: int
     pairs: int
+    group: int
     odd: bool
     split: bool
+    one_scale: bool = False
 
 
-def packed(matrix: np.ndarray, bias: np.ndarray | None, zero: int, dtype: str, group: int) -> Packed | None:
-    """``matrix`` are integers [depth, columns], ``bias`` [columns], ``zero`` the input's zero point. Four of the depth
-    are taken in the order 0, 2, 1, 3. ``group`` pairs of channels lie together, behind what their sums begin with. None
-    if a weight takes more than 8 bits."""
-    wide = matrix.astype(np.int64)
-    if wide.size == 0 or wide.min() < -128 or wide.max() > 127:
-        return None
-    starts = (0 if bias is None else bias.astype(np.int64)) - zero * wide.sum(axis=0)
-    depth, columns = (-(-n // m) * m for n, m in zip(wide.shape, (4, 2), strict=True))
+@dataclass(frozen=True)
+class Columns:
+    """Weights [depth, columns] as integers, their biases, and the input's zero point and type."""
+
+    matrix: np.ndarray
+    bias: np.ndarray | None
+    zero: int
+    dtype: str
+
+    @property
+    def starts(self) -> np.ndarray:
+        """What sums begin with: the bias, and what the zero point adds to all products."""
+        bias = 0 if self.bias is None else self.bias.astype(np.int64)
+        return np.asarray(bias - self.zero * self.matrix.sum(axis=0))
+
+    @property
+    def fit(self) -> bool:
+        """Whether there are weights, of 8 bits each."""
+        return self.matrix.size > 0 and self.matrix.min() >= -128 and self.matrix.max() <= 127
+
+    def chosen(self, columns: np.ndarray) -> Columns:
+        """Some of the columns."""
+        return replace(self, matrix=self.matrix[:, columns], bias=None if self.bias is None else self.bias[columns])
+
+
+def packed(of: Columns, group: int, scales: np.ndarray | None = None, places: np.ndarray | None = None) -> Packed:
+    """Four of the depth are taken in the order 0, 2, 1, 3. ``group`` pairs of channels lie together, behind what their
+    sums begin with. Where results are requantized by ``scales`` [columns], these lie behind them (before all, where
+    they are one number); then come the byte offsets ``places`` [columns] of their results."""
+    depth, columns = (-(-n // m) * m for n, m in zip(of.matrix.shape, (4, 2), strict=True))
+    extra = columns - of.matrix.shape[1]
     whole = np.zeros((depth, columns), np.int64)
-    whole[: wide.shape[0], : wide.shape[1]] = wide
+    whole[: of.matrix.shape[0], : of.matrix.shape[1]] = of.matrix
     whole = whole.reshape(-1, 4, columns)[:, [0, 2, 1, 3]].reshape(depth, columns)
-    starts = np.append(starts, np.zeros(columns - wide.shape[1], np.int64))
+    starts = np.append(of.starts, np.zeros(extra, np.int64))
     a, b = whole[:, 0::2], whole[:, 1::2]
-    split = bool((256 * a + b < -32768).any()) or _largest(a, starts[0::2], dtype) >= MOST_SUM
+    split = bool((256 * a + b < -32768).any()) or _largest(a, starts[0::2], of.dtype) >= MOST_SUM
     halfwords = np.stack([b, a if split else a - (b < 0)], axis=-1).astype(np.int8)
     pairs = halfwords.reshape(depth // 2, 2, columns // 2, 2).transpose(0, 2, 1, 3)
     words = np.ascontiguousarray(pairs).reshape(depth // 2, -1).view(np.int32)
     first = starts[0::2] if split else 256 * starts[0::2] + starts[1::2]
     both = (np.stack([first, starts[1::2]], axis=-1) & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
-    return Packed(_grouped(words, both, group), depth, columns // 2, wide.shape[1] % 2 == 1, split)
+    head, tails = np.zeros(0, np.int32), []
+    one = scales is not None and bool((scales == scales[0]).all())
+    if scales is not None:
+        two = np.append(scales, scales[-1:].repeat(extra)).reshape(-1, 2)
+        two = two * np.array([1 if split else 2**-8, 1], np.float32)
+        bits = np.ascontiguousarray(two, np.float32).view(np.int32)
+        head, tails = (bits[0], []) if one else (head, [bits])
+    if places is not None:
+        two = np.append(places, places[-1:].repeat(extra)).reshape(-1, 2).astype(np.int64)
+        tails.append((two[:, :1] | two[:, 1:] << 16).astype(np.uint32).view(np.int32))
+    stream = np.concatenate([head, _grouped(words, [both], tails, group)])
+    return Packed(stream, depth, columns // 2, group, extra > 0, split, one)
 
 
-def _grouped(words: np.ndarray, starts: np.ndarray, group: int) -> np.ndarray:
-    """Words [pair of the depth][pair of channels] and their starts, group after group."""
+def _grouped(words: np.ndarray, heads: list[np.ndarray], tails: list[np.ndarray], group: int) -> np.ndarray:
+    """Words [pair of the depth][pair of channels] group after group, between what belongs to each pair."""
     parts = []
-    for first in range(0, len(starts), group):
-        parts += [starts[first : first + group].reshape(-1), words[:, first : first + group].reshape(-1)]
+    for first in range(0, words.shape[1], group):
+        own = slice(first, first + group)
+        parts += [h[own].reshape(-1) for h in heads] + [words[:, own].reshape(-1)] + [t[own].reshape(-1) for t in tails]
     return np.ascontiguousarray(np.concatenate(parts))
 
 
@@ -77,20 +114,22 @@ def _largest(weights: np.ndarray, starts: np.ndarray, dtype: str) -> int:
     return int(max(np.abs(low).max(), np.abs(high).max()))
 
 
-def group_of(points: int) -> int:
-    """Pairs of channels that a tile of so many points holds: as many sums as there are registers."""
-    return 2 if points == 1 else 1
+def group_of(points: int, pairs: int, whole: bool = False) -> int:
+    """Pairs of channels that a tile of so many points holds: as many sums as there are registers. ``whole``: a divisor
+    of ``pairs``."""
+    return 2 if points == 1 and not (whole and pairs % 2) else 1
 
 
-def instructions(region: Region, packed: Packed, points: int, tiles: int, widening: float) -> float:
-    """Roughly those of one run: ``tiles`` tiles of ``points``; ``widening`` for the inputs of a point."""
-    pairs = group_of(points)
+def instructions(packed: Packed, points: int, tiles: int, widening: float, each: float, fixed: float) -> float:
+    """Roughly those of one run: ``tiles`` tiles of ``points``; ``widening`` for the inputs of a point, ``each`` for a
+    result, ``fixed`` for a group of channels."""
+    pairs = packed.group
     quad = 4.0 * points * pairs + 2 * pairs * (1 + packed.split) + (2 if points == 1 else 3) + 0.5
-    each = 25 + 2 * points * pairs * (4 + _epilogue(region))
-    return tiles * (-(-packed.pairs // pairs) * (packed.depth // 4 * quad + each) + points * widening + 20)
+    group = packed.depth // 4 * quad + fixed + 2 * points * pairs * each
+    return tiles * (-(-packed.pairs // pairs) * group + points * widening + 20)
 
 
-def _epilogue(region: Region) -> float:
+def epilogue(region: Region) -> float:
     """Instructions for one result."""
     dear = {"requantize": 8.0, "add_integer": 9.0, "lookup": 4.0}
     ops = [region.body.node(n).op for n in region.body if n != region.anchor]
@@ -113,22 +152,41 @@ def scales_apart(program: Program) -> tuple[Program, np.ndarray]:
     return {**program, "nodes": nodes}, np.array(values, np.int32)
 
 
-def finished(
-    region: Region,
-    template: str,
-    weights: Packed,
-    config: dict[str, Any],
-    cost: float,
-    overlaps: Sequence[tuple[int, int, int]],
-) -> Plan:
-    """The plan of a kernel whose walk ``config`` describes; ``cost`` in instructions."""
+@dataclass(frozen=True)
+class Walk:
+    """``config`` says for the emitter how the input is walked, in ``tiles`` tiles of ``points``; ``widening``
+    instructions take the inputs of a point apart. ``strides`` of batch, line and point in the output, and of its
+    channels; ``overlaps`` as a plan's."""
+
+    config: dict[str, Any]
+    points: int
+    tiles: int
+    widening: float
+    strides: tuple[int, int, int, int]
+    overlaps: tuple[tuple[int, int, int], ...]
+
+    @property
+    def staged(self) -> bool:
+        return bool(self.config["source"]["kind"] == "bytes")
+
+
+def plans_of(region: Region, template: str, of: Columns, walk: Walk) -> list[Plan]:
+    """Plans for constant weights: for any results, or, cheaper, for those that are only requantized."""
+    steps = steps_of(region, of.matrix.shape[1])
+    return (
+        [any_results(region, template, of, walk)] if steps is None else requantized(region, template, of, walk, steps)
+    )
+
+
+def any_results(region: Region, template: str, of: Columns, walk: Walk) -> Plan:
+    """The plan of a kernel whose sums go through an evaluator."""
     program, numbers = scales_apart(serialize(region))
-    points = config["points"]
-    pairs = group_of(points)
-    scratch = points * weights.depth // 2 + 2 * points * pairs
+    points = walk.points
+    weights = packed(of, group_of(points, 0))
+    words = points * weights.depth // 2 + 2 * points * weights.group
     reads = epilogue_inputs(region)
     config = {
-        **config,
+        **walk.config,
         "program": program,
         "reads": reads,
         "weights": weights.words.size,
@@ -136,24 +194,83 @@ def finished(
         "depth": weights.depth,
         "split": weights.split,
         "columns": {"pairs": weights.pairs, "odd": weights.odd},
-        "pairs": pairs,
-        "scratch": scratch,
-        "overlaps": bool(overlaps),
+        "pairs": weights.group,
+        "scratch": words,
+        "overlaps": bool(walk.overlaps),
     }
     consts = (weights.words, *([numbers] if numbers.size else []))
+    cost = instructions(weights, points, walk.tiles, walk.widening, 4 + epilogue(region), 25)
+    return _plan(region, template, config, consts, reads, walk, weights, cost)
+
+
+def worked(of: Columns, channel: int) -> tuple[np.ndarray, bool]:
+    """The channels that are worked out (without those that are the same everywhere, where there are some of these),
+    and whether their results lie apart."""
+    count = of.matrix.shape[1]
+    live = np.asarray(of.matrix.any(axis=0)).reshape(-1)
+    if channel != 1 or count < 4 or int(live.sum()) >= count - 1:
+        return np.arange(count), channel != 1 or count % 2 == 1
+    return np.flatnonzero(live) if live.any() else np.arange(1), True
+
+
+def requantized(region: Region, template: str, of: Columns, walk: Walk, steps: Steps) -> list[Plan]:
+    """Plans of kernels that requantize sums in registers. One point may be taken as it lies: slower, but no scratch."""
+    channel = walk.strides[3]
+    if channel * of.matrix.shape[1] > 1 << 16:
+        return [any_results(region, template, of, walk)]
+    own, spread = worked(of, channel)
+    group = group_of(walk.points, -(-len(own) // 2), whole=True)
+    weights = packed(of.chosen(own), group, steps.multipliers[own], own * channel if spread else None)
+    row = None if len(own) == of.matrix.shape[1] else steps.of(of.starts)
+    config = {
+        **walk.config,
+        "steps": steps.data(),
+        "weights": weights.words.size,
+        "depth": weights.depth,
+        "split": weights.split,
+        "one_scale": weights.one_scale,
+        "scattered": spread,
+        "pairs": group,
+        "row": 0 if row is None else row.size,
+        "out": {"span": region.outputs[0].span, "strides": list(walk.strides[:3])},
+        "direct": False,
+        "scratch": walk.points * weights.depth // 2 + walk.points + 2,
+        "overlaps": bool(walk.overlaps),
+    }
+    consts = (weights.words, *([] if row is None else [row]))
+    cost = instructions(weights, walk.points, walk.tiles, walk.widening + config["row"], 8.5, 15 + 3 * spread)
+    found = [_plan(region, f"{template}.steps", config, consts, [], walk, weights, cost)]
+    if walk.points == 1 and not walk.staged and not walk.config["source"]["border"] and not weights.split:
+        config = {**config, "direct": True, "scratch": 3}
+        found.append(_plan(region, f"{template}.steps", config, consts, [], walk, weights, cost * 1.15))
+    return found
+
+
+def _plan(
+    region: Region,
+    spec: str,
+    config: dict[str, Any],
+    consts: tuple[np.ndarray, ...],
+    reads: list[int],
+    walk: Walk,
+    weights: Packed,
+    cost: float,
+) -> Plan:
     x = region.operand(0)
     assert x is not None
-    args = [Arg("in", x), *(Arg("const", i) for i in range(len(consts)))]
-    args += [*(Arg("in", i) for i in reads), *(Arg("out", j) for j in range(len(region.outputs))), Arg("worker", 0)]
-    staged = config["source"]["kind"] == "bytes"
-    args += [Arg("worker", 0, 4 * scratch)] if staged else []
+    size = 4 * config["scratch"]
+    args = [Arg("in", x), *(Arg("const", i) for i in range(len(consts))), *(Arg("in", i) for i in reads)]
+    args += [*(Arg("out", j) for j in range(len(region.outputs))), Arg("worker", 0)]
+    args += [Arg("worker", 0, size)] if walk.staged else []
+    notes = [note for note, said in (("split", weights.split), ("copied", walk.staged)) if said]
+    notes += ["direct"] if config.get("direct") else []
     return Plan(
-        template,
-        (Draft(KernelSpec(template, config), tuple(args)),),
+        spec.split(".")[0],
+        (Draft(KernelSpec(spec, config), tuple(args)),),
         cost=cost / GHZ + 50,
         consts=consts,
-        worker_bytes=4 * scratch + (weights.depth if staged else 0),
+        worker_bytes=size + (weights.depth if walk.staged else 0),
         inplace=inplace_pairs(region),
-        detail=f"smlad {points}x{2 * pairs}{' split' if weights.split else ''}{' copied' if staged else ''}",
-        overlaps=tuple(overlaps),
+        detail=" ".join([f"smlad {walk.points}x{2 * weights.group}", *notes]),
+        overlaps=walk.overlaps,
     )

@@ -17,16 +17,7 @@ def emit(k: Any, of: Any, n: Any, first: Any) -> None:
     base = k.bind(n * of.config["batch"]["a"] + source["base"], "base")
     plain = source["kind"] == "words" and not source["border"] and source["lines"] == source["runs"] == 1
     with k.loop(of.points if plain else of.count(of.points), "unrolled" if plain else "serial", name="p") as p:
-        _point(k, of, base, _that_is(of, first, p), p)
-
-
-def _that_is(of: Any, first: Any, p: Any) -> Any:
-    """A point of the tile; one that there is in place of those behind the last."""
-    from ..tir import constant, minimum
-
-    extent = of.config["line"]["extent"] * of.config["point"]["extent"]
-    at = first + p
-    return at if extent % of.points == 0 else of.k.bind(minimum(at, constant(extent - 1, "int32")), "at")
+        _point(k, of, base, of.that_is(first, p), p)
 
 
 def _point(k: Any, of: Any, base: Any, at: Any, p: Any) -> None:

@@ -9,41 +9,44 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from ..spec import Plan, Region, Template
 from . import _dsp
 from ._dsp_lead import overlaps
-from ._dsp_plan import POINTS, finished, group_of, instructions, packed, serves
+from ._dsp_plan import POINTS, Columns, Walk, plans_of, serves
 from ._tile import coordinates_matter, epilogue_inputs, fits, joinable
 from .conv import Geometry
 
 
 def plan(region: Region) -> list[Plan]:
-    """One plan, for constant weights and biases."""
+    """For constant weights and biases."""
     if not fits(region) or region.operand(0) is None or region.operand(1) is None:
         return []
-    g = Geometry(region)
-    known = region.operand(2) is None or region.inputs[region.operand(2)].const is not None  # type: ignore[index]
-    if not serves(region.machine, g.x.type.dtype) or g.w.const is None or not known:
+    g, bias = Geometry(region), region.operand(2)
+    held = None if bias is None else region.inputs[bias].const
+    if not serves(region.machine, g.x.type.dtype) or g.w.const is None or (bias is not None and held is None):
         return []
     if coordinates_matter(region) or g.group != 1 or g.rank > 2 or 0 in g.kernel or not g.depth:
         return []
-    if g.flat(region, epilogue_inputs(region)):
+    reads = epilogue_inputs(region)
+    if g.flat(region, reads):
         g.flatten()
-    bias, source = region.operand(2), source_of(g)
+    matrix = g.w.const.reshape(g.columns, g.depth, *g.kernel).transpose(2, 3, 4, 1, 0).reshape(-1, g.columns)
+    columns = Columns(matrix.astype(np.int64), held, int(region.attrs["zero_point"]), g.x.type.dtype)
+    return plans_of(region, "dsp_conv", columns, walk_of(region, g)) if columns.fit else []
+
+
+def walk_of(region: Region, g: Geometry) -> Walk:
+    """Tiles of points, one line after the other."""
+    source = source_of(g)
     points = min(POINTS, g.out[1] * g.out[2])
-    weights = packed(
-        g.w.const.reshape(g.columns, g.depth, *g.kernel).transpose(2, 3, 4, 1, 0).reshape(-1, g.columns),
-        None if bias is None else region.inputs[bias].const,
-        region.attrs["zero_point"],
-        g.x.type.dtype,
-        group_of(points),
-    )
-    if weights is None:
-        return []
-    config = {"points": points, "source": source, **places(region, g)}
     tiles = g.batch * -(-(g.out[1] * g.out[2]) // points)
-    cost = instructions(region, weights, points, tiles, widening(g, source))
-    return [finished(region, "dsp_conv", weights, config, cost, overlaps(region, g, points))]
+    config = {"points": points, "source": source, **places(region, g)}
+    y = region.outputs[0]
+    line = y.strides[-2] if g.out[1] > 1 else y.strides[-1] * g.out[2]
+    strides = (y.strides[0], line, y.strides[-1], y.strides[1])
+    return Walk(config, points, tiles, widening(g, source), strides, overlaps(region, g, points))
 
 
 def source_of(g: Geometry) -> dict[str, Any]:
@@ -72,7 +75,7 @@ def widening(g: Geometry, source: dict[str, Any]) -> float:
     """Instructions that take the inputs of one point apart."""
     nbytes = g.depth * math.prod(g.kernel)
     runs = source["lines"] * source["runs"]
-    return nbytes * (1.8 if source["kind"] == "words" else 4.0) + runs * (20 if source["border"] else 4)
+    return float(nbytes * (1.8 if source["kind"] == "words" else 4.0) + runs * (20 if source["border"] else 4))
 
 
 def places(region: Region, g: Geometry) -> dict[str, Any]:
@@ -99,13 +102,11 @@ def places(region: Region, g: Geometry) -> dict[str, Any]:
         "axes": {
             "rank": rank,
             "batch": 0,
-            "line": rank - 2
-            if g.out[1] > 1 and not joinable(region, rank - 1, rank - 2, epilogue_inputs(region))
-            else None,
+            "line": None if joined else rank - 2,
             "point": rank - 1,
             "column": 1,
         },
     }
 
 
-TEMPLATE = Template("dsp_conv", ("conv_integer",), plan, {"dsp_conv": _dsp.emit})
+TEMPLATE = Template("dsp_conv", ("conv_integer",), plan, {"dsp_conv": _dsp.emit, "dsp_conv.steps": _dsp.emit_steps})

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..spec import Plan, Region, Template
 from . import _dsp
-from ._dsp_plan import POINTS, finished, group_of, instructions, packed, serves
+from ._dsp_plan import POINTS, Columns, Walk, plans_of, serves
 from ._tile import epilogue_inputs, fits
 from .matmul import Product, product
 
@@ -26,14 +26,22 @@ def plan(region: Region) -> list[Plan]:
         return []
     matrix = np.asarray(p.b.const).astype(np.int64).reshape(p.depth, p.columns) - int(region.attrs["b_zero_point"])
     held = None if bias is None else region.inputs[bias].const
-    points = min(POINTS, p.rows.extent)
-    weights = packed(matrix, held, region.attrs["zero_point"], p.a.type.dtype, group_of(points))
-    if weights is None:
+    columns = Columns(matrix, held, int(region.attrs["zero_point"]), p.a.type.dtype)
+    if not columns.fit:
         return []
     words = p.depth % 4 == 0
-    cost = instructions(region, weights, points, -(-p.rows.extent // points), p.depth * (1.5 if words else 4.0))
-    config = {"points": points, **places(region, p, words)}
-    return [finished(region, "dsp_matmul", weights, config, cost, overlaps(region, p, points))]
+    points = min(POINTS, p.rows.extent)
+    y = region.outputs[0]
+    row = 0 if p.rows.out is None else y.strides[p.rows.out]
+    walk = Walk(
+        {"points": points, **places(region, p, words)},
+        points,
+        -(-p.rows.extent // points),
+        p.depth * (1.8 if words else 4.0),
+        (0, row * p.rows.extent, row, y.strides[p.column]),
+        overlaps(region, p, points),
+    )
+    return plans_of(region, "dsp_matmul", columns, walk)
 
 
 def places(region: Region, p: Product, words: bool) -> dict[str, Any]:
@@ -72,4 +80,6 @@ def overlaps(region: Region, p: Product, points: int) -> tuple[tuple[int, int, i
     return ((x, 0, int(lead)),)
 
 
-TEMPLATE = Template("dsp_matmul", ("matmul_integer",), plan, {"dsp_matmul": _dsp.emit})
+TEMPLATE = Template(
+    "dsp_matmul", ("matmul_integer",), plan, {"dsp_matmul": _dsp.emit, "dsp_matmul.steps": _dsp.emit_steps}
+)
