@@ -221,7 +221,8 @@ class _Printer(Expressions):
         for extent in buffer.shape:
             size *= int(extent)
         name = self.declare(buffer)
-        self.emit(f"{C_TYPES[self.held(dtype)]} {name}{'' if size == 1 else f'[{size}]'};")
+        zero = "0.0" if dtype == "float64" else "0.0f" if dtype.startswith("float") else "0"
+        self.emit(f"{C_TYPES[self.held(dtype)]} {name}{f' = {zero}' if size == 1 else f'[{size}]'};")
 
     def _do_DeclBuffer(self, s: Any) -> None:
         self.names[s.buffer] = self.names[s.data]

@@ -240,7 +240,7 @@ class Expressions:
             return self.call(f"{name}_{_SHORT[dtype]}", self.show(e.a, lane), self.show(e.b, lane)), _ATOM
         if kind == "Mod" and dtype.startswith("float"):
             raise unsupported("% of floats")
-        inner = 11 if kind.startswith("Bitwise") else strength  # what gcc calls suspicious without parentheses
+        inner = 13 if kind.startswith("Bitwise") else strength  # what gcc calls suspicious without parentheses
         if kind == "Or":
             inner = 6
         left, right = self.show(e.a, lane, inner), self.show(e.b, lane, inner + (kind != "And" and kind != "Or"))
@@ -373,6 +373,8 @@ class Expressions:
         if kind == "RShift":
             value, by = self.range(e.a), self.range(e.b)
             return None if value is None or by is None or by[0] != by[1] else (value[0] >> by[0], value[1] >> by[0])
+        if kind == "BitwiseAnd" and isinstance(e.b, tirx.IntImm) and int(e.b.value) >= 0:
+            return 0, int(e.b.value)
         if kind == "Select":
             return _joined(self.range(e.true_value), self.range(e.false_value))
         if kind == "TensorLoad" and self.bounds.get(e.source) is not None:
