@@ -111,8 +111,22 @@ def facts(artifact: Artifact, board: str | None) -> dict[str, Any]:
         except MissingTool as error:
             why = error.what
     made = footprint(artifact, found.stack if found else None).as_dict(boards.get(board) if board else None)
+    made["patches"] = _patches(artifact)
     made["instructions"] = sum(found.instructions.values()) if found else None
     return made | {"measured": found is not None, "why_not_measured": why}
+
+
+def _patches(artifact: Artifact) -> dict[str, Any] | None:
+    """How first stages were split so that the model fits: what, the operations that are repeated for it, and the bytes
+    that whole layers would take. None where nothing was."""
+    entry = artifact.entries[0]
+    tried = artifact.meta.get("patches", {}).get(entry.function, [])
+    chosen = next((r for r in tried[1:] if r["arena_bytes"] == entry.arena_bytes()), None)
+    if chosen is None:
+        return None
+    part = chosen["flops"] / max(1.0, sum(s["flops"] for s in entry.steps) - chosen["flops"])
+    more = {"repeated_flops": chosen["flops"], "repeated_part": part, "whole_bytes": tried[0]["arena_bytes"]}
+    return {"name": chosen["name"]} | more
 
 
 def lines(row: Mapping[str, Any]) -> list[str]:
@@ -143,6 +157,12 @@ def lines(row: Mapping[str, Any]) -> list[str]:
 
         said.append(
             f"  largest live layer {size(peak['bytes'])}: {shorten(peak['name'], 48)} ({shorten(peak['op'], 40)})"
+        )
+    patches = row.get("patches")
+    if patches:
+        said.append(
+            f"  computed in {patches['name']}: {count(patches['repeated_flops'])} FLOP more "
+            f"({patches['repeated_part']:.1%}); whole layers need {size(patches['whole_bytes'])}"
         )
     if row["instructions"] is not None:
         said.append(f"  {count(row['instructions'])} instructions a run, counted in the emulator (not cycles)")
