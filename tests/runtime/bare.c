@@ -120,7 +120,9 @@ static void floats(void) {
     CHECK(trainable_flushing(&first, inputs, outputs) == TRAINABLE_OK && mode() == 1);
     for (int i = 0; i < SIZE; i++) CHECK(memcmp(&y[i], &(float){0}, 4) == 0);
     CHECK(trainable_keeping(&first, inputs, outputs) == TRAINABLE_OK && mode() == 1);
+#if !defined(__ARM_FEATURE_MVE) /* Helium's floats are always flushed (Armv8-M manual, StandardFPSCRValue) */
     for (int i = 0; i < SIZE; i++) CHECK(y[i] > 0);
+#endif
     __asm volatile("vmsr fpscr, %0" : : "r"(was));
 }
 
