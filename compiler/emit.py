@@ -22,7 +22,7 @@ from ..errors import NervureError
 from ..runtime.artifact import Artifact, described
 from ..targets.files import write_atomic
 from ..targets.machine import Machine
-from . import bare, emit_data
+from . import bare, emit_data, render
 from .library import describe, describe_bare
 from .names import comment, distinct, entry_names, identifier, prefix
 from .plan.entry import Pool
@@ -192,7 +192,8 @@ class _Emitted:
         return "\n".join(p for p in parts if p)
 
     def _images(self) -> list[tuple[str, Sequence[Stored]]]:
-        return [(k, s) for k, s in (("param", self.program.params), ("state", self.program.states)) if s]
+        both = (("param", self.program.params), ("state", self.program.states))
+        return [(kind, stored) for kind, stored in both if render.block_image(stored)]
 
     def image(self, program: Program, kind: str) -> str:
         return f"&{kind}s_image"

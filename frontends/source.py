@@ -51,12 +51,14 @@ class Source(Model):
 
 
 class Built:
-    """Portable C, compiled for this machine and loaded: what a ``runtime.Session`` is for a library."""
+    """Portable C, compiled for this machine and loaded: what a ``runtime.Session`` is for a library.
 
-    def __init__(self, artifact: Artifact) -> None:
+    ``library``: a shared library of the C file that another compiler made."""
+
+    def __init__(self, artifact: Artifact, library: Path | None = None) -> None:
         self.artifact = artifact
         with temporary_folder() as folder:
-            self._library = ctypes.CDLL(str(_build(artifact, folder)))
+            self._library = ctypes.CDLL(str(library or _build(artifact, folder)))
         align, regions = artifact.block["bare"]["align"], artifact.block["bare"]["regions"]
         self._blocks = [np.zeros(r["bytes"] + align, np.uint8) for r in regions]
         starts = [b.ctypes.data + -b.ctypes.data % align for b in self._blocks]
