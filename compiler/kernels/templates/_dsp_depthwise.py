@@ -6,7 +6,10 @@ from typing import Any
 
 from ._fixed import finish
 from ._numbers import number
+from ._rolled import rolled
 
+_ANY = 1 << 24  # elements of a buffer whose size a kernel does not know
+_SHORT = 2  # words of a line that may be written out
 _UNROLLED = 30  # taps of a kernel whose lines are written out
 
 
@@ -14,64 +17,75 @@ class Emitter:
     """One kernel: images, groups of channels, lines of the input; behind each line the line of outputs it completes."""
 
     def __init__(self, k: Any, config: dict[str, Any]) -> None:
-        from ..evaluate import Evaluator
-
         self.k, self.config = k, config
         self.line, self.point, self.taps = config["line"], config["point"], config["taps"]
-        program, x, y, spans = config["program"], config["x"], config["y"], config["spans"]
-        self.x = k.arg("x", x["dtype"], x["span"])
-        self.w = k.arg("w", "int8", spans[0])
-        self.table = k.arg("table", "int32", spans[1])
-        numbers = k.arg("numbers", "int32", spans[2])
-        reads: list[Any] = [None] * len(program["inputs"])
-        for i in config["reads"]:
-            reads[i] = k.arg(f"x{i}", program["inputs"][i]["dtype"], program["inputs"][i]["span"])
-        self.y = k.arg("y", y["dtype"], y["span"])
-        self.held = k.arg("held", "int32", config["scratch"] // 4)
-        self.part: Any = None
-        self.ev = Evaluator(k, program, reads, lambda _, coords: self.part, numbers)
-        self.alone = program["nodes"] and program["results"] == program["anchor"]
-        self.zero = k.bind(number(k, numbers, config["pad"]), "zero")
+        self.x = k.arg("x", config["x"]["dtype"], _ANY)
+        self.w = k.arg("w", "int8", _ANY)
+        self.table = k.arg("table", "int32", _ANY)
+        self.numbers = k.arg("numbers", "int32", _ANY)
+        self.ev = self._evaluator(config.get("program"))
+        self.y = k.arg("y", config["y"]["dtype"], _ANY)
+        self.held = k.arg("held", "int32", _ANY)
+        self.shape = config["shape"]
+        self.plane = self.shape["words"] * config["slots"]
+        self.zero = k.bind(number(k, self.numbers, config["pad"]), "zero")
         self.rule: dict[str, Any] | None = None
         if "rule" in config:
-            attrs = self.ev.resolved({"attrs": program["rescale"]})["attrs"]
-            attrs = {n: k.bind(v) if not isinstance(v, int | str | None) else v for n, v in attrs.items()}
-            self.rule = {**config["rule"], "attrs": attrs}
-            self.offset = k.bind(number(k, numbers, config["rule"]["offset"]), "offset")
+            rescale = config["program"]["rescale"] if self.ev else config["rescale"]
+            attrs = {n: self._known(v) for n, v in rescale.items()}
+            self.rule = {"shift": config["rule"]["shift"], "mixed": True, "attrs": attrs}
+            self.offset = self._known(config["rule"]["offset"])
         self.pad = k.bind(_pair(self.zero, self.zero), "pad")
-        self.one = k.load(numbers, config["one"])  # not known to LLVM, which would write short loops out
+        self.to = k.register("int32", 1, "to")  # where the line of outputs begins
         self.place = k.register("int32", 1, "place")
+
+    def _known(self, value: Any) -> Any:
+        return self.k.bind(number(self.k, self.numbers, value)) if isinstance(value, dict) else value
+
+    def _evaluator(self, program: Any) -> Any:
+        """What comes behind the sums, or behind their rescaling."""
+        from ..evaluate import Evaluator
+
+        if program is None:
+            return None
+        reads: list[Any] = [None] * len(program["inputs"])
+        for i in self.config["reads"]:
+            reads[i] = self.k.arg(f"x{i}", program["inputs"][i]["dtype"], program["inputs"][i]["span"])
+        self.part: Any = None
+        return Evaluator(self.k, program, reads, lambda _, coords: self.part, self.numbers)
 
     def run(self) -> None:
         k, config = self.k, self.config
-        channels, size = config["channels"], config["group"]
+        size, groups = config["group"], self.shape["groups"]
         with k.loop(config["batch"]) as b:
-            if channels >= size:
-                with k.loop(channels // size) as i:
-                    self._group(b, i * size, size)
-            if channels % size:
-                self._group(b, channels - channels % size, channels % size)
+            with k.loop(groups, name="group") as i:
+                self._group(b, i * size, size)
+            if config["rest"]:
+                self._group(b, groups * size, config["rest"])
 
     def _group(self, b: Any, first: Any, members: int) -> None:
         """All lines of a few channels. Of the lines ``dilation`` apart each ring holds as many as there are taps."""
         from tvm import tirx
 
-        k, line, config = self.k, self.line, self.config
-        self.weights = members * config["slots"] * config["words"]  # where they begin
+        k, line, config, shape = self.k, self.line, self.config, self.shape
+        self.weights = self.plane * members  # where they begin
         self._widen_weights(first, members)
         reach, apart, taps = (line["taps"] - 1) * line["dilation"], line["dilation"], line["taps"]
-        source = b * config["x"]["batch"] + first * config["x"]["channel"]
         self.place.set(_const(-1))
-        with k.loop((line["extent"] - 1) * line["stride"] + reach + 1, name="row") as i:
+        source = b * config["x"]["batch"] + first * config["x"]["channel"]
+        self.to.set(_const(0) + b * config["y"]["batch"])
+        with k.loop(shape["lines"], name="row") as i:
             at = i - line["pad"]
             place = self._next(i, apart, taps)
             ring = k.bind(i % apart * taps, "ring") if apart > 1 else 0
-            slot = (ring + place) * config["words"]
-            inside = tirx.all(at >= 0, at < line["size"]) if not isinstance(i, int) else 0 <= at < line["size"]
+            slot = k.bind((ring + place) * shape["words"], "slot")
+            whole = not isinstance(i, int) and (line["pad"] > 0 or shape["lines"] - line["pad"] > shape["size"])
+            inside = tirx.all(at >= 0, at < shape["size"]) if whole else True
             with k.when(inside):
-                self._widen(k.bind(source + at * line["step"], "source"), slot, members)
-            with k.when(tirx.Not(inside) if not isinstance(inside, bool) else not inside):
-                self._fill(slot, members)
+                self._widen(k.bind(source + at * shape["line_step"], "source"), slot, members)
+            if whole:
+                with k.when(tirx.Not(inside)):
+                    self._fill(slot, members)
             out = i - reach
             done = [out >= 0] if reach else []
             if line["stride"] > 1 and not isinstance(i, int):
@@ -79,7 +93,7 @@ class Emitter:
             with k.when(tirx.all(*done) if done else True):
                 y = out // line["stride"] if line["stride"] > 1 else out
                 turn = (taps - 1 - place) * len(self.taps["pairs"])
-                self._outputs((b, first, y), ring * config["words"], turn, members)
+                self._outputs((b, first, y), ring * shape["words"], turn, members)
 
     def _next(self, i: Any, apart: int, taps: int) -> Any:
         """The place in its ring of line ``i`` of the input."""
@@ -99,7 +113,7 @@ class Emitter:
         k, config, pairs = self.k, self.config, self.taps["pairs"]
         rows, columns, words = self.line["taps"], config["columns"], len(self.taps["pairs"])
         width = self.point["taps"]
-        with k.strides(members * columns, self.one, "column") as c, k.strides(rows, self.one, "tap") as t:
+        with rolled(k, members * columns) as c, rolled(k, rows) as t:
             source = ((first * columns + c) * rows + t) * width
             to = self.weights + (c * 2 * rows + t) * words
             values = [k.bind(_cast(k.load(self.w, source + j), "int32"), "w") for j in range(width)]
@@ -110,19 +124,20 @@ class Emitter:
 
     def _widen(self, source: Any, slot: Any, members: int) -> None:
         """A line of the input: words that lie inside in a loop, those with padding one by one."""
-        k, config, point = self.k, self.config, self.point
-        first, last = config["inner"]
-        for word in (*range(first), *range(last, config["words"])):
-            self._words(source, slot, word, [0 <= 2 * word + h - point["pad"] < point["size"] for h in (0, 1)], members)
-        if last > first:
-            with k.loop(last - first, name="word") as i:
+        k, config, inner = self.k, self.config, self.shape["inner"]
+        first = len(config["before"])
+        for word, inside in enumerate(config["before"]):
+            self._words(source, slot, word, inside, members)
+        if inner:
+            with rolled(k, inner) if inner > _SHORT else k.loop(inner, name="word") as i:
                 self._words(source, slot, i + first, [True, True], members)
+        for word, inside in enumerate(config["after"]):
+            self._words(source, slot, inner + first + word, inside, members)
 
     def _words(self, source: Any, slot: Any, word: Any, inside: list[bool], members: int) -> None:
         """Two neighbouring points of each channel as a word."""
         k, config = self.k, self.config
-        at = [source + (word * 2 + h - self.point["pad"]) * self.point["step"] for h in (0, 1)]
-        channel = config["slots"] * config["words"]
+        at = [source + (word * 2 + half - self.point["pad"]) * self.shape["point_step"] for half in (0, 1)]
         if not any(inside):
             found = [self.pad] * members
         elif members == 4 and config["x"]["channel"] == 1:
@@ -134,8 +149,8 @@ class Emitter:
                 return _cast(k.load(self.x, at[half] + c * step), "int32") if inside[half] else self.zero
 
             found = [_pair(point(c, 0), point(c, 1)) for c in range(members)]
-        for c, value in enumerate(found):
-            k.store(self.held, slot + word + c * channel, value)
+        for c, value in enumerate([k.bind(v, "both") for v in found]):
+            k.store(self.held, slot + word + self.plane * c, value)
 
     def _four(self, at: list[Any], inside: list[bool]) -> list[Any]:
         """Of two words of four channels the halves that belong together."""
@@ -160,14 +175,14 @@ class Emitter:
         return found
 
     def _fill(self, slot: Any, members: int) -> None:
-        k, words = self.k, self.config["words"]
-        with k.loop(members, name="member") as c, k.loop(words, name="word") as i:
-            k.store(self.held, slot + c * (self.config["slots"] * words) + i, self.pad)
+        k = self.k
+        with rolled(k, members) as c, rolled(k, self.shape["words"]) as i:
+            k.store(self.held, slot + c * self.plane + i, self.pad)
 
     # -- outputs ---------------------------------------------------------------------------------------------------
 
     def _outputs(self, place: tuple[Any, Any, Any], ring: Any, turn: Any, members: int) -> None:
-        k, config, taps = self.k, self.config, self.taps
+        k, config, taps, shape = self.k, self.config, self.taps, self.shape
         b, first, y = place
         columns, wide = config["columns"], 2 if self.rule else 1
         with k.loop(members, name="member") as c, k.loop(columns, name="column") as j:
@@ -175,14 +190,14 @@ class Emitter:
             channel = k.bind(first * columns + column, "channel")
             start = k.bind(k.load(self.table, channel * wide), "start")
             word = k.bind(k.load(self.table, channel * wide + 1), "word") if self.rule else None
-            data = k.bind(c * (config["slots"] * config["words"]) + ring, "data")
+            data = k.bind(c * self.plane + ring, "data")
             weights = k.bind(self.weights + column * config["weights"] + turn, "weights")
             shared = (b, channel, y, start, word, data, weights)
-            whole = self.point["extent"] // taps["outputs"]
-            with k.loop(whole, name="tile") as t:
+            with k.loop(shape["tiles"], name="tile") as t:
                 self._tile(shared, t, taps["outputs"])
             if taps["rest"]:
-                self._tile(shared, whole, taps["rest"])
+                self._tile(shared, shape["tiles"], taps["rest"])
+        self.to.set(self.to.get() + shape["line_out"])
 
     def _tile(self, shared: Any, t: Any, outputs: int) -> None:
         k, taps, rows = self.k, self.taps, self.line["taps"]
@@ -191,7 +206,7 @@ class Emitter:
         sums = [k.register("int32", 1, "sum") for _ in range(outputs)]
         for s in sums:
             s.set(start)
-        words, pairs = self.config["words"], len(taps["pairs"])
+        words, pairs = self.shape["words"], len(taps["pairs"])
         unrolled = rows * self.point["taps"] <= _UNROLLED
         if unrolled:
             for r in range(rows):
@@ -205,7 +220,8 @@ class Emitter:
             for o, part in enumerate(parts):
                 self._store(b, channel, y, x + o, part)
         else:
-            finish(k, parts, word, self.rule, self.offset, lambda o, v: self._store(b, channel, y, x + o, v))
+            spare = (self.held, self.config["spare"], lambda extent: rolled(k, extent))
+            finish(k, parts, word, self.rule, self.offset, lambda o, v: self._store(b, channel, y, x + o, v), spare)
 
     def _row(self, sums: Any, base: Any, weights: Any) -> None:
         """The products of one line of taps."""
@@ -229,14 +245,13 @@ class Emitter:
             sums[o].set(k.instruction(row, acc=sums[o].get(), a=value("x", at), b=value("w", pair)))
 
     def _store(self, b: Any, channel: Any, y: Any, x: Any, part: Any) -> None:
-        if self.alone:
-            to = self.config["y"]
-            at = b * to["batch"] + channel * to["channel"] + y * self.line["out"] + x * self.point["out"]
+        if self.ev is None:
+            at = self.to.get() + channel * self.config["y"]["channel"] + x * self.shape["point_out"]
             self.k.store(self.y, at, part)
             return
         coords: list[Any] = [(0, 0)] * len(self.config["program"]["outputs"][0]["shape"])
         coords[0], coords[1] = (b, 0), (channel, 0)
-        for axis, index in ((self.line["axis"], y), (self.point["axis"], x)):
+        for axis, index in zip(self.config["axes"], (y, x), strict=True):
             if axis is not None:
                 coords[axis] = (index, 0)
         self.ev.begin()

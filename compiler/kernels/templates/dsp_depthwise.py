@@ -53,18 +53,19 @@ def _plan(region: Region, g: Geometry) -> Plan | None:
     line, point = (2, 1) if g.kernel[2] == 1 and g.kernel[1] > 1 else (1, 2)
     taps = taps_of(g.kernel[point], g.strides[point], g.dilations[point], g.out[point])
     config = _geometry(region, g, line, point, taps)
-    if config["scratch"] > _MOST_SCRATCH or max(config["before"], config["after"]) > _MOST_PADS:
+    if config["scratch"] > _MOST_SCRATCH or max(len(config["before"]), len(config["after"])) > _MOST_PADS:
         return None
+    cost = _instructions(region, config, g, taps)
     program, rule = rescaling(region, serialize(region), g)
     numbers = Numbers()
     config["pad"] = numbers.put(region.attrs["zero_point"])
-    config["one"] = numbers.put(1)["at"]
     if rule is not None:
-        config["rule"] = {"shift": rule.shift, "mixed": rule.mixed, "offset": numbers.put(rule.offset)}
-    config["program"] = numbers.program(program)
-    consts = [*_constants(region, g, rule), numbers.array]
-    config["spans"] = [c.size for c in consts]
+        config["rule"] = {"shift": rule.shift, "offset": numbers.put(rule.offset)}
+    program = numbers.program(program)
     config["reads"] = program_inputs(program)
+    alone = rule is not None and program["results"] == program["anchor"]
+    config.update({"rescale": program["rescale"]} if alone else {"program": program})
+    consts = [*_constants(region, g, rule), numbers.array]
     args = (
         Arg("in", region.operand(0) or 0),
         *(Arg("const", i) for i in range(len(consts))),
@@ -77,7 +78,7 @@ def _plan(region: Region, g: Geometry) -> Plan | None:
     return Plan(
         "dsp_depthwise",
         (Draft(KernelSpec("dsp_depthwise", config), args),),
-        cost=_instructions(config, taps) / _UNSEEN / GHZ + 50,
+        cost=cost / _UNSEEN / GHZ + 50,
         consts=tuple(consts),
         worker_bytes=config["scratch"],
         inplace=(*own, *inplace_pairs(region)),
@@ -87,43 +88,52 @@ def _plan(region: Region, g: Geometry) -> Plan | None:
 
 
 def _geometry(region: Region, g: Geometry, line: int, point: int, taps: Taps) -> dict[str, Any]:
-    y = region.outputs[0]
-    rank = y.type.rank
-
-    def axis(i: int) -> dict[str, Any]:
-        number = rank - 3 + i
-        found = {"extent": g.out[i], "size": g.size[i], "step": g.step[i], "taps": g.kernel[i], "pad": g.pads[i]}
-        found |= {"stride": g.strides[i], "dilation": g.dilations[i], "axis": number if number >= 2 else None}
-        return {**found, "out": y.strides[number] if number >= 2 else 0}
-
-    lines, points = axis(line), axis(point)
-    needed = (points["extent"] - 1) * points["stride"] + (points["taps"] - 1) * points["dilation"] + 1
-    words = -(-needed // 2)
-    first = -(-points["pad"] // 2)  # the first word without padding
-    last = max(first, min(words, (points["size"] + points["pad"]) // 2))
+    """What a kernel is made for."""
+    y, rank = region.outputs[0], region.anchor_type.rank
+    axes = [rank - 3 + i for i in (line, point)]
+    out = [y.strides[a] if a >= 2 else 0 for a in axes]
+    needed = (g.out[point] - 1) * g.strides[point] + (g.kernel[point] - 1) * g.dilations[point] + 1
+    words, pad = -(-needed // 2), g.pads[point]
+    first = -(-pad // 2)  # the first word without padding
+    last = max(first, min(words, (g.size[point] + pad) // 2))
     group = _GROUP if g.x.strides[1] == 1 else 1
-    slots = lines["taps"] * lines["dilation"]
-    weights = 2 * lines["taps"] * len(taps.pairs)
-    config = {
-        "x": {"dtype": g.x.type.dtype, "span": g.x.span, "batch": g.x.strides[0], "channel": g.x.strides[1]},
-        "y": {"dtype": y.type.dtype, "span": y.span, "batch": y.strides[0], "channel": y.strides[1]},
+    slots = g.kernel[line] * g.dilations[line]
+    weights = 2 * g.kernel[line] * len(taps.pairs)
+
+    def inside(word: int) -> list[bool]:
+        return [bool(0 <= 2 * word + half - pad < g.size[point]) for half in (0, 1)]
+
+    return {
+        "x": {"dtype": g.x.type.dtype, "batch": g.x.strides[0] * (g.batch > 1), "channel": g.x.strides[1]},
+        "y": {"dtype": y.type.dtype, "batch": y.strides[0] * (g.batch > 1), "channel": y.strides[1]},
         "batch": g.batch,
-        "channels": g.group,
+        "rest": g.group % group,
         "columns": g.columns,
         "group": group,
-        "line": lines,
-        "point": points,
-        "words": words,
-        "inner": [first, last],
-        "before": first,
-        "after": words - last,
+        "axes": [a if a >= 2 else None for a in axes],
+        "line": {n: v[line] for n, v in (("taps", g.kernel), ("stride", g.strides), ("dilation", g.dilations))}
+        | {"pad": g.pads[line]},
+        "point": {"taps": g.kernel[point], "pad": pad},
+        "before": [inside(w) for w in range(first)],
+        "after": [inside(w) for w in range(last, words)],
         "slots": slots,
         "weights": weights,
         "taps": taps.config,
+        "spare": min(group, g.group) * (slots * words + g.columns * weights),
+        "scratch": 4 * (min(group, g.group) * (slots * words + g.columns * weights) + taps.outputs),
+        "shape": {
+            "groups": g.group // group,
+            "lines": (g.out[line] - 1) * g.strides[line] + (g.kernel[line] - 1) * g.dilations[line] + 1,
+            "size": g.size[line],
+            "line_step": g.step[line],
+            "point_step": g.step[point],
+            "line_out": out[0],
+            "point_out": out[1],
+            "words": words,
+            "inner": last - first,
+            "tiles": g.out[point] // taps.outputs,
+        },
     }
-    members = min(group, g.group)
-    config["scratch"] = 4 * members * (slots * words + g.columns * weights)
-    return config
 
 
 def _multiplier(region: Region) -> tuple[np.ndarray, dict[str, Any]] | None:
@@ -206,18 +216,15 @@ def _in_place(region: Region, g: Geometry) -> tuple[tuple[int, int], ...]:
     return ((source, 0),) if same and covered and source is not None and g.columns == 1 else ()
 
 
-def _instructions(config: dict[str, Any], taps: Taps) -> float:
+def _instructions(region: Region, config: dict[str, Any], g: Geometry, taps: Taps) -> float:
     """What one run takes, estimated."""
-    line, point = config["line"], config["point"]
-    lines = (line["extent"] - 1) * line["stride"] + (line["taps"] - 1) * line["dilation"] + 1
-    finish = 4 if config.get("rule") else 11
-    each = taps.products * line["taps"] + point["extent"] * (finish + 0.7) + 14
-    each += line["taps"] * taps.loads
-    turn = 7 if config["group"] == _GROUP else 12
-    widened = lines * (config["words"] * turn / 2 * 1.0 + 6)
-    weights = 8.0 * line["taps"] + 6
-    channel = line["extent"] * each * config["columns"] + widened + weights * config["columns"]
-    return float(config["batch"] * config["channels"] * channel)
+    line, shape = config["line"], config["shape"]
+    points, lines = region.anchor_type.size // (g.batch * g.group * g.columns), shape["lines"]
+    outs = (lines - 1 - (line["taps"] - 1) * line["dilation"]) // line["stride"] + 1
+    each = (taps.products + taps.loads) * line["taps"] + points / outs * (5 if "rule" in config else 12) + 16
+    widened = lines * (shape["words"] * (4 if config["group"] == _GROUP else 7) + 6)
+    channel = (outs * each + 8.0 * line["taps"] + 6) * config["columns"] + widened
+    return float(g.batch * g.group * channel)
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
