@@ -54,8 +54,7 @@ class Tiles:
         k, tiles = self.k, -(-self.extent // self.points)
         with k.loop(self.config["batch"]["extent"]) as n, k.loop(self.count(tiles), name="tile") as t:
             first = k.bind(t * self.points, "first")
-            if not self.config.get("direct"):
-                _dsp_source.emit(k, self, n, first)
+            _dsp_source.emit(k, self, n, first)
             self.channels(n, first)
 
     def channels(self, n: Any, first: Any) -> None:
@@ -93,12 +92,11 @@ class Requantized(Tiles):
         self.out = k.arg("y", config["steps"]["to"], config["out"]["span"])
         self.scratch = k.arg("scratch", "int32", config["scratch"])
         self.bytes = k.arg("bytes", a["dtype"], config["depth"]) if config["source"]["kind"] == "bytes" else None
-        self.kept = 0 if config["direct"] else self.quads * 2 * self.points  # where addresses lie in the scratch
+        self.kept = self.quads * 2 * self.points  # where addresses lie in the scratch
 
     def run(self) -> None:
         """What stays is written first."""
-        x = (self.a, 0) if self.config["direct"] else (self.scratch, 0)
-        ends = ((self.weights, self.config["weights"]), x)
+        ends = ((self.weights, self.config["weights"]), (self.scratch, 0))
         for i, address in enumerate(ends):
             self.k.helper(*_dsp_asm.keep(), (self.scratch, self.kept + self.points + i), address)
         self.walk()
@@ -114,14 +112,10 @@ class Requantized(Tiles):
             k.helper(*_dsp_asm.keep(), (self.scratch, self.kept + p), to)
             if self.row is not None:
                 k.helper(*_dsp_asm.copy(), (self.row, 0), to, (self.row, config["row"]))
-        shape = (self.points, config["pairs"], self.quads)
+        shape = (self.points, config["pairs"], _dsp_asm.round_of(config["depth"]))
         kinds = {name: config[name] for name in ("split", "scattered", "one_scale")}
-        kept, w = (self.scratch, self.kept), (self.weights, 0)
-        if config["direct"]:
-            tile = _dsp_asm.tile(shape, config["steps"], **kinds, direct=config["a"]["dtype"])
-            k.helper(*tile, (self.a, 0), w, (self.a, config["depth"]), kept)
-        else:
-            k.helper(*_dsp_asm.tile(shape, config["steps"], **kinds, direct=None), (self.scratch, 0), w, kept)
+        tile = _dsp_asm.tile(shape, config["steps"], **kinds, direct=None)
+        k.helper(*tile, (self.scratch, 0), (self.weights, 0), (self.scratch, self.kept))
 
 
 class Evaluated(Tiles):
@@ -159,7 +153,7 @@ class Evaluated(Tiles):
     def _tile(self, place: tuple[Any, Any], first: Any, pairs: int) -> None:
         """``pairs`` pairs of channels from the pair ``first`` on."""
         k, size = self.k, 2 + 2 * self.quads
-        loop = _dsp_asm.products(self.points, pairs, self.quads, self.config["split"])
+        loop = _dsp_asm.products(self.points, pairs, _dsp_asm.round_of(self.config["depth"]), self.config["split"])
         end = (self.scratch, self.sums)
         k.helper(*loop, (self.scratch, 0), (self.weights, first * size), end)
         extent = self.extent

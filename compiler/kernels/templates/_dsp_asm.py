@@ -17,12 +17,6 @@ def opaque() -> tuple[str, str]:
     return "nv_opaque", _function("nv_opaque", ["i32 %n"], "=r,0", "", ["i32 %n"])
 
 
-def apart() -> tuple[str, str]:
-    """Nothing; a loop in which it is called is not unrolled."""
-    text = 'define internal i32 @nv_apart() alwaysinline nounwind {\n  call void asm sideeffect "", ""() noduplicate\n'
-    return "nv_apart", text + "  ret i32 0\n}\n"
-
-
 def widen(dtype: str, points: int) -> tuple[str, str]:
     """From ``src`` to ``end``, words of four bytes become pairs of int16, ``points`` words apart from ``dst`` on."""
     form = "sxtb16" if dtype == "int8" else "uxtb16"
@@ -43,17 +37,17 @@ def widen(dtype: str, points: int) -> tuple[str, str]:
     return name, _block(name, body, {"src": 2, "dst": 3, "end": 12}, (0, 1))
 
 
-def products(points: int, pairs: int, quads: int, split: bool) -> tuple[str, str]:
+def products(points: int, pairs: int, rounds: int, split: bool) -> tuple[str, str]:
     """The sums of a tile: from ``x`` to ``end`` lie its inputs [pair][point], from ``w`` on what the sums begin with
     (two words a pair of channels), then the weights [pair][pair of channels]. From ``end`` on the sums are written,
-    [pair of channels][a, b][point]. ``quads`` (of which a round takes as many as divide it) are the depth in fours."""
-    body = _products(points, pairs, quads, split)
+    [pair of channels][a, b][point]. A round takes ``rounds`` times four of the depth."""
+    body = _products(points, pairs, rounds, split)
     body.append(f"stm r11, {{r0-r{2 * points * pairs - 1}}}")
-    name = f"nv_products_{points}_{pairs}_{round_of(quads)}{'_split' if split else ''}"
+    name = f"nv_products_{points}_{pairs}_{rounds}{'_split' if split else ''}"
     return name, _block(name, body, {"x": 11, "w": 12, "end": 14}, range(11))
 
 
-def _products(points: int, pairs: int, quads: int, split: bool, direct: str | None = None) -> list[str]:
+def _products(points: int, pairs: int, rounds: int, split: bool, direct: str | None = None) -> list[str]:
     """The sums, in registers [pair of channels][a, b][point]."""
     sums = [[[f"r{(q * 2 + j) * points + p}" for p in range(points)] for j in range(2)] for q in range(pairs)]
     xs, ws, high = _registers(2 * points * pairs, points, pairs, split)
@@ -61,7 +55,7 @@ def _products(points: int, pairs: int, quads: int, split: bool, direct: str | No
     body = [f"ldm r12!, {{{', '.join(heads)}}}"]
     body += [f"mov {s}, {own[0]}" for q in range(pairs) for own in sums[q] for s in own[1:]]
     body.append("1:")
-    for _ in range(round_of(quads)):
+    for _ in range(rounds):
         body += _quad(sums, xs, ws, high, points, pairs, direct)
     return [*body, "cmp r11, lr", "bne 1b"]
 
@@ -75,19 +69,19 @@ def tile(
     one_scale: bool,
     direct: str | None,
 ) -> tuple[str, str]:
-    """All channels of a tile of ``shape`` (points, pairs, quads), to their 8 bits. ``x`` and ``end`` as for
+    """All channels of a tile of ``shape`` (points, pairs, quads to a round), to their 8 bits. ``x`` and ``end`` as for
     ``products``, and ``w`` too; but behind the weights of each group come its multipliers (unless there is
     ``one_scale``: that of a and of b, which come first), and where they are ``scattered`` a word a pair that holds the
     offsets of both results.
 
     From ``end`` on lie the addresses of the points' results, the end of the weights and ``x``. One point can be taken
     ``direct``ly from its bytes, of that type: then these lie from ``kept`` on."""
-    points, pairs, quads = shape
+    points, pairs, rounds = shape
     kept = "r10" if direct else "lr"
     count = 2 * points * pairs
     sums = [[[f"r{(q * 2 + j) * points + p}" for p in range(points)] for j in range(2)] for q in range(pairs)]
     body = ["vldmia r12!, {s14, s15}"] if one_scale else []
-    body += ["2:", *_products(points, pairs, quads, split, direct)]
+    body += ["2:", *_products(points, pairs, rounds, split, direct)]
     if not split:
         body += [f"sub {a}, {a}, {b}" for own in sums for a, b in zip(*own, strict=True)]
     body += [f"vmov s{i}, s{i + 1}, r{i}, r{i + 1}" for i in range(0, count, 2)]
@@ -103,7 +97,7 @@ def tile(
     body += [f"ldrd r9, r11, [{kept}, #{4 * points}]", "cmp r12, r9", "bne 2b"]
     flags = "".join(f"_{v}" for v in (steps["to"], steps["zero"], steps["low"], steps["high"])).replace("-", "m")
     kind = f"{'_split' if split else ''}{'_scattered' if scattered else ''}{'_one' if one_scale else ''}"
-    name = f"nv_tile_{points}_{pairs}_{round_of(quads)}{flags}{kind}{f'_{direct}' if direct else ''}"
+    name = f"nv_tile_{points}_{pairs}_{rounds}{flags}{kind}{f'_{direct}' if direct else ''}"
     pointers = {"x": 11, "w": 12, "end": 14} | ({"kept": 10} if direct else {})
     return name, _block(name, body, pointers, range(11), singles=16)
 
@@ -146,9 +140,9 @@ def copy() -> tuple[str, str]:
     return "nv_copy", _block("nv_copy", body, {"src": 2, "dst": 3, "end": 12}, (0, 1))
 
 
-def round_of(quads: int) -> int:
-    """Quads that a round of ``products`` takes."""
-    return next(u for u in range(UNROLL, 0, -1) if quads % u == 0)
+def round_of(depth: int) -> int:
+    """Fours of the depth that a round of ``products`` takes: as many as divide it."""
+    return next(u for u in range(UNROLL, 0, -1) if depth // 4 % u == 0)
 
 
 def _registers(count: int, points: int, pairs: int, split: bool) -> tuple[list[str], list[str], str]:

@@ -11,12 +11,14 @@ from ....targets.machine import Machine
 from ...ops import OPS, Kind
 from ..expr import Program, serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region
+from . import _dsp_asm, _dsp_plain
 from ._dsp_steps import Steps, steps_of
 from ._numbers import Numbers
 from ._tile import GHZ, epilogue_inputs, inplace_pairs
 
 NARROW = ("int8", "uint8")
 MOST_SUM = 1 << 23  # 256 times less than that is an int32
+PLAIN = "dsp_conv.plain"  # convolutions and products of matrices share these kernels, too
 POINTS = 3  # of a tile: their sums of two channels, and what they are made of, are all the registers
 
 
@@ -169,6 +171,16 @@ class Walk:
     def staged(self) -> bool:
         return bool(self.config["source"]["kind"] == "bytes")
 
+    @property
+    def plain(self) -> bool:
+        """Whether points are runs of words, a constant step apart in the input and in the output."""
+        source, line, point = (self.config[name] for name in ("source", "line", "point"))
+        apart = line["extent"] > 1 and (
+            line["a"] != point["a"] * point["extent"] or self.strides[1] != self.strides[2] * point["extent"]
+        )
+        runs = self.staged or source["border"] or source["lines"] * source["runs"] > 1
+        return not (runs or apart or self.config["batch"]["extent"] > 1)
+
 
 def plans_of(region: Region, template: str, of: Columns, walk: Walk) -> list[Plan]:
     """Plans for constant weights: for any results, or, cheaper, for those that are only requantized."""
@@ -200,7 +212,7 @@ def any_results(region: Region, template: str, of: Columns, walk: Walk) -> Plan:
     }
     consts = (weights.words, *([numbers] if numbers.size else []))
     cost = instructions(weights, points, walk.tiles, walk.widening, 4 + epilogue(region), 25)
-    return _plan(region, template, config, consts, reads, walk, weights, cost)
+    return _plan(region, template, template, config, consts, reads, walk, weights, cost)
 
 
 def worked(of: Columns, channel: int) -> tuple[np.ndarray, bool]:
@@ -222,32 +234,65 @@ def requantized(region: Region, template: str, of: Columns, walk: Walk, steps: S
     group = group_of(walk.points, -(-len(own) // 2), whole=True)
     weights = packed(of.chosen(own), group, steps.multipliers[own], own * channel if spread else None)
     row = None if len(own) == of.matrix.shape[1] else steps.of(of.starts)
-    config = {
-        **walk.config,
+    kinds = {
         "steps": steps.data(),
-        "weights": weights.words.size,
-        "depth": weights.depth,
         "split": weights.split,
         "one_scale": weights.one_scale,
         "scattered": spread,
         "pairs": group,
-        "row": 0 if row is None else row.size,
-        "out": {"span": region.outputs[0].span, "strides": list(walk.strides[:3])},
-        "direct": False,
-        "scratch": walk.points * weights.depth // 2 + walk.points + 2,
         "overlaps": bool(walk.overlaps),
     }
-    consts = (weights.words, *([] if row is None else [row]))
-    cost = instructions(weights, walk.points, walk.tiles, walk.widening + config["row"], 8.5, 15 + 3 * spread)
-    found = [_plan(region, f"{template}.steps", config, consts, [], walk, weights, cost)]
-    if walk.points == 1 and not walk.staged and not walk.config["source"]["border"] and not weights.split:
-        config = {**config, "direct": True, "scratch": 3}
-        found.append(_plan(region, f"{template}.steps", config, consts, [], walk, weights, cost * 1.15))
+    rows = () if row is None else (row,)
+    cost = instructions(
+        weights, walk.points, walk.tiles, walk.widening + sum(r.size for r in rows), 8.5, 15 + 3 * spread
+    )
+    if walk.plain:
+        return shared(region, template, walk, weights, kinds, rows, cost)
+    config = {
+        **walk.config,
+        **kinds,
+        "weights": weights.words.size,
+        "depth": weights.depth,
+        "row": sum(r.size for r in rows),
+        "out": {"span": region.outputs[0].span, "strides": list(walk.strides[:3])},
+        "scratch": walk.points * weights.depth // 2 + walk.points + 2,
+    }
+    return [_plan(region, template, f"{template}.steps", config, (weights.words, *rows), [], walk, weights, cost)]
+
+
+def shared(
+    region: Region,
+    template: str,
+    walk: Walk,
+    weights: Packed,
+    kinds: dict[str, Any],
+    rows: tuple[np.ndarray, ...],
+    cost: float,
+) -> list[Plan]:
+    """Plans with the kernel that all shapes share. One point may be taken as it lies: slower, but without scratch."""
+    point = walk.config["point"]
+    shape = {
+        "tiles": walk.tiles,
+        "last": point["extent"] * walk.config["line"]["extent"] - 1,
+        "step": point["a"],
+        "to": walk.strides[2],
+        "depth": weights.depth,
+        "row": sum(r.size for r in rows),
+    }
+    consts = (np.concatenate([_dsp_plain.head(weights.words.size, shape), weights.words]), *rows)
+    rest = {"points": walk.points, "dtype": walk.config["a"]["dtype"], "round": _dsp_asm.round_of(weights.depth)}
+    config = {**kinds, **rest, "row": bool(rows), "direct": None}
+    scratch = walk.points * weights.depth // 2 + walk.points + 2
+    found = [_plan(region, template, PLAIN, config, consts, [], walk, weights, cost, scratch)]
+    if walk.points == 1 and not weights.split:
+        config = {**config, "direct": rest["dtype"]}
+        found.append(_plan(region, template, PLAIN, config, consts, [], walk, weights, cost * 1.15, 3))
     return found
 
 
 def _plan(
     region: Region,
+    template: str,
     spec: str,
     config: dict[str, Any],
     consts: tuple[np.ndarray, ...],
@@ -255,17 +300,18 @@ def _plan(
     walk: Walk,
     weights: Packed,
     cost: float,
+    scratch: int | None = None,
 ) -> Plan:
     x = region.operand(0)
     assert x is not None
-    size = 4 * config["scratch"]
+    size = 4 * (config["scratch"] if scratch is None else scratch)
     args = [Arg("in", x), *(Arg("const", i) for i in range(len(consts))), *(Arg("in", i) for i in reads)]
     args += [*(Arg("out", j) for j in range(len(region.outputs))), Arg("worker", 0)]
     args += [Arg("worker", 0, size)] if walk.staged else []
     notes = [note for note, said in (("split", weights.split), ("copied", walk.staged)) if said]
     notes += ["direct"] if config.get("direct") else []
     return Plan(
-        spec.split(".")[0],
+        template,
         (Draft(KernelSpec(spec, config), tuple(args)),),
         cost=cost / GHZ + 50,
         consts=consts,

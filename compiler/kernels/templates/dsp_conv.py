@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..spec import Plan, Region, Template
-from . import _dsp
+from . import _dsp, _dsp_plain
 from ._dsp_lead import overlaps
 from ._dsp_plan import POINTS, Columns, Walk, plans_of, serves
 from ._tile import coordinates_matter, epilogue_inputs, fits, joinable
@@ -109,4 +109,9 @@ def places(region: Region, g: Geometry) -> dict[str, Any]:
     }
 
 
-TEMPLATE = Template("dsp_conv", ("conv_integer",), plan, {"dsp_conv": _dsp.emit, "dsp_conv.steps": _dsp.emit_steps})
+TEMPLATE = Template(
+    "dsp_conv",
+    ("conv_integer",),
+    plan,
+    {"dsp_conv": _dsp.emit, "dsp_conv.steps": _dsp.emit_steps, "dsp_conv.plain": _dsp_plain.emit},
+)

@@ -81,5 +81,8 @@ def overlaps(region: Region, p: Product, points: int) -> tuple[tuple[int, int, i
 
 
 TEMPLATE = Template(
-    "dsp_matmul", ("matmul_integer",), plan, {"dsp_matmul": _dsp.emit, "dsp_matmul.steps": _dsp.emit_steps}
+    "dsp_matmul",
+    ("matmul_integer",),
+    plan,
+    {"dsp_matmul": _dsp.emit, "dsp_matmul.steps": _dsp.emit_steps},
 )
