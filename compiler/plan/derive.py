@@ -27,6 +27,7 @@ class Derived:
     steps: list[Step] = field(default_factory=list)
     scratch: int = 0  # that the steps need while they run: shared, and of each worker
     worker_bytes: int = 0
+    behind: int = 0  # where inputs end that a caller may have put into the arena before ``refresh`` runs
     _known: dict[tuple[object, ...], tuple[int, ...]] = field(default_factory=dict)
 
     def make(
@@ -77,14 +78,30 @@ class Derived:
         return tuple(places)
 
     def entry(self) -> Entry:
-        """The entry point that fills the block."""
+        """The entry point that fills the block. It runs between filling an input's slot and reading it, so that what it
+        needs of the arena lies behind those slots."""
+        uses = any(r.base in ("region", "worker") for s in self.steps for p in s.phases for r in p.args)
+
+        def moved(ref: Ref) -> Ref:
+            return replace(ref, offset=ref.offset + self.behind) if ref.base == "region" else ref
+
+        steps = [
+            replace(
+                s,
+                phases=tuple(
+                    replace(p, args=tuple(map(moved, p.args)), scratch=moved(p.scratch) if uses else Ref("region"))
+                    for p in s.phases
+                ),
+            )
+            for s in self.steps
+        ]
         return Entry(
             "refresh",
             (),
             (),
-            tuple(self.steps),
+            tuple(steps),
             worker_bytes=self.worker_bytes,
-            region_bytes=(self.scratch,),
+            region_bytes=(self.behind + self.scratch if uses else 0,),
             reads_derived=False,
         )
 

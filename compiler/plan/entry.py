@@ -26,6 +26,7 @@ from .titles import about
 _ARENA_SHARE = 1.35  # scratch may make the arena so much larger than the largest live set
 _LEAST_SCRATCH = 1024
 _TRIED_APART = 12  # results that could be made in place, but are tried with memory of their own
+_TRIED_BUFFERS = 600  # fewer where there are so many buffers that each try takes long
 
 
 @dataclass
@@ -242,7 +243,8 @@ def _planned(
     best = _Planner(layout, tasks, merged, pool, machine, fast, capacity)
     if not best.leads or best.least():
         return best
-    large = sorted(merged, key=lambda b: (-layout.buffers[b].nbytes, b))[:_TRIED_APART]
+    most = min(_TRIED_APART, _TRIED_BUFFERS // len(best.buffers))
+    large = sorted(merged, key=lambda b: (-layout.buffers[b].nbytes, b))[:most]
     for buffer in large:
         other = merge_in_place(layout, tasks, apart | {buffer})
         trial = _Planner(layout, tasks, other, pool, machine, fast, capacity)
@@ -439,6 +441,11 @@ class _Planner:
             count, axis = graph.meta.get("counts", {}).get(i, (None, 0))
             outputs.append(Port(name, graph.type(value), self._slot("output", i), count, axis))
         updates = _updates(graph)
+        derived = self.pool.derived
+        reads = derived is None or any(r.base == "derived" for s in steps for r in _read(s))
+        if derived is not None and reads:
+            ends = [p.slot.offset + p.type.nbytes for p in inputs if p.slot.index == 0]
+            derived.behind = max(derived.behind, aligned(max(ends, default=0)))
         return Entry(
             function,
             tuple(inputs),
@@ -447,7 +454,7 @@ class _Planner:
             worker_bytes=self.worker_bytes,
             bindings=bindings,
             updates_params=updates,
-            reads_derived=self.pool.derived is None or any(r.base == "derived" for s in steps for r in _read(s)),
+            reads_derived=reads,
             flush_denormals=updates,
             region_bytes=self.region_bytes,
             lower_bound=self.lower_bound,

@@ -172,3 +172,40 @@ def test_ram_is_told_alike_by_report_header_and_session(compiled):
     for words in ("One step of training", "the size of the step, 0.001 by default", "a mean over the batch"):
         assert words in text
     assert "arena of train_step" in repr(model)
+
+
+def test_an_input_in_its_slot_survives_the_refresh():
+    """It runs behind the caller's writing to the slot: what it works in lies elsewhere."""
+    wide = nv.Sequential([layers.Conv2d(32, 5, padding="same", input_shape=(16, 4, 4)), layers.GlobalAvgPool2d()])
+    for net in (network(), wide):
+        program = planned(training_entries(net, training())[0])
+        inputs = [p.slot for e in program.entries if e.reads_derived for p in e.inputs]
+        ends = [p.slot.offset + p.type.nbytes for e in program.entries if e.reads_derived for p in e.inputs]
+        refresh = next(e for e in program.entries if e.function == "refresh")
+        refs = [r for s in refresh.steps for p in s.phases for r in (*p.args, p.scratch) if r.base == "region"]
+        touched = [r for s in refresh.steps for p in s.phases for r in p.args if r.base in ("region", "worker")]
+        assert inputs and (not touched or all(r.offset >= max(ends) for r in refs))
+        assert touched or refresh.region_bytes == (0,)
+
+
+def test_a_filled_slot_is_read_after_the_refresh(tmp_path):
+    """The same through C pointers: by slot and by buffer, with stale copies."""
+    import ctypes
+
+    net = network()
+    model = nv.compile(net, training=training(), out=tmp_path / "small.so")
+    x = np.random.default_rng(0).standard_normal((8, 1, 8, 8)).astype(np.float32)
+    session = model.session
+    name = model.get_inputs()[0].name
+    wanted = session.run(None, {name: x[:1]}, entry="infer")[0]
+    code = ctypes.CDLL(str(model.path))
+    for function in ("input", "output"):
+        getattr(code, f"small_{function}").restype = ctypes.c_void_p
+    session.set_params(session.params())  # stale again
+    entry = [e.name for e in model.artifact.entries].index("infer")
+    given = np.ascontiguousarray(x[:1])
+    ctypes.memmove(code.small_input(session._context, entry, 0), given.ctypes.data, given.nbytes)
+    assert code.small_run(session._context, entry, None, None) == 0
+    found = np.empty_like(wanted)
+    ctypes.memmove(found.ctypes.data, code.small_output(session._context, entry, 0), found.nbytes)
+    np.testing.assert_array_equal(found, wanted)
