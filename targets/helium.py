@@ -1,7 +1,7 @@
 """Instruction rows of Helium (M-profile vector extension, MVE): Cortex-M55.
 
-Pseudocode in the Arm v8-M architecture reference manual (DDI 0553) under VMLADAV, VMULL (integer), VQMOVN, VQMOVUN and
-VCVT (between floating-point and integer), with N for halves to even. On a Cortex-M55 each works on 64 bits a cycle.
+Pseudocode in the Arm v8-M architecture reference manual (DDI 0553) under VMLADAV, VQMOVN, VQMOVUN and VCVT (between
+floating-point and integer), with N for halves to even. On a Cortex-M55 each works on 64 bits a cycle.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from . import dsp
 from .machine import Call, Instruction, rounded
 
-_BYTES, _HALVES, _WORDS = "int8x16", "int16x8", "int32x4"
+_BYTES, _WORDS = "int8x16", "int32x4"
 
 
 def across(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -22,28 +22,11 @@ def across(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(total & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
-def products(first: int) -> Callable[..., np.ndarray]:
-    """Every second product of bytes, from ``first`` on, as int16."""
-
-    def reference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.asarray(a[first::2].astype(np.int16) * b[first::2].astype(np.int16))
-
-    return reference
-
-
 def _dot_row() -> Instruction:
     types = ("int32", "int32", "int32", "int32", _BYTES, _BYTES)
     body = Call("r", "llvm.arm.mve.vmldava.v16i8", "int32", (0, 0, 0, "acc", "a", "b"), types)
     operands = (("acc", "int32x1"), ("a", _BYTES), ("b", _BYTES))
     return Instruction("vmlava.s8", "dot16", 1, operands, "int32x1", (body,), (True, True), across, per_cycle=0.5)
-
-
-def _product_row(top: bool) -> Instruction:
-    types = (_BYTES, _BYTES, "int32", "int32")
-    body = Call("r", "llvm.arm.mve.vmull.v8i16.v16i8", _HALVES, ("a", "b", 0, int(top)), types)
-    name, kind = ("vmullt.s8", "products.odd") if top else ("vmullb.s8", "products.even")
-    operands = (("a", _BYTES), ("b", _BYTES))
-    return Instruction(name, kind, 8, operands, _HALVES, (body,), (True, True), products(int(top)), per_cycle=0.5)
 
 
 def narrowed(first: int) -> Callable[..., np.ndarray]:
@@ -78,8 +61,6 @@ def _round_row() -> Instruction:
 
 ROWS: tuple[Instruction, ...] = (
     _dot_row(),
-    _product_row(top=False),
-    _product_row(top=True),
     *(_narrow_row(to, top=top) for to in ("int16", "int8", "uint8") for top in (False, True)),
     _round_row(),
     *(row for row in dsp.ROWS if row.kind == "round"),

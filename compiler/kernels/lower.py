@@ -23,6 +23,12 @@ from tvm.tirx import transform as passes
 _STACK_LIMIT = 16 << 10
 
 
+_OPTIONS = {  # of LLVM, where a function's attribute is False
+    "tirx.noalias": "-enable-tbaa:bool=0",  # TVM says of every two buffers that they do not overlap
+    "nervure.pointers": "-disable-lsr:bool=1",
+}
+
+
 class LoweringError(Exception):
     """A template broke the kernel rules (a second parallel loop, scratch it did not ask for)."""
 
@@ -50,11 +56,9 @@ def generate(module: Any, llvm: dict[str, Any]) -> Any:
 
 def write_object(functions: list[Any], llvm: dict[str, Any], path: Path) -> None:
     """Compiles to ``path`` (.o, .s or .ll by its suffix)."""
-    if any(not f.attrs.get("tirx.noalias", True) for f in functions):
-        llvm = {
-            **llvm,
-            "cl-opt": [*llvm.get("cl-opt", ()), "-enable-tbaa:bool=0"],
-        }  # what TVM says of buffers is untrue
+    options = [o for name, o in _OPTIONS.items() if any(not f.attrs.get(name, True) for f in functions)]
+    if options:
+        llvm = {**llvm, "cl-opt": [*llvm.get("cl-opt", ()), *options]}
     generate(lower(functions, llvm), llvm).write_to_file(str(path), path.suffix[1:])
 
 

@@ -112,6 +112,7 @@ class Builder:
         # C that is read: functions are called, not written out at each place
         self.calls = machine.get("llvm", {}).get("kind") == "c"
         self.helpers: dict[str, str] = {}  # functions in LLVM IR that the kernel calls, by name
+        self.pointers = True  # False: addresses stay one base and constants, they get no pointers of their own
         self.noalias = True  # False for a kernel that may write over what it has read (Plan.overlaps)
         self.wide: dict[int, Any] = {}  # vectors that were packed, by identity, and what they were before
 
@@ -285,7 +286,7 @@ class Builder:
     def function(self) -> Any:
         """The finished PrimFunc."""
         assert len(self._blocks) == 1, "an open loop"
-        attrs = {"global_symbol": self.name, "tirx.noalias": self.noalias}
+        attrs = {"global_symbol": self.name, "tirx.noalias": self.noalias, "nervure.pointers": self.pointers}
         body = _sequence(self._blocks[0])
         if self.helpers:
             text = "\n".join(self.helpers[name] for name in sorted(self.helpers))

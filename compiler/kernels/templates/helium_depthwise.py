@@ -1,13 +1,13 @@
-"""Depthwise convolution of 8-bit tensors where an instruction multiplies bytes to int16 (rows ``products.even`` and
-``products.odd``: Helium's VMULLB and VMULLT).
+"""Depthwise convolution of 8-bit tensors where bytes are loaded as int16 and narrowed in halves (rows ``narrow``:
+Helium).
 
-Sixteen channels are taken at once, or several points of fewer channels. How many taps' products are added as int16 is
-decided by the weights themselves: the largest sum that they can make must fit. The lines that a line of results reads
-lie in scratch with their border; what the next line needs of them stays there.
+How many taps' products are added as int16 is decided by the weights themselves: the largest sum that they can make must
+fit. See ``_helium_depthwise``.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,26 +16,21 @@ from ...ops.integers import NARROW
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _helium_depthwise
-from ._helium_dot import STEP
+from ._helium_depthwise import HEAD, LANES
 from ._numbers import Numbers
-from ._tile import GHZ, coordinates_matter, fits
+from ._tile import GHZ, fits
 from .conv import Geometry
 from .dot_depthwise import absorbed, used_inputs
 from .helium_dot import copied_lines, lead
 
-_ROWS = {
-    "even": "products.even",
-    "odd": "products.odd",
-    "half.even": "narrow.even.int16",
-    "half.odd": "narrow.odd.int16",
-}
+_ROWS = {"even": "narrow.even.int16", "odd": "narrow.odd.int16"}
 _MOST_TAPS = 64  # which are written out
 
 
 def plan(region: Region) -> list[Plan]:
     """One plan, where the machine has the instructions, weights, bias and multipliers are known, and channels are
     adjacent."""
-    if region.op != "conv_integer" or region.machine.instruction("products.even") is None or not fits(region):
+    if region.op != "conv_integer" or region.machine.instruction(_ROWS["even"]) is None or not fits(region):
         return []
     at = [region.operand(i) for i in range(3)]
     if at[0] is None or at[1] is None or region.anchor_type.rank > 4 or region.anchor_type.dtype != "int32":
@@ -45,7 +40,7 @@ def plan(region: Region) -> list[Plan]:
         return []
     g = Geometry(region)
     wide = any(o.strides[1] != 1 for o in (g.x, *region.outputs)) or any(s < 0 for s in g.x.strides)
-    if g.depth != 1 or g.columns != 1 or wide or g.x.type.dtype not in NARROW or np.prod(g.kernel) > _MOST_TAPS:
+    if g.depth != 1 or g.columns != 1 or wide or g.x.type.dtype not in NARROW or math.prod(g.kernel) > _MOST_TAPS:
         return []
     program, multiplier = absorbed(region, serialize(region), [])
     return [] if multiplier is None or g.group == 1 else [_plan(region, g, program, multiplier)]
@@ -53,31 +48,19 @@ def plan(region: Region) -> list[Plan]:
 
 def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.ndarray) -> Plan:
     assert g.w.const is not None
-    channels, rank = g.group, region.anchor_type.rank
+    channels, rank, groups = g.group, region.anchor_type.rank, -(-g.group // LANES)
     reads = used_inputs(program)
-    copy, scratch = copied_lines(g)
+    copy = copied_lines(g)[0]
+    copy["bytes"] = copy["point"]["count"] * LANES
     flip = 128 if copy["flip"] else 0
     numbers = Numbers()
     program = numbers.program(program)
     copy["zero"] = numbers.put(region.attrs["zero_point"] - flip)
-    flat = channels if _flat(region, g, reads) else 0
-    taps = [
-        [y, x * g.dilations[2] * channels] for y in range(g.kernel[1]) for x in range(g.kernel[2])
-    ]  # line, bytes from the first point
     weights = g.w.const.reshape(channels, -1).astype(np.int64)
-    bias = region.operand(2)
-    starts = -(region.attrs["zero_point"] - flip) * weights.sum(axis=1)
-    if bias is not None:
-        starts = starts + np.asarray(region.inputs[bias].const, np.int64)
-    words = (starts & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
-    lanes = [_lanes(v, channels, flat) for v in (weights.astype(np.int8), words, multiplier.astype(np.float32))]
-    consts = (
-        np.ascontiguousarray(lanes[0].transpose(0, 2, 1)).reshape(-1),
-        *(np.ascontiguousarray(v[:, _ORDER]).reshape(-1) for v in lanes[1:]),
-        numbers.array,
-    )
-    kinds = {**_ROWS, **{f"byte.{half}": f"narrow.{half}.{program['rescale']['to']}" for half in ("even", "odd")}}
-    rows = {name: region.machine.instruction(kind) for name, kind in {**kinds, "round": "round"}.items()}
+    consts = (_table(region, weights, region.attrs["zero_point"] - flip, multiplier), numbers.array)
+    kinds = {**_ROWS, "byte": f"narrow.even.{program['rescale']['to']}", "round": "round"}
+    rows = {name: region.machine.instruction(kind) for name, kind in kinds.items()}
+    plane = g.kernel[1] * copy["bytes"]
     config: dict[str, Any] = {
         "program": program,
         "reads": reads,
@@ -86,14 +69,16 @@ def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.n
         "spans": [c.size for c in consts],
         "batch": {"extent": g.batch, "a": g.x.strides[0]},
         "line": {"extent": g.out[1]},
-        "point": {"extent": g.out[2], "a": g.strides[2] * channels, "flat": flat},
+        "point": {"extent": g.out[2], "stride": g.strides[2]},
         "axes": {"rank": rank, "line": rank - 2 if rank == 4 else None, "point": rank - 1},
-        "taps": taps,
+        "taps": [[y, x * g.dilations[2]] for y in range(g.kernel[1]) for x in range(g.kernel[2])],
         "sums": sums_that_fit(weights),
-        "full": 1 if flat else channels // STEP,
-        "rest": 0 if flat else channels % STEP,
+        "channels": channels,
+        "groups": groups,
+        "table": consts[0].size // groups,
+        "plane": plane,
         "copy": copy,
-        "scratch": scratch,
+        "scratch": groups * plane,
     }
     return _finished(region, config, consts)
 
@@ -107,48 +92,53 @@ def _finished(region: Region, config: dict[str, Any], consts: tuple[np.ndarray, 
         Arg("worker", 0),
     )
     walk = {
-        "outer": [{"extent": config["batch"]["extent"], "a": config["batch"]["a"], "axis": 0}],
+        "outer": [{**config["batch"], "axis": 0}],
         "line": config["line"],
         "point": {**config["point"], "block": config["point"]["extent"]},
         "axes": {**config["axes"], "column": 1},
-        "columns": {"count": region.anchor_type.dims[1]},
+        "columns": {"count": config["channels"]},
         "copy": config["copy"],
     }
     found = lead(region, walk)
-    taps, sums = len(config["taps"]), len(config["sums"])
-    each = 0.5 * (6 * taps + 6 * sums + 35)  # in the scale of depthwise's estimates, which are low for integers
-    lines = config["batch"]["extent"] * config["line"]["extent"]
-    vectors = -(-config["point"]["extent"] * config["point"]["flat"] // STEP)
-    vectors = vectors or config["point"]["extent"] * (config["full"] + bool(config["rest"]))
-    cycles = lines * (vectors * each + config["copy"]["bytes"] * config["copy"]["line"]["taps"] / 4)
     return Plan(
         "helium_depthwise",
         (Draft(KernelSpec("helium_depthwise", config), args),),
-        cost=cycles / GHZ + 50,
+        cost=_cycles(config) / GHZ + 50,
         consts=consts,
         worker_bytes=config["scratch"],
         overlaps=() if found is None else ((region.operand(0) or 0, 0, found),),
-        detail=f"depthwise by 16, {config['sums']} taps",
+        detail=f"depthwise 2x{LANES}, {config['sums']} taps",
     )
 
 
-_ORDER = np.array([(i % 4) * 4 + (0, 2, 1, 3)[i // 4] for i in range(STEP)])  # every fourth channel in one vector
+def _cycles(config: dict[str, Any]) -> float:
+    """Instructions, halved: in the scale of the estimates of ``depthwise``, which are low for integers."""
+    taps, sums = len(config["taps"]), len(config["sums"])
+    vectors = config["groups"] * config["point"]["extent"]
+    each = 3.5 * taps + 3 * sums + 14
+    copied = 3 * config["groups"] * config["copy"]["inside"] * min(config["copy"]["line"]["stride"], taps)
+    return float(0.5 * config["batch"]["extent"] * config["line"]["extent"] * (vectors * each + copied))
 
 
-def _lanes(values: np.ndarray, channels: int, flat: int) -> np.ndarray:
-    """``[channels, ...]`` as ``[group, 16, ...]``: padded, or repeated for each point of a vector."""
-    if flat:
-        return np.concatenate([values] * (STEP // flat))[None]
-    padded = np.zeros((-(-channels // STEP) * STEP, *values.shape[1:]), values.dtype)
-    padded[:channels] = values
-    return padded.reshape(-1, STEP, *values.shape[1:])
-
-
-def _flat(region: Region, g: Geometry, reads: list[int]) -> bool:
-    """Whether neighbouring points of few channels can be one vector."""
-    few = g.group < STEP and STEP % g.group == 0 and g.strides[2] == 1 and not reads
-    dense = all(o.strides[-1] == g.group for o in region.outputs)
-    return few and dense and not coordinates_matter(region)
+def _table(region: Region, weights: np.ndarray, zero: int, multiplier: np.ndarray) -> np.ndarray:
+    """What each group of channels needs: ``[group][starts, multipliers, taps]``, the first two with even channels
+    before odd ones; as bytes."""
+    channels, taps = weights.shape
+    bias = region.operand(2)
+    starts = -zero * weights.sum(axis=1)
+    if bias is not None:
+        starts = starts + np.asarray(region.inputs[bias].const, np.int64)
+    words = (starts & 0xFFFFFFFF).astype(np.uint32)
+    parts = []
+    for values in (words, multiplier.astype(np.float32), weights.astype(np.int8)):
+        padded = np.zeros((-(-channels // LANES) * LANES, *values.shape[1:]), values.dtype)
+        padded[:channels] = values
+        own = padded.reshape(-1, LANES, *values.shape[1:])
+        own = own.transpose(0, 2, 1) if own.ndim == 3 else np.concatenate([own[:, 0::2], own[:, 1::2]], axis=1)
+        parts.append(np.ascontiguousarray(own).reshape(len(own), -1).view(np.int8))
+    table = np.concatenate(parts, axis=1)
+    assert table.shape[1] == HEAD + taps * LANES
+    return table.reshape(-1)
 
 
 def sums_that_fit(weights: np.ndarray) -> list[int]:
