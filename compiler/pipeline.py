@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .library import build_artifact
 from .passes import canonicalize
 from .passes.fuse import fuse
 from .passes.signs import match_signs
+from .plan.advice import too_large, too_much_flash
 from .plan.derive import Derived
 from .plan.entry import Pool, build_entry, settled_states
 from .plan.fit import Bound, fit
@@ -106,7 +107,7 @@ def plan_program(
         derived_bytes=pool.derived.nbytes if pool.derived is not None else 0,
         meta={**_facts(entries, options), **_tried(built, tried), **(meta or {})},
     )
-    _check_ram(program, options)
+    _check_memory(program, entries, machine, options)
     return program, pool
 
 
@@ -125,7 +126,8 @@ def _within(
     graph: Graph, item: EntryGraph, machine: Machine, options: Options, pool: Pool
 ) -> tuple[Entry, list[dict[str, Any]]]:
     """An entry point that fits the memory there is, where one can be found, and what was tried (``plan.fit``). It is
-    planned apart from the program first, which then holds the kernels and constants of the choice alone."""
+    planned apart from the program first, which then holds the kernels and constants of the choice alone.
+    Raises NervureError with advice where nothing fits."""
     bound = Bound(options.max_ram, options.arena, options.threads)
 
     def trial(graph: Graph) -> Entry:
@@ -134,7 +136,10 @@ def _within(
         more = bool(options.spare) and bound.over(entry) > 0
         return _build(graph, item, machine, options, apart, spare=True) if more else entry
 
-    found = fit(graph, trial(graph), trial, bound)
+    plain = trial(graph)
+    found = fit(graph, plain, trial, bound)
+    if bound.over(found.entry) > 0:
+        raise too_large(graph, plain, found, trial, bound)
     more = len(found.entry.region_bytes) > 1 + len(options.fast)
     chosen = graph if found.graph is None else found.graph
     return _build(chosen, item, machine, options, pool, spare=more), found.tried
@@ -230,21 +235,21 @@ def _check_sizes(graph: Graph) -> None:
             )
 
 
-def _check_ram(program: Program, options: Options) -> None:
-    if options.max_ram is None:
-        return
+def _check_memory(program: Program, entries: Sequence[EntryGraph], machine: Machine, options: Options) -> None:
+    """Entries that belong to all (``refresh``), and constants: the others have been checked one by one."""
     for entry in program.entries:
         needed = program.arena_bytes(entry, options.threads)
-        if needed > options.max_ram:
-            widest = max((b for b in entry.buffers if not b.scratch), key=lambda b: b.nbytes, default=None)
+        if options.max_ram is not None and needed > options.max_ram:
             raise NervureError(
                 f"{entry.name} needs {needed} bytes of RAM, --max-ram allows {options.max_ram}",
-                why=f"the largest tensor is {widest.name} with {widest.nbytes} bytes; "
-                f"no plan of these steps needs less than {entry.lower_bound}"
-                + (", computing activations again where that helps" if entry.updates_params else "")
-                if widest
-                else None,
-                hint="a smaller batch, fewer trained layers (net.freeze), or fewer threads"
-                if entry.updates_params
-                else "a smaller input or batch, fewer threads, or int8",
+                why="weights that train are packed for the kernels before each run",
+                hint="fewer trained layers (net.freeze), or fewer threads",
             )
+    if options.flash is not None and len(program.const) > options.flash:
+        graphs = [item.graph for item in entries]
+
+        def smaller() -> int:
+            least = replace(options, optimize="size", max_ram=None, arena=None, flash=None)
+            return len(plan_program(entries, machine, least)[0].const)
+
+        raise too_much_flash(len(program.const), options.flash, graphs, None if options.optimize == "size" else smaller)
