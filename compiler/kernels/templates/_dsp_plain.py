@@ -33,11 +33,11 @@ def emit(k: Any, config: dict[str, Any]) -> None:
     for i, address in enumerate(((w, shape["weights"]), (a if direct else scratch, 0))):
         k.helper(*_dsp_asm.keep(), (scratch, kept + points + i), address)
     with k.loop(shape["tiles"], name="tile") as t:
-        for p in range(points):
-            at = k.bind(minimum(t * points + p, shape["last"]), "at")
-            if not direct:
-                start = k.bind(at * shape["step"], "from")
-                k.helper(*_dsp_asm.widen(config["dtype"], points), (a, start), (scratch, p), (a, start + depth))
+        places = [k.bind(minimum(t * points + p, shape["last"]), "at") for p in range(points)]
+        for p, at in enumerate(places if not direct else ()):
+            start = k.bind(at * shape["step"], "from")
+            k.helper(*_dsp_asm.widen(config["dtype"], points), (a, start), (scratch, p), (a, start + depth))
+        for p, at in enumerate(places):  # where the output lies over the input, all of the tile has been read
             result = (y, k.bind(at * shape["to"], "to"))
             k.helper(*_dsp_asm.keep(), (scratch, kept + p), result)
             if row is not None:

@@ -285,7 +285,8 @@ def shared(
     scratch = walk.points * weights.depth // 2 + walk.points + 2
     found = [_plan(region, template, PLAIN, config, consts, [], walk, weights, cost, scratch)]
     if walk.points == 1 and not weights.split:
-        config = {**config, "direct": rest["dtype"]}
+        walk = replace(walk, overlaps=())  # what it reads, it reads for all channels
+        config = {**config, "direct": rest["dtype"], "overlaps": False}
         found.append(_plan(region, template, PLAIN, config, consts, [], walk, weights, cost * 1.15, 3))
     return found
 
