@@ -51,6 +51,8 @@ class Verdict:
         error = self.max_rel_error or 0.0
         limit = next((c.limit for c in self.checks if c.limit is not None), self.tolerance)
         said = f"error {error:.1e} {'<=' if self.ok else '>'} {limit:g} against {self.against}"
+        if error == 0.0 and all(c.apart is not None and c.limit is None for c in self.checks):
+            said = f"equals {self.against} bit for bit"
         apart = max((c.apart for c in self.checks if c.apart is not None), default=None)
         return said if apart is None else f"{said}; {apart:.1e} from ONNX Runtime (root mean square)"
 

@@ -194,7 +194,8 @@ def test_a_model_that_cannot_fit(nervure: Nervure, make_model: MakeModel, tmp_pa
     wide = make_model(tmp_path / "wide.onnx", batch=1, classes=2000)
     found = nervure("compile", wide, "--board", board, "-o", tmp_path / "out", "--json")
     error = found.json["error"]
-    assert found.code == 1 and "RAM" in error["what"] + error.get("why", "") and error["hint"]
+    assert found.code == 1 and "needs 8016 bytes" in error["what"] and "1008" in error["what"]  # less 16 of stack
+    assert "largest live layer" in error["why"] and "int8" in error["hint"]
     assert not (tmp_path / "out").exists()
 
 
