@@ -24,7 +24,7 @@ STRING += "const void *, size_t);\n"  # a freestanding compiler has no <string.h
 # Results are specified as rounded to nearest, with denormals kept or not: FPSCR (Armv7-M manual, A2.5.3). What the
 # caller had is put back.
 FLOATS = """\
-static uint32_t float_enter(uint32_t flush) {
+static uint32_t fpenter(uint32_t flush) {
 #if defined(__ARM_FP)
     uint32_t was;
     __asm volatile("vmrs %0, fpscr" : "=r"(was));
@@ -35,7 +35,7 @@ static uint32_t float_enter(uint32_t flush) {
 #endif
 }
 
-static void float_leave(uint32_t was) {
+static void fpleave(uint32_t was) {
 #if defined(__ARM_FP)
     __asm volatile("vmsr fpscr, %0" : : "r"(was) : "memory");
 #else
@@ -203,7 +203,7 @@ static uint32_t get(const unsigned char *from) {
 }
 
 /* What an exported blob starts with; the checksum is put in after. */
-static const unsigned char blob_head[64] = {
+static const unsigned char preamble[64] = {
 $head
 };
 
@@ -215,7 +215,7 @@ int @_export(const @_memory *memory, void *buffer, size_t bytes) {
     if (buffer == 0) return @@_NULL;
     if (bytes < @@_EXPORT_BYTES) return @@_SPACE;
     arena = (const unsigned char *)memory->arena;
-    memcpy(blob, blob_head, 64);
+    memcpy(blob, preamble, 64);
 $out
     put(blob + 12, checksum(blob + 16, @@_EXPORT_BYTES - 16u));
     return @@_OK;
@@ -228,11 +228,11 @@ int @_import(const @_memory *memory, const void *buffer, size_t bytes) {
     int status = ready(memory);
     if (status != @@_OK) return status;
     if (buffer == 0) return @@_NULL;
-    if (bytes < 64u || memcmp(blob, blob_head, 8) != 0) return @@_DAMAGED;
+    if (bytes < 64u || memcmp(blob, preamble, 8) != 0) return @@_DAMAGED;
     size = get(blob + 16);
     if (get(blob + 20) != 0 || size < 64u || size > bytes) return @@_DAMAGED;
     if (get(blob + 12) != checksum(blob + 16, size - 16u)) return @@_DAMAGED;
-    if (memcmp(blob + 8, blob_head + 8, 4) != 0 || memcmp(blob + 16, blob_head + 16, 40) != 0) return @@_FOREIGN;
+    if (memcmp(blob + 8, preamble + 8, 4) != 0 || memcmp(blob + 16, preamble + 16, 40) != 0) return @@_FOREIGN;
     arena = (unsigned char *)memory->arena;
 $in
     *(uint32_t *)memory->arena = 1;
@@ -293,9 +293,9 @@ def _entry(program: Program, entry: Entry, name: str, align: int, style: Style) 
     refresh = _refresh(program) if kept(program, align)["region"] else None
     if refresh and entry.reads_derived and entry.function != "refresh":
         lines.append(f"    if (*(const uint32_t *)memory->arena != 0) @_{refresh}(memory, 0, 0);")
-    lines += [f"    floats = float_enter({int(entry.flush_denormals)}u);"] * floats
+    lines += [f"    floats = fpenter({int(entry.flush_denormals)}u);"] * floats
     lines += calls
-    lines += ["    float_leave(floats);"] * floats
+    lines += ["    fpleave(floats);"] * floats
     if kept(program, align)["region"] and (entry.updates_params or entry.function == "refresh"):
         lines.append(f"    *(uint32_t *)memory->arena = {int(entry.function != 'refresh')};")
     slots = (
