@@ -17,23 +17,18 @@ def opaque() -> tuple[str, str]:
     return "nv_opaque", _function("nv_opaque", ["i32 %n"], "=r,0", "", ["i32 %n"])
 
 
-def widen(dtype: str, points: int) -> tuple[str, str]:
-    """From ``src`` to ``end``, words of four bytes become pairs of int16, ``points`` words apart from ``dst`` on."""
+def widen(dtype: str, points: int, rounds: int) -> tuple[str, str]:
+    """From ``src`` to ``end``, words of four bytes become pairs of int16, ``points`` words apart from ``dst`` on. They
+    are a multiple of ``rounds`` words."""
     form = "sxtb16" if dtype == "int8" else "uxtb16"
-    body = [
-        "1:",
-        "ldr r0, [r2], #4",
-        f"{form} r1, r0",
-        f"{form} r0, r0, ror #8",
-        *(
-            ["strd r1, r0, [r3], #8"]
-            if points == 1
-            else [f"str r0, [r3, #{4 * points}]", f"str r1, [r3], #{8 * points}"]
-        ),
-        "cmp r2, r12",
-        "bne 1b",
-    ]
-    name = f"nv_widen_{dtype}_{points}"
+    body = ["1:"]
+    for u in range(rounds):
+        at = 8 * points * u
+        body += ["ldr r0, [r2], #4", f"{form} r1, r0", f"{form} r0, r0, ror #8"]
+        body += [f"strd r1, r0, [r3, #{at}]"] if points == 1 else [f"str r1, [r3, #{at}]"]
+        body += [] if points == 1 else [f"str r0, [r3, #{at + 4 * points}]"]
+    body += [f"add r3, r3, #{8 * points * rounds}", "cmp r2, r12", "bne 1b"]
+    name = f"nv_widen_{dtype}_{points}_{rounds}"
     return name, _block(name, body, {"src": 2, "dst": 3, "end": 12}, (0, 1))
 
 
@@ -131,11 +126,14 @@ def keep() -> tuple[str, str]:
     return "nv_keep", _block("nv_keep", ["str r1, [r0]"], {"at": 0, "address": 1}, ())
 
 
-def copy() -> tuple[str, str]:
-    """Bytes from ``src`` to ``end``, at least one word; the last word may be written twice."""
+def copy(*, whole: bool = False) -> tuple[str, str]:
+    """Bytes from ``src`` to ``end``, at least one word. Where they are not ``whole`` words, some are written twice."""
+    if whole:
+        body = ["1:", "ldr r0, [r2], #4", "str r0, [r3], #4", "cmp r2, r12", "bne 1b"]
+        return "nv_copy_words", _block("nv_copy_words", body, {"src": 2, "dst": 3, "end": 12}, (0,))
     body = [
         *["1:", "ldr r0, [r2], #4", "str r0, [r3], #4", "add r1, r2, #4", "cmp r1, r12", "bls 1b"],
-        *["ldr r0, [r12, #-4]", "sub r1, r12, r2", "sub r1, r1, #4", "str r0, [r3, r1]"],
+        *["ldr r0, [r12, #-4]", "sub r1, r12, r1", "str r0, [r3, r1]"],
     ]
     return "nv_copy", _block("nv_copy", body, {"src": 2, "dst": 3, "end": 12}, (0, 1))
 

@@ -36,7 +36,9 @@ def emit(k: Any, config: dict[str, Any]) -> None:
         places = [k.bind(minimum(t * points + p, shape["last"]), "at") for p in range(points)]
         for p, at in enumerate(places if not direct else ()):
             start = k.bind(at * shape["step"], "from")
-            k.helper(*_dsp_asm.widen(config["dtype"], points), (a, start), (scratch, p), (a, start + depth))
+            k.helper(
+                *_dsp_asm.widen(config["dtype"], points, config["round"]), (a, start), (scratch, p), (a, start + depth)
+            )
         for p, at in enumerate(places):  # where the output lies over the input, all of the tile has been read
             result = (y, k.bind(at * shape["to"], "to"))
             k.helper(*_dsp_asm.keep(), (scratch, kept + p), result)

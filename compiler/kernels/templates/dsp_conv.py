@@ -89,6 +89,7 @@ def places(region: Region, g: Geometry) -> dict[str, Any]:
             "dilation": g.dilations[i],
             "pad": g.pads[i],
             "size": g.size[i],
+            "reach": (g.kernel[i] - 1) * g.dilations[i] + 1,
         }
         for i in (1, 2)
     ]

@@ -46,7 +46,7 @@ def plan(region: Region) -> list[Plan]:
 
 def places(region: Region, p: Product, words: bool) -> dict[str, Any]:
     """Where rows lie in A and in the output."""
-    axis = {"stride": 1, "dilation": 1, "pad": 0}
+    axis = {"stride": 1, "dilation": 1, "pad": 0, "reach": 1}
     return {
         "a": {"dtype": p.a.type.dtype, "span": p.a.span, "zero": int(region.attrs["zero_point"])},
         "source": {
