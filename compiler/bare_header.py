@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from . import header as linux
@@ -218,6 +219,11 @@ def _entry(program: Program, entry: Entry, name: str) -> str:
 def _ports(program: Program, big: str, ports: Sequence[Port]) -> list[str]:
     lines = [f"#define {big}S {len(ports)}"]
     for i, (short, port) in enumerate(zip(_macros(p.name for p in ports), ports, strict=True)):
+        short += "_" * short.endswith(("_SCALE", "_ZERO"))
         lines.append(f"#define {big}_{short} {i} /* {_port(port)}{linux._note(program, port)} */")
         lines.append(f"#define {big}_{short}_BYTES {_size(port.type.nbytes)}")
+        if port.scale is not None:
+            number = f"{port.scale[0]:.9g}"
+            lines.append(f"#define {big}_{short}_SCALE {number if re.search('[.e]', number) else number + '.0'}f")
+            lines.append(f"#define {big}_{short}_ZERO ({port.scale[1]})")
     return lines

@@ -204,7 +204,8 @@ def _note(program: Program, port: Port) -> str:
 def _port(port: Port) -> str:
     shape = "".join(f"[{d}]" for d in port.type.shape)
     counted = f", valid rows: output {port.count}" if port.count is not None else ""
-    return f"{comment(port.name)}: {DTYPES[port.type.dtype][1]} {shape or 'scalar'} {port.type.dtype}{counted}"
+    scaled = f", {port.scale[0]:.9g} * (integer {-port.scale[1]:+d})" if port.scale is not None else ""
+    return f"{comment(port.name)}: {DTYPES[port.type.dtype][1]} {shape or 'scalar'} {port.type.dtype}{counted}{scaled}"
 
 
 def _stored(program: Program) -> str:

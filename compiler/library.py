@@ -188,6 +188,8 @@ def _port(port: Port) -> dict[str, Any]:
     row: dict[str, Any] = {"name": port.name, "dtype": port.type.dtype, "shape": list(port.type.dims)}
     if port.count is not None:
         row |= {"count": port.count, "count_axis": port.count_axis}
+    if port.scale is not None:
+        row |= {"scale": port.scale[0], "zero_point": port.scale[1]}
     return row
 
 

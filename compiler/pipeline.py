@@ -32,6 +32,7 @@ from .plan.advice import too_large, too_much_flash
 from .plan.derive import Derived
 from .plan.entry import Pool, build_entry, settled_states
 from .plan.fit import Bound, fit
+from .plan.scales import with_scales
 from .plan.select import Choices
 from .program import Entry, Program, Region
 
@@ -93,6 +94,7 @@ def plan_program(
             tried |= {item.function: rows} if entry.updates_params or len(rows) > 1 else {}
     if pool.derived is not None and pool.derived.steps:
         built.append(pool.derived.entry())
+    built[: len(entries)] = [with_scales(e, item.graph) for e, item in zip(built, entries, strict=False)]
     names = ("arena", *(name for name, _ in (*options.fast, *options.spare)))
     names = names[: max([1 + len(options.fast), *(len(e.region_bytes) for e in built)])]
     sizes = [[e.region_bytes[i] for e in built if i < len(e.region_bytes)] for i in range(len(names))]

@@ -73,6 +73,8 @@ class Port:
 
     ``count`` is the index of the output that says how many rows of a statically bounded output are valid (along
     ``count_axis``), or None.
+
+    ``scale``, of integers that a quantizer made or reads: scale and zero point, ``value = scale * (integer - zero)``.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Port:
     slot: Ref
     count: int | None = None
     count_axis: int = 0
+    scale: tuple[float, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

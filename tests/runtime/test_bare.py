@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 from nervure import layers
 from nervure.compiler import bare
+from nervure.compiler.ir import Graph
 from nervure.compiler.library import build_archive, build_library, measure
 from nervure.compiler.names import entry_names, prefix
+from nervure.compiler.pipeline import EntryGraph, Options, plan_program
 from nervure.compiler.program import Entry, Program, Region
+from nervure.compiler.types import TensorType
 from nervure.errors import MissingTool
 from nervure.targets import boards, emulator, firmware, get, toolchain
 
@@ -137,6 +141,30 @@ def test_names_that_fall_together():
     text = bare.header(HEADERS["hostile"], 8)
     assert "void *register;" not in text and text.count("int infer") == 0
     assert "??/" not in text and '"; */' not in text
+
+
+def test_what_integers_stand_for(tmp_path):
+    """Scales of quantizers at a model's ends, also behind a change of the shape; whatever its inputs are called."""
+    graph = Graph("scaled")
+    for name, scale, zero in (("x", 0.25, 3), ("x_scale", 0.5, -7)):
+        x = graph.input(name, TensorType("int8", (1, 4)))
+        flat = graph.add("reshape", x, shape=(4,))
+        made = graph.add(
+            "dequantize", flat, constant(graph, scale, np.float32), constant(graph, zero, np.int8), to="float32"
+        )
+        steps = constant(graph, 2.0, np.float32), constant(graph, 1, np.int8)
+        graph.output(graph.add("quantize", graph.add("relu", made), *steps, to="int8"), f"y_{name}")
+    program, _ = plan_program([EntryGraph(graph)], M4, Options(name="scaled"))
+    text = bare.header(program, 8)
+    wanted = {"INPUT_X": ("0.25f", 3), "INPUT_X_SCALE_": ("0.5f", -7), "OUTPUT_Y_X": ("2.0f", 1)}
+    for name, (scale, zero) in wanted.items():
+        assert f"SCALED_INFER_{name}_SCALE {scale}\n" in text and f"SCALED_INFER_{name}_ZERO ({zero})\n" in text
+    macros = re.findall(r"#define (SCALED_INFER\w+)", text)
+    assert len(set(macros)) == len(macros)
+
+
+def constant(graph: Graph, value: float, dtype: type):
+    return graph.const(np.array(value, dtype))
 
 
 def symbols(path: Path) -> list[tuple[str, str]]:
