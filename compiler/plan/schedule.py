@@ -11,6 +11,9 @@ from ..passes.fuse import VIEWS
 
 Waits = Mapping[int, set[int]]
 
+_MOST_STEPS = 60  # of a graph whose best order is searched for
+_MOST_SETS = 2000  # of steps done, of one size, that are looked at
+
 
 def schedule(
     graph: Graph, buffer_of: Callable[[Value], int | None], nbytes: Callable[[int], int], waits: Waits | None = None
@@ -25,7 +28,47 @@ def schedule(
     if graph.bindings:
         candidates.append(_depth_first(graph, work, waits, _depths(graph)))
     peaks = [_peak(graph, c, buffer_of, nbytes) for c in candidates]
-    return candidates[peaks.index(min(peaks))]
+    best = candidates[peaks.index(min(peaks))]
+    return _exact(graph, best, waits, buffer_of, nbytes, min(peaks)) or best
+
+
+def _exact(
+    graph: Graph,
+    work: list[int],
+    waits: Waits,
+    buffer_of: Callable[[Value], int | None],
+    nbytes: Callable[[int], int],
+    peak: int,
+) -> list[int] | None:
+    """The order with the smallest peak, where it is below ``peak`` and the graph is small: dynamic programming over the
+    sets of steps that are done, sets of one size after the other (Liberis and Lane 2019, "Neural networks on
+    microcontrollers: saving memory at inference via operator reordering"). None where nothing better is found, or
+    where there are too many sets."""
+    touched = [set().union(*_touched(graph, k, buffer_of)) for k in work]
+    least = max((sum(map(nbytes, t)) for t in touched), default=0)
+    if len(work) > _MOST_STEPS or least >= peak:
+        return None
+    number = {k: i for i, k in enumerate(work)}
+    before = [sum(1 << number[p] for p in _work_before(graph, k, set(work), waits)) for k in work]
+    held = {b: sum(1 << i for i, t in enumerate(touched) if b in t) for t in touched for b in t}
+    kept = {b for v in graph.outputs if (b := buffer_of(v)) is not None}
+    sets: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+    for _ in work:
+        grown: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for done, (most, order) in sets.items():
+            alive = {b for b, users in held.items() if users & done and (users & ~done or b in kept)}
+            for i in range(len(work)):
+                if done >> i & 1 or before[i] & ~done:
+                    continue
+                now = max(most, sum(nbytes(b) for b in alive | touched[i]))
+                known = grown.get(done | 1 << i)
+                if now < peak and (known is None or now < known[0]):
+                    grown[done | 1 << i] = now, (*order, i)
+        if not grown or len(grown) > _MOST_SETS:
+            return None
+        sets = grown
+    ((_, order),) = sets.values()
+    return [work[i] for i in order]
 
 
 def _depths(graph: Graph) -> dict[int, int]:
