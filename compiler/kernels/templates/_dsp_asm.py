@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-UNROLL = 4
+ROUNDS = (4, 3, 2, 7, 5)  # what is taken at once, best first
 
 
 def opaque() -> tuple[str, str]:
@@ -140,7 +140,7 @@ def copy(*, whole: bool = False) -> tuple[str, str]:
 
 def round_of(depth: int) -> int:
     """Fours of the depth that a round of ``products`` takes: as many as divide it."""
-    return next(u for u in range(UNROLL, 0, -1) if depth // 4 % u == 0)
+    return next((u for u in ROUNDS if depth // 4 % u == 0), 1)
 
 
 def _registers(count: int, points: int, pairs: int, split: bool) -> tuple[list[str], list[str], str]:
