@@ -114,14 +114,22 @@ def plan_program(
 
 
 def _build(
-    graph: Graph, item: EntryGraph, machine: Machine, options: Options, pool: Pool, spare: bool = False
+    graph: Graph,
+    item: EntryGraph,
+    machine: Machine,
+    options: Options,
+    pool: Pool,
+    spare: bool = False,
+    lean: bool = False,
 ) -> Entry:
-    """One entry point of a canonical graph; with ``spare`` in all memories that there are."""
+    """One entry point of a canonical graph; with ``spare`` in all memories that there are, ``lean`` with kernels that
+    need less RAM."""
     fused = fuse(match_signs(graph, machine))
     if options.check:
         fused.check()
     fast = [nbytes for _, nbytes in (*options.fast, *(options.spare if spare else ()))]
-    return build_entry(fused, machine, options.choices(), pool, item.function, item.bindings, fast, options.arena)
+    choices = replace(options.choices(), lean=lean)
+    return build_entry(fused, machine, choices, pool, item.function, item.bindings, fast, options.arena)
 
 
 def _within(
@@ -132,11 +140,11 @@ def _within(
     Raises NervureError with advice where nothing fits."""
     bound = Bound(options.max_ram, options.arena, options.threads)
 
-    def trial(graph: Graph) -> Entry:
+    def trial(graph: Graph, lean: bool = False) -> Entry:
         apart = Pool(settled=pool.settled, align=pool.align, derived=None if pool.derived is None else Derived())
-        entry = _build(graph, item, machine, options, apart)
+        entry = _build(graph, item, machine, options, apart, lean=lean)
         more = bool(options.spare) and bound.over(entry) > 0
-        return _build(graph, item, machine, options, apart, spare=True) if more else entry
+        return _build(graph, item, machine, options, apart, spare=True, lean=lean) if more else entry
 
     plain = trial(graph)
     found = fit(graph, plain, trial, bound)
@@ -144,7 +152,7 @@ def _within(
         raise too_large(graph, plain, found, trial, bound)
     more = len(found.entry.region_bytes) > 1 + len(options.fast)
     chosen = graph if found.graph is None else found.graph
-    return _build(chosen, item, machine, options, pool, spare=more), found.tried
+    return _build(chosen, item, machine, options, pool, spare=more, lean=found.lean), found.tried
 
 
 def _tried(built: Sequence[Entry], tried: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:

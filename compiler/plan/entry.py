@@ -25,6 +25,7 @@ from .titles import about
 
 _ARENA_SHARE = 1.35  # scratch may make the arena so much larger than the largest live set
 _LEAST_SCRATCH = 1024
+_TIGHT = 0.4  # of the largest live set: above it, RAM counts more than speed where it is short
 _TRIED_APART = 12  # results that could be made in place, but are tried with memory of their own
 _TRIED_BUFFERS = 600  # fewer where there are so many buffers that each try takes long
 
@@ -158,9 +159,9 @@ def _lay_out_and_select(
     apart: list[int] = []
     while True:
         layout = lay_out(graph, plain, apart, machine.lanes)
-        order, room = _order(layout)
+        order, room, tight = _order(layout, choices.lean)
         try:
-            jobs = select(layout, machine, choices, room)
+            jobs = select(layout, machine, choices, room, tight)
             overlapping = _overlapping(layout, jobs)
             if not overlapping:
                 return layout, order, jobs
@@ -185,8 +186,9 @@ def _overlapping(layout: Layout, jobs: Mapping[int, list[Job]]) -> list[int]:
     return found
 
 
-def _order(layout: Layout) -> tuple[list[int], dict[int, int]]:
-    """The order of the steps, and the scratch that each may take so that it does not decide the arena's size."""
+def _order(layout: Layout, lean: bool) -> tuple[list[int], dict[int, int], list[int]]:
+    """The order of the steps, the scratch that each may take so that it does not decide the arena's size, and where it
+    is to be ``lean``, the steps at which much is alive."""
 
     def buffer_of(value: Value) -> int | None:
         at = layout.places.get(value)
@@ -197,8 +199,10 @@ def _order(layout: Layout) -> tuple[list[int], dict[int, int]]:
 
     order = schedule(layout.graph, buffer_of, nbytes, layout.waits)
     live = live_bytes(layout.graph, order, buffer_of, nbytes)
-    allowed = _ARENA_SHARE * max(live.values(), default=0)
-    return order, {key: max(_LEAST_SCRATCH, int(allowed - held)) for key, held in live.items()}
+    most = max(live.values(), default=0)
+    allowed = most if lean else _ARENA_SHARE * most
+    tight = [key for key, held in live.items() if lean and held > _TIGHT * most]
+    return order, {key: max(_LEAST_SCRATCH, int(allowed - held)) for key, held in live.items()}, tight
 
 
 def _tasks(layout: Layout, key: int, jobs: list[Job]) -> list[Task]:

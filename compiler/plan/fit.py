@@ -1,8 +1,9 @@
 """A plan that fits a bound on RAM: what is tried beside the plain plan, and what is chosen.
 
-Training steps compute activations again (``autodiff.recompute``), everything else computes its first stages in patches
-(``passes.patches``). Patches are ranked by an estimate, and the best are planned: of those that fit, the one that
-repeats least work is taken, else the smallest.
+Training steps compute activations again (``autodiff.recompute``). Everything else takes kernels that write over their
+input and need little scratch, then computes its first stages in patches (``passes.patches``). Patches are ranked by an
+estimate, and the best are planned: of those that fit, the one that repeats least work and has few kinds of tiles is
+taken, else the smallest.
 """
 
 from __future__ import annotations
@@ -48,23 +49,27 @@ class Bound:
 @dataclass(frozen=True)
 class Fit:
     """The graph to be built (None: as it was), the entry that it gave, and what was tried, the plain plan first:
-    ``name``, ``arena_bytes`` and ``flops`` that are done more than once."""
+    ``name``, ``arena_bytes`` and ``flops`` that are done more than once. ``lean``: with kernels that need less RAM."""
 
     graph: Graph | None
     entry: Entry
     tried: list[dict[str, Any]]
+    lean: bool = False
 
 
-def fit(graph: Graph, plain: Entry, build: Callable[[Graph], Entry], bound: Bound) -> Fit:
-    """The choice for a canonical graph. ``build`` plans a graph, ``plain`` is its own plan."""
+Build = Callable[[Graph, bool], Entry]
+
+
+def fit(graph: Graph, plain: Entry, build: Build, bound: Bound) -> Fit:
+    """The choice for a canonical graph. ``build`` plans a graph, leanly or not, ``plain`` is its own plan."""
     rows = [_row("everything kept" if plain.updates_params else "whole layers", bound, plain, 0.0)]
     best = Fit(None, plain, rows)
-    for name, flops, make in _candidates(graph, plain, bound, rows):
+    for name, flops, lean, make in _candidates(graph, plain, bound, rows):
         other = make()
-        entry = build(other)
+        entry = build(graph if other is None else other, lean)
         rows.append(_row(name, bound, entry, flops))
         if bound.over(entry) < bound.over(best.entry):
-            best = Fit(other, entry, rows)
+            best = Fit(other, entry, rows, lean)
         if bound.over(entry) <= 0:
             break
     return best
@@ -76,15 +81,17 @@ def _row(name: str, bound: Bound, entry: Entry, flops: float) -> dict[str, Any]:
 
 def _candidates(
     graph: Graph, plain: Entry, bound: Bound, rows: list[dict[str, Any]]
-) -> Iterator[tuple[str, float, Callable[[], Graph]]]:
+) -> Iterator[tuple[str, float, bool, Callable[[], Graph | None]]]:
     if bound.over(plain) <= 0:
         return
     if plain.updates_params:
         for choice in choices(graph):
-            yield choice.name, choice.flops, lambda choice=choice: choice.graph  # type: ignore[misc]
+            yield choice.name, choice.flops, False, lambda choice=choice: choice.graph  # type: ignore[misc]
     elif not graph.bindings:
+        yield "kernels that need less RAM", 0.0, True, lambda: None
+        lean = rows[-1]["arena_bytes"] < rows[0]["arena_bytes"]
         for tiling in _ranked(graph, plain, bound, rows):
-            yield tiling.name, tiling.flops, lambda tiling=tiling: patched(tiling)  # type: ignore[misc]
+            yield tiling.name, tiling.flops, lean, lambda tiling=tiling: patched(tiling)  # type: ignore[misc]
 
 
 def _ranked(graph: Graph, plain: Entry, bound: Bound, rows: list[dict[str, Any]]) -> Iterator[Tiling]:

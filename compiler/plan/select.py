@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ class Choices:
 
     exact: bool = False
     small: bool = False
+    lean: bool = False  # where much is alive, kernels that write over their input and take little scratch
     weight_budget: float = 1.5  # packed bytes over original bytes
 
     @property
@@ -50,11 +51,16 @@ class NoTemplate(Exception):
 
 
 def select(
-    layout: Layout, machine: Machine, choices: Choices, room: Mapping[int, int] | None = None
+    layout: Layout,
+    machine: Machine,
+    choices: Choices,
+    room: Mapping[int, int] | None = None,
+    tight: Collection[int] = (),
 ) -> dict[int, list[Job]]:
     """The jobs of every working node (a concat has one for each input that must be copied to its place).
 
-    ``room`` bounds the bytes of scratch of each node, where a plan with so little can be had.
+    ``room`` bounds the bytes of scratch of each node, where a plan with so little can be had. Nodes in ``tight`` get a
+    plan whose result may lie over its input, where there is one.
     """
     graph = layout.graph
     proposals: dict[int, list[tuple[Job, list[Plan]]]] = {}
@@ -70,6 +76,8 @@ def select(
         else:
             continue
         found = [(job, _roomy(usable_plans(job.region), (room or {}).get(key))) for job in jobs]
+        if key in tight:
+            found = [(job, [p for p in options if p.overlaps or p.inplace] or options) for job, options in found]
         if any(not options for _, options in found):
             failed.append(key)
         proposals[key] = found
