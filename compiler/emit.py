@@ -23,6 +23,7 @@ from ..runtime.artifact import Artifact, described
 from ..targets.files import write_atomic
 from ..targets.machine import Machine
 from . import bare, emit_data, render
+from .kernels.c99_text import definition, wrapped
 from .library import describe, describe_bare
 from .names import comment, distinct, entry_names, identifier, prefix
 from .plan.entry import Pool
@@ -32,7 +33,7 @@ Texts = Mapping[str, Mapping[str, Any]]  # kernel -> what a worker wrote of it (
 
 _LABEL = 28  # letters of a tensor's name; what it is (``multiplier``) comes behind
 _C_WORDS = """
-ready checksum put get preamble memory inputs outputs status arena index data bytes crc table to from value auto break
+ready checksum put get blob_head memory inputs outputs status arena index data bytes crc table to from value auto break
 case char const continue default do double else enum extern float for goto if inline int long register restrict return
 short signed sizeof static struct switch typedef union unsigned void volatile while class new delete this template
 private public protected operator try catch throw bool true false and or not xor namespace int8_t uint8_t int16_t
@@ -218,22 +219,9 @@ class _Emitted:
         return emit_data.array(name, kind, data.view(emit_data.NUMPY[kind]), shape if _storage(dtype) == dtype else ())
 
     def _kernel(self, symbol: str) -> str:
-        text = self.texts[symbol]
-        pointer = "*restrict " if text["noalias"] and symbol not in self.inplace else "*"
-        params = [f"{'const ' if only else ''}{kind} {pointer}{name}" for kind, name, only in text["params"]]
-        title = f"static void {self.kernels[symbol]}("
         step = self.first[symbol]
-        rows = _wrapped(params, title)
-        return "\n".join(
-            [
-                f"/* {_clean(step.op)}: {_clean(step.about.get('shapes', ''))} */",
-                rows,
-                "{",
-                *text["body"],
-                "}",
-                "",
-            ]
-        )
+        made = definition(self.kernels[symbol], self.texts[symbol], restrict=symbol not in self.inplace)
+        return f"/* {_clean(step.op)}: {_clean(step.about.get('shapes', ''))} */\n{made}"
 
     # -- an entry's steps --------------------------------------------------------------------------------------------
 
@@ -278,7 +266,7 @@ class _Walk:
                 actual = phase.scratch if ref.base == "worker" else ref
                 at = bare.pointer(self.own.program, actual, self.own.machine.align, ref)
                 args.append(f"({'const ' if only else ''}void *){_atom(at)}")
-        return [*lines, _wrapped(args, f"    {self.own.kernels[phase.kernel]}(", ");")]
+        return [*lines, wrapped(args, f"    {self.own.kernels[phase.kernel]}(", ");")]
 
     def _constant(self, ref: Ref, kind: str) -> str:
         start = self.own._start(ref.offset)
@@ -331,15 +319,3 @@ def _title(text: str) -> str:
 
 def _atom(text: str) -> str:
     return f"({text})" if " " in text else text
-
-
-def _wrapped(parts: Sequence[str], start: str, end: str = ")") -> str:
-    """A list in parentheses, broken before column 120."""
-    lines, line = [], start
-    for i, part in enumerate(parts or ["void"] * (end == ")")):
-        piece = part + ("," if i + 1 < len(parts) else "")
-        if len(line) + len(piece) + len(end) > 118 and line != start:
-            lines.append(line.rstrip())
-            line = " " * len(start) if len(start) < 50 else " " * 8
-        line += piece + (" " if piece.endswith(",") else "")
-    return "\n".join([*lines, line + end])

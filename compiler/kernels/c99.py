@@ -7,75 +7,22 @@ becomes a loop over them. Runs in worker processes only.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-import tvm
-import tvm_ffi
-from tvm import tirx
-from tvm.ir import PointerType, TensorLoad
-from tvm.s_tir import transform as blocks
-from tvm.tirx import transform as passes
-
 from . import c99_helpers as helpers
-from .c99_expr import C_TYPES, Expressions, scalar_dtype, unsupported
-from .lower import each, pointer_parameters
+from .c99_printer import Printer, Text
+from .c99_text import definition
 
-_WORDS = """
-auto break case char const continue default do double else enum extern float for goto if inline int long register
-restrict return short signed sizeof static struct switch typedef union unsigned void volatile while class new delete
-this template private public protected operator try catch throw bool true false main arena memory inputs outputs memcpy
-memset j0 j1 jn y0 y1 yn gamma
-"""
-RESERVED = frozenset(_WORDS.split())
-_STEP = "    "
-_WIDTH = 118
-
-
-@dataclass
-class Text:
-    """One kernel as C. ``params`` are (element type, name, whether it is only read); ``helpers`` the functions that
-    ``body`` calls."""
-
-    name: str
-    params: list[tuple[str, str, bool]]
-    body: list[str]
-    noalias: bool = True
-    helpers: list[str] = field(default_factory=list)
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON values: how it comes back from a worker."""
-        return dict(vars(self))
-
-
-def prepared(function: Any) -> Any:
-    """The PrimFunc with flat buffers and plain loops, vectors kept as they are."""
-    module = tvm.IRModule({str(function.attrs["global_symbol"]): function})
-    target = tvm.target.Target({"kind": "c"})
-    bind = passes.BindTarget(target.with_host(target))
-    order = [
-        passes.FlattenBuffer(),
-        passes.BF16ComputeLegalize(),
-        passes.NarrowDataType(32),
-        passes.StmtSimplify(),
-        passes.RemoveNoOp(),
-        blocks.RewriteUnsafeSelect(),
-        passes.BF16StorageLegalize(),
-        passes.LowerIntrin(),
-    ]
-    with tvm.transform.PassContext(opt_level=3):
-        module = each(bind(module), pointer_parameters)
-        module = tvm.ir.transform.Sequential(order)(module)
-    return next(iter(module.functions.values()))
+__all__ = ["Text", "kernel", "unit", "with_helpers"]
 
 
 def kernel(function: Any) -> Text:
     """A kernel's C function (the range of its parallel loop is all of it)."""
-    return _Printer(function).kernel()
+    return Printer(function).kernel()
 
 
-def helper(name: str) -> tuple[str, list[str]]:
+def _helper(name: str) -> tuple[str, list[str]]:
     """The C text of a helper function by name, and the helpers that it calls."""
     if name in helpers.TEXTS:
         text = helpers.TEXTS[name]
@@ -88,7 +35,7 @@ def helper(name: str) -> tuple[str, list[str]]:
     given = [k.arg(n, "float32", 1) for n in "ab"[: arity if arity > 1 else 0]] or [k.arg("x", "float32", 1)]
     out = k.arg("result", "float32", 1)
     k.store(out, 0, function(k, *(k.load(g, 0) for g in given)))
-    printer = _Printer(k.function(), returns=True)
+    printer = Printer(k.function(), returns=True)
     made = printer.kernel()
     params = ", ".join(f"float {n}" for _, n, _ in made.params[:-1])
     return "\n".join([f"static float {name}({params})", "{", *made.body, "}"]) + "\n", made.helpers
@@ -101,7 +48,7 @@ def with_helpers(names: list[str]) -> dict[str, str]:
     def visit(name: str) -> None:
         if name in found or name in helpers.LIBRARY:
             return
-        text, called = helper(name)
+        text, called = _helper(name)
         for other in called:
             visit(other)
         found[name] = text
@@ -111,342 +58,11 @@ def with_helpers(names: list[str]) -> dict[str, str]:
     return found
 
 
-class _Printer(Expressions):
-    """Prints one function. ``returns``: it is a helper on scalars, whose last parameter is its result."""
-
-    def __init__(self, function: Any, *, returns: bool = False) -> None:
-        super().__init__()
-        self.function, self.returns = prepared(function), returns
-        self.noalias = bool(function.attrs.get("tirx.noalias", True))
-        self.lines: list[str] = []
-        self.depth = 1
-        self.scopes: list[set[str]] = [set()]
-        self.written: set[str] = set()
-        self.unused: set[Any] = set()
-
-    def kernel(self) -> Text:
-        function = self.function
-        params = []
-        for p in function.params:
-            name = self._fresh(_alone(p.name, [q.name for q in function.params]))
-            self.names[p] = name
-            params.append((p, name))
-        self._survey(function.body)
-        if self.returns:
-            self.by_value = {name for _, name in params}
-            self.result = params[-1][1]
-        self.statement(function.body)
-        rows = [(self._pointed(p), name, name not in self.written) for p, name in params]
-        text = str(function.attrs["global_symbol"])
-        words = set(re.findall(r"\w+", "\n".join(self.lines)))
-        self.lines += [f"{_STEP}(void){name};" for _, name, _ in rows if name not in words and not self.returns]
-        return Text(text, rows, self._tidy(), self.noalias, sorted(self.helpers))
-
-    def _pointed(self, p: Any) -> str:
-        kind = p.ty
-        element = kind.element_type if isinstance(kind, PointerType) else kind
-        return C_TYPES[scalar_dtype(str(element.dtype))]
-
-    def _tidy(self) -> list[str]:
-        return [part for line in self.lines for part in folded(line.rstrip())]
-
-    # -- before printing ---------------------------------------------------------------------------------------
-
-    def _survey(self, body: Any) -> None:
-        """How often each buffer is stored, and which locals something depends on."""
-        self.stores: dict[Any, int] = {}
-        rows: list[tuple[Any, set[Any]]] = []
-        local: set[Any] = set()
-
-        def store(s: Any) -> None:
-            self.stores[s.buffer] = self.stores.get(s.buffer, 0) + 1
-            rows.append((s.buffer, _loaded(s.value) | _loaded(s.indices[0])))
-
-        control: list[Any] = []
-        kinds = (
-            (tirx.BufferStore, store),
-            (tirx.AllocBuffer, lambda s: local.add(s.buffer)),
-            (tirx.For, lambda s: control.extend((s.min, s.extent))),
-            (tirx.While, lambda s: control.append(s.condition)),
-            (tirx.IfThenElse, lambda s: control.append(s.condition)),
-            (tirx.Bind, lambda s: control.append(s.value)),
-        )
-        tvm_ffi.structural_walk(body, kinds)
-        self.loads = set().union(*map(_loaded, control)) if control else set()
-        before = -1
-        while before < len(self.loads):
-            before = len(self.loads)
-            for target, sources in rows:
-                if target not in local or target in self.loads:
-                    self.loads |= sources
-
-    # -- statements --------------------------------------------------------------------------------------------
-
-    def emit(self, line: str) -> None:
-        self.lines.append(_STEP * self.depth + line)
-
-    def statement(self, s: Any) -> None:
-        kind = type(s).__name__
-        method = getattr(self, f"_do_{kind}", None)
-        if method is None:
-            raise unsupported(f"statement {kind}")
-        method(s)
-
-    def _do_SeqStmt(self, s: Any) -> None:
-        parts = _flattened(s)
-        for i, part in enumerate(parts):
-            if isinstance(part, tirx.AllocBuffer) and part.buffer not in self.loads:
-                self.unused.add(part.buffer)
-                continue
-            if isinstance(part, tirx.AllocBuffer) and self._late(part, parts[i + 1 :]):
-                self.pending.add(part.buffer)
-                continue
-            self.statement(part)
-
-    def _late(self, alloc: Any, rest: list[Any]) -> bool:
-        """Whether a local can be declared by its first store: nothing beside it looks at it before."""
-        if not self._is_scalar(alloc.buffer):
-            return False
-        for part in rest:
-            if isinstance(part, tirx.BufferStore) and part.buffer.same_as(alloc.buffer):
-                return not _mentions(part.value, alloc.buffer)
-            if _mentions(part, alloc.buffer):
-                return False
-        return False
-
-    def _do_AllocBuffer(self, s: Any) -> None:
-        buffer = s.buffer
-        dtype, lanes = _split(str(buffer.dtype))
-        size = lanes
-        for extent in buffer.shape:
-            size *= int(extent)
-        name = self.declare(buffer)
-        zero = "0.0" if dtype == "float64" else "0.0f" if dtype.startswith("float") else "0"
-        self.emit(f"{C_TYPES[self.held(dtype)]} {name}{f' = {zero}' if size == 1 else f'[{size}]'};")
-
-    def _do_DeclBuffer(self, s: Any) -> None:
-        self.names[s.buffer] = self.names[s.data]
-
-    def _do_AttrStmt(self, s: Any) -> None:
-        self.statement(s.body)
-
-    def _do_Evaluate(self, s: Any) -> None:
-        if isinstance(s.value, tirx.IntImm) or "prefetch" in str(s.value):
-            return
-        self.emit(f"{self.show(s.value)};")
-
-    def _do_BufferStore(self, s: Any) -> None:
-        lanes = _split(str(s.value.ty.dtype))[1]
-        if s.buffer in self.unused:
-            return
-        if lanes > 1:
-            return self._store_lanes(s, lanes)
-        self._store(s, 0)
-
-    def _store(self, s: Any, lane: int | str) -> None:
-        buffer = s.buffer
-        if buffer in self.pending and self.stores.get(buffer) == 1 and self._alias(s):
-            return
-        declares = buffer in self.pending
-        wide = self._stored(s.value, buffer, lane)
-        if declares:
-            self.pending.discard(buffer)
-            name = self.declare(buffer)
-            constant = "const " if self.stores[buffer] == 1 else ""
-            if constant:
-                self.bounds[buffer] = self.range(s.value)
-            self.emit(f"{constant}{C_TYPES[self.held(str(buffer.dtype))]} {name} = {wide};")
-            return
-        target = self.element(buffer, s.indices[0], lane, write=True)
-        if self.returns and target == self.result:
-            self.emit(f"return {wide};")
-            return
-        self.emit(self._update(target, s, wide, lane))
-
-    def _update(self, target: str, s: Any, wide: str, lane: int | str) -> str:
-        """``a += b`` where that is what is stored."""
-        for kind, sign in ((tirx.Add, "+="), (tirx.Sub, "-=")):
-            if type(s.value) is kind and str(s.value.ty.dtype).startswith(("int32", "float32", "float64", "uint32")):
-                pairs = [(s.value.a, s.value.b)] + ([(s.value.b, s.value.a)] if kind is tirx.Add else [])
-                for own, other in pairs:
-                    if self.show(own, lane) == target and self.plain_sum(s.value):
-                        return f"{target} {sign} {self.show(other, lane)};"
-        return f"{target} = {wide};"
-
-    def _alias(self, s: Any) -> bool:
-        """A name for what already has one needs no statement."""
-        value = s.value
-        if isinstance(value, TensorLoad) and self._is_scalar(value.source):
-            same = str(value.ty.dtype) == str(s.buffer.dtype)
-            once = self.stores.get(value.source) == 1 or self.names.get(value.source) in self.by_value
-            if same and once and value.source in self.names:
-                self.pending.discard(s.buffer)
-                self.names[s.buffer] = self.names[value.source]
-                return True
-        return False
-
-    def _store_lanes(self, s: Any, lanes: int) -> None:
-        """A vector's lanes one after the other: a loop, or each by itself where they are shuffled."""
-        if s.buffer in self.pending:
-            self.pending.discard(s.buffer)
-            self._do_AllocBuffer(_Alloc(s.buffer))
-        if _mentions(s.value, s.buffer, but=s.indices[0]):
-            return self._through_copy(s, lanes)
-        if _shuffles(s.value):
-            for number in range(lanes):
-                self._store(s, number)
-            return
-        lane = self.push("lane")
-        self.emit(f"for (int32_t {lane} = 0; {lane} < {lanes}; {lane}++) {{")
-        self.depth += 1
-        self._store(s, lane)
-        self.pop("}")
-
-    def _through_copy(self, s: Any, lanes: int) -> None:
-        """All lanes are computed before the first is stored."""
-        dtype = _split(str(s.value.ty.dtype))[0]
-        self.emit("{")
-        held = self.push("held")
-        self.depth += 1
-        self.emit(f"{C_TYPES[self.held(dtype)]} {held}[{lanes}];")
-        for lane in range(lanes):
-            self.emit(f"{held}[{lane}] = {self.show(s.value, lane)};")
-        for lane in range(lanes):
-            target = self.element(s.buffer, s.indices[0], lane, write=True)
-            self.emit(f"{target} = {self.to_memory(f'{held}[{lane}]', s.buffer)};")
-        self.pop("}")
-
-    def _do_For(self, s: Any) -> None:
-        start, extent = s.min, s.extent
-        name = self.push(re.sub(r"_\d+$", "", s.loop_var.name))
-        self.names[s.loop_var] = name
-        self.bounds[s.loop_var] = self.loop_bounds(start, extent)
-        first = self.show(start)
-        last = self._end(start, extent) if first != "0" else self.show(extent)
-        self.emit(f"for (int32_t {name} = {first}; {name} < {last}; {name}++) {{")
-        self.depth += 1
-        self.statement(s.body)
-        self.pop("}")
-
-    def _end(self, start: Any, extent: Any) -> str:
-        """What comes behind a loop's last number."""
-        if isinstance(extent, tirx.Sub) and tvm_ffi.structural_equal(extent.b, start):
-            return self.show(extent.a)
-        return self.show(start + extent)
-
-    def _do_While(self, s: Any) -> None:
-        self.push(None)
-        self.emit(f"while ({self.show(s.condition)}) {{")
-        self.depth += 1
-        self.statement(s.body)
-        self.pop("}")
-
-    def _do_IfThenElse(self, s: Any) -> None:
-        self.push(None)
-        self.emit(f"if ({self.show(s.condition)}) {{")
-        self.depth += 1
-        self.statement(s.then_case)
-        if s.else_case is not None:
-            self.pop("} else {")
-            self.push(None)
-            self.depth += 1
-            self.statement(s.else_case)
-        self.pop("}")
-
-    def _do_Bind(self, s: Any) -> None:
-        name = self._fresh(s.var.name)
-        self.names[s.var] = name
-        self.emit(f"const {C_TYPES[self.held(str(s.var.ty.dtype))]} {name} = {self.show(s.value)};")
-
-    # -- names -------------------------------------------------------------------------------------------------
-
-    def declare(self, buffer: Any) -> str:
-        self.names[buffer] = name = self._fresh(buffer.name)
-        self.locals.add(name)
-        return name
-
-    def push(self, wanted: str | None) -> str:
-        """Opens a block; a name of that block."""
-        self.scopes.append(set())
-        return self._fresh(wanted) if wanted else ""
-
-    def pop(self, line: str) -> None:
-        self.scopes.pop()
-        self.depth -= 1
-        self.emit(line)
-
-    def _fresh(self, wanted: str) -> str:
-        """A name that no block around has, as short as can be."""
-        base = re.sub(r"(_\d+)+$", "", re.sub(r"\W", "_", wanted)) or "v"
-        taken = set().union(*self.scopes)
-        name, number = base, 0
-        while name in taken or name in RESERVED or name in helpers.NAMES:
-            number += 1
-            name = f"{base}{'_' if base[-1].isdigit() else ''}{number}"
-        self.scopes[-1].add(name)
-        return name
-
-
-def _alone(name: str, names: list[str]) -> str:
-    """``x0`` is ``x`` where there is no other x."""
-    short = name.rstrip("0123456789")
-    return short if short and sum(n.rstrip("0123456789") == short for n in names) == 1 else name
-
-
-def folded(line: str) -> list[str]:
-    """A long line, broken before an operator or behind a comma."""
-    found = []
-    indent = " " * (len(line) - len(line.lstrip()) + 8)
-    while len(line) > _WIDTH:
-        at = max((m.start() for m in re.finditer(r"(?<=,) | (?=[-+*/?:&|=<>])", line[:_WIDTH])), default=-1)
-        if at <= len(indent):
-            break
-        found.append(line[:at].rstrip())
-        line = indent + line[at + 1 :]
-    return [*found, line]
-
-
-@dataclass
-class _Alloc:
-    buffer: Any
-
-
-def _flattened(s: Any) -> list[Any]:
-    found: list[Any] = []
-    for part in s.seq:
-        found += _flattened(part) if isinstance(part, tirx.SeqStmt) else [part]
-    return found
-
-
-def _split(dtype: str) -> tuple[str, int]:
-    element, _, lanes = dtype.partition("x")
-    return element, int(lanes or 1)
-
-
-def _mentions(node: Any, buffer: Any, but: Any = None) -> bool:
-    """Whether loads or stores of ``buffer`` are in it; loads at the very index ``but`` do not count."""
-    found: list[Any] = []
-
-    def load(n: Any) -> None:
-        if n.source.same_as(buffer) and not (but is not None and tvm_ffi.structural_equal(n.indices[0], but)):
-            found.append(n)
-
-    def store(n: Any) -> None:
-        if n.buffer.same_as(buffer):
-            found.append(n)
-
-    tvm_ffi.structural_walk(node, ((TensorLoad, load), (tirx.BufferStore, store)))
-    return bool(found)
-
-
-def _loaded(node: Any) -> set[Any]:
-    """The buffers that an expression reads."""
-    found: set[Any] = set()
-    tvm_ffi.structural_walk(node, ((TensorLoad, lambda e: found.add(e.source)),))
-    return found
-
-
-def _shuffles(node: Any) -> bool:
-    found: list[Any] = []
-    tvm_ffi.structural_walk(node, ((tirx.Shuffle, found.append),))
-    return bool(found)
+def unit(functions: Sequence[Any]) -> str:
+    """Kernels as one C file, under their own names, to be linked with whoever calls them."""
+    texts = [kernel(f) for f in functions]
+    called = with_helpers(sorted({h for t in texts for h in t.helpers}))
+    includes = "".join(f"#include <{name}.h>\n" for name in ("math", "stdint", "string"))
+    kernels = [definition(t.name, t.plain(), restrict=True, static=False) for t in texts]
+    declared = [k[: k.index("\n{")] + ";\n" for k in kernels]
+    return "\n".join([includes, *called.values(), *(d + k for d, k in zip(declared, kernels, strict=True))])

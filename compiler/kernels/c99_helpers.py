@@ -24,17 +24,20 @@ def _wrapping(name: str, short: str) -> str:
     return comment + _function(kind, f"{name}_{short}", f"{kind} a, {kind} b", body)
 
 
+def _both(kind: str, whole: str) -> str:
+    """C99 (TC3, 6.5.2.3) reads the bytes of one member as the other."""
+    return f"union {{ {kind} number; {whole} bits; }} both;"
+
+
 def _bits(short: str) -> str:
     kind, whole = _TYPES[short], _TYPES[f"i{short[1:]}"]
-    return _function(
-        whole, f"{short}_bits", f"{kind} x", f"{whole} bits;", "memcpy(&bits, &x, sizeof bits);", "return bits;"
-    )
+    return _function(whole, f"{short}_bits", f"{kind} x", _both(kind, whole), "both.number = x;", "return both.bits;")
 
 
 def _from_bits(short: str) -> str:
     kind, whole = _TYPES[short], _TYPES[f"i{short[1:]}"]
     return _function(
-        kind, f"{short}_from_bits", f"{whole} bits", f"{kind} x;", "memcpy(&x, &bits, sizeof x);", "return x;"
+        kind, f"{short}_from_bits", f"{whole} bits", _both(kind, whole), "both.bits = bits;", "return both.number;"
     )
 
 

@@ -7,8 +7,6 @@ caller hands out, and the packed calling convention is never made. Runs in worke
 from __future__ import annotations
 
 import json
-import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +38,9 @@ def lower(functions: list[Any], llvm: dict[str, Any]) -> Any:
     with tvm.transform.PassContext(opt_level=3):
         module = passes.BindTarget(target.with_host(target))(module)
         module = each(module, pointer_parameters)
-        module = tvm.ir.transform.Sequential(_loop_passes(target.kind.name != "c"))(module)
+        module = tvm.ir.transform.Sequential(_loop_passes())(module)
         module = each(module, lambda f: _range_parameters(_check_scratch(f)))
         module = tvm.ir.transform.Sequential([passes.LowerTVMBuiltin(), passes.LowerIntrin()])(module)
-        if target.kind.name == "c":
-            module = each(module, _printable)
     return module
 
 
@@ -79,12 +75,12 @@ def each(module: Any, change: Any) -> Any:
     return tvm.IRModule({var.name_hint: change(f) for var, f in module.functions.items()})
 
 
-def _loop_passes(vectorize: bool) -> list[Any]:
+def _loop_passes() -> list[Any]:
     return [
         passes.FlattenBuffer(),
         passes.BF16ComputeLegalize(),  # without the two bfloat16 passes LLVM crashes on such code
         passes.NarrowDataType(32),
-        passes.VectorizeLoop(vectorize),
+        passes.VectorizeLoop(True),
         passes.UnrollLoop(),
         passes.StmtSimplify(),
         passes.RemoveNoOp(),
@@ -146,80 +142,3 @@ def _range_parameters(func: Any) -> Any:
     if left:
         raise LoweringError("a parallel loop must be the outermost and only statement of its kernel")
     return tirx.PrimFunc([*func.params, begin, end], body, func.ret_type, func.attrs) if found else func
-
-
-# -- the `c` target: TVM's C printer rounds float constants to seven digits and adds its own preamble ---------------
-
-
-_C_NAMES = {"float32": "f32", "float64": "f64", "int32": "i32", "int64": "i64", "uint32": "u32", "uint64": "u64"}
-_C_TYPES = {"f32": "float", "f64": "double"} | {
-    f"{s}{b}": f"{n}{b}_t" for s, n in (("i", "int"), ("u", "uint")) for b in (32, 64)
-}
-
-
-def _printable(func: Any) -> Any:
-    """Constants, reinterpreted bits and absolute values as calls that ``c99`` gives a meaning to."""
-
-    def constant(value: Any, _: Any) -> Any:
-        dtype = str(value.ty.dtype)
-        if dtype == "float32":
-            words = struct.unpack("<i", struct.pack("<f", value.value))
-        elif dtype == "float64":
-            words = struct.unpack("<ii", struct.pack("<d", value.value))
-        else:
-            return value
-        return tirx.call_pure_extern(dtype, _C_NAMES[dtype] + "_bits", *(tirx.IntImm("int32", w) for w in words))
-
-    def call(value: Any, mutator: Any) -> Any:
-        value = mutator.default_mutate(value)
-        dtype, op = str(value.ty.dtype), getattr(value.op, "name", "")
-        if op == "tirx.reinterpret":
-            source = str(value.args[0].ty.dtype)
-            return tirx.call_pure_extern(dtype, f"{_C_NAMES[source]}_as_{_C_NAMES[dtype]}", value.args[0])
-        if op == "tirx.fabs":
-            return _absolute(value.args[0], dtype)
-        return value
-
-    body = tvm_ffi.structural_mutate(func.body, ((tirx.FloatImm, constant), (tvm.ir.Call, call)))
-    return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
-
-
-def _absolute(x: Any, dtype: str) -> Any:
-    """Without libm, which freestanding code lacks: the sign bit is cleared."""
-    name, whole, mask = ("f64", "int64", (1 << 63) - 1) if dtype == "float64" else ("f32", "int32", (1 << 31) - 1)
-    of, bits = f"i{name[1:]}", tirx.call_pure_extern(whole, f"{name}_as_i{name[1:]}", x)
-    return tirx.call_pure_extern(dtype, f"{of}_as_{name}", tirx.bitwise_and(bits, tirx.const(mask, whole)))
-
-
-def _bit_helpers(source: str) -> str:
-    """The functions that read a number's bits as another type, as far as ``source`` calls them."""
-    found = sorted(set(re.findall(r"\b([fiu]\d\d)_as_([fiu]\d\d)\(", source)))
-    return "".join(
-        f"static inline {_C_TYPES[to]} {have}_as_{to}({_C_TYPES[have]} x) {{\n"
-        f"  union {{ {_C_TYPES[have]} x; {_C_TYPES[to]} y; }} both;\n  both.x = x;\n  return both.y;\n}}\n"
-        for have, to in found
-    )
-
-
-def c99(functions: list[Any]) -> str:
-    """The same functions as portable C99 text, with exact hexadecimal float constants and ``restrict`` pointers."""
-    target = {"kind": "c"}
-    source = generate(lower(functions, target), target).inspect_source("c")
-    source = source[source.index("#ifdef __cplusplus") :]
-    source = re.sub(r'#ifdef __cplusplus\nextern "C"\n#endif\nTVM_DLL ', "", source)
-    source = re.sub(r"^\w+ \w+_(bits|as_\w+)\([^)]*\);\n", "", source, flags=re.MULTILINE)
-    source = re.sub(r"\bf(?:32|64)_bits\((-?\d+)(?:, (-?\d+))?\)", lambda m: _float_literal(m[1], m[2]), source)
-    source = re.sub(r"(\w+)\* (\w+)(?=[,)])", r"\1 *restrict \2", source)
-    return "#include <math.h>\n#include <stdbool.h>\n#include <stdint.h>\n" + _bit_helpers(source) + source
-
-
-def _float_literal(low: str, high: str | None) -> str:
-    if high is None:
-        (value,), suffix = struct.unpack("<f", struct.pack("<i", int(low))), "f"
-    else:
-        (value,), suffix = struct.unpack("<d", struct.pack("<ii", int(low), int(high))), ""
-    if value != value:
-        return "NAN"
-    if value in (float("inf"), float("-inf")):
-        return "INFINITY" if value > 0 else "(-INFINITY)"
-    return f"({value.hex()}{suffix})" if value < 0 else value.hex() + suffix

@@ -1,4 +1,4 @@
-"""Kernels of one lane as C99: no warning, no function of libm but the square root, and the same numbers."""
+"""Kernels of one lane as C99: no warning, of libm only the square root and the absolute value, and the same numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from harness import check_region, machines, region_of
 from nervure.compiler.interpret import interpret
-from nervure.compiler.kernels import worker
-from nervure.compiler.kernels.lower import c99
+from nervure.compiler.kernels import c99, worker
 from nervure.compiler.kernels.templates import plans
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc (apt-get install gcc)")
@@ -46,11 +45,11 @@ def test_portable_c(name, arrays, attrs, tmp_path):
     for draft in plan.phases:
         row = machine.record()
         function, _ = worker.build(draft.spec.template, dict(draft.spec.config), draft.spec.name, row)
-        (tmp_path / "k.c").write_text(c99([function]))
+        (tmp_path / "k.c").write_text(c99.unit([function]))
         flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-shared", "-fPIC"]
         subprocess.run(["gcc", *flags, "k.c", "-o", "k.so"], cwd=tmp_path, check=True)
         names = subprocess.run(["nm", "-uD", "k.so"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-        assert {n for n in names.split() if len(n) > 1 and not n.startswith(("_", "w"))} <= {"sqrtf"}
+        assert {n for n in names.split() if len(n) > 1 and not n.startswith(("_", "w"))} <= {"sqrtf", "fabsf"}
     if len(plan.phases) == 1 and plan.phases[0].tasks is None and not plan.worker_bytes and not plan.consts:
         (want,) = interpret(region.body, given)
         have = np.zeros_like(want)

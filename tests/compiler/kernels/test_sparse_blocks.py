@@ -16,8 +16,7 @@ from models import model
 from nervure import targets
 from nervure.compiler.interpret import interpret
 from nervure.compiler.ir import Graph
-from nervure.compiler.kernels import worker
-from nervure.compiler.kernels.lower import c99
+from nervure.compiler.kernels import c99, worker
 from nervure.compiler.kernels.templates import plans
 from nervure.compiler.kernels.templates._sparse import DENSE, alive_columns, compact, sampled_density, sparse_matrix
 from nervure.compiler.kernels.templates._tile import vectors
@@ -212,7 +211,7 @@ def test_one_lane_and_portable_c(tmp_path):
     check_region(region, arrays, template="sparse_blocks")
     (draft,) = proposed(region)[0].phases
     function, _ = worker.build(draft.spec.template, dict(draft.spec.config), draft.spec.name, machine.record())
-    (tmp_path / "k.c").write_text(c99([function]))
+    (tmp_path / "k.c").write_text(c99.unit([function]))
     subprocess.run(["gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-c", "k.c"], cwd=tmp_path, check=True)
 
 
