@@ -116,6 +116,30 @@ def facts(artifact: Artifact, board: str | None) -> dict[str, Any]:
     return made | {"measured": found is not None, "why_not_measured": why}
 
 
+def check_limits(row: Mapping[str, Any], name: str) -> None:
+    """``NervureError`` where what was compiled and measured is more than the board has: code and constants together, or
+    the first RAM with the stack in it. (What is known before is refused before.)"""
+    board, ram, flash = row.get("board"), row["ram"], row["flash"]
+    if board is None:
+        return
+    if flash["bytes"] > flash["limit_bytes"]:
+        raise NervureError(
+            f"{name} needs {flash['bytes']} bytes of flash, {board['name']} has {flash['limit_bytes']}",
+            why=f"code {flash['code_bytes']}, constants {flash['constant_bytes']}, weights {flash['weight_bytes']}",
+            hint="--optimize size, int8 weights (nervure quantize) or fewer channels (nervure prune) take less",
+        )
+    rams = [m for m in board["memory"] if m["kind"] == "ram"]
+    largest = max(rams, key=lambda m: m["bytes"])
+    first = "arena" if largest is rams[0] else rams[0]["name"]
+    taken, stack = ram["regions"].get(first, 0), ram["stack_bytes"] or 0
+    if taken + stack > rams[0]["bytes"]:
+        raise NervureError(
+            f"{name} needs {taken + stack} bytes of {rams[0]['name']}, {board['name']} has {rams[0]['bytes']}",
+            why=f"{taken} for tensors, {stack} of stack, as measured in the emulator",
+            hint=f'a larger stack in the board file (stack = "{-(-stack // 1024)}K") keeps that much free',
+        )
+
+
 def _patches(artifact: Artifact) -> dict[str, Any] | None:
     """How first stages were split so that the model fits: what, the operations that are repeated for it, and the bytes
     that whole layers would take. None where nothing was."""

@@ -127,7 +127,7 @@ def _build(given: Network, place: Place, settings: _Settings, folder: Path) -> B
     from ...build import compile, library_name
     from ...package import files
     from ..console import progress
-    from ..microcontroller import facts, with_one_sample
+    from ..microcontroller import check_limits, facts, with_one_sample
 
     folder.mkdir()
     alone = place.bare or settings.emit == "c"
@@ -153,7 +153,9 @@ def _build(given: Network, place: Place, settings: _Settings, folder: Path) -> B
         if not alone:
             return Built(place, model, verdict)
         tell("measuring", 0, 1)
-        return Built(place, model, verdict, facts(model.artifact, place.board), packages)
+        found = facts(model.artifact, place.board)
+        check_limits(found, settings.name)
+        return Built(place, model, verdict, found, packages)
 
 
 def _verdict(given: Network, model: Model, settings: _Settings) -> Verdict:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from nervure.frontends.cli.microcontroller import by_layer, lines, places, with_one_sample
+from nervure.errors import NervureError
+from nervure.frontends.cli.microcontroller import by_layer, check_limits, lines, places, with_one_sample
 from nervure.frontends.cli.network import network
 from nervure.runtime.artifact import read_artifact
 from nervure.targets import emulator, get
@@ -277,6 +278,25 @@ def test_inspect_draws_liveness(nervure: Nervure, archive: Path, free: Path, tmp
     assert "most is alive at step" in nervure("inspect", archive).out
     planned = nervure("inspect", free, "-t", "cortex-m4", "--json").json
     assert planned["target"] == "cortex-m4" and planned["inputs"][0]["shape"] == [1, 4] and planned["live"]
+
+
+def test_more_than_the_board_has() -> None:
+    def row(flash: int, regions: dict[str, int], stack: int | None) -> dict[str, Any]:
+        memory = [("flash", "flash", 4096), ("dtcm", "ram", 1024), ("sram", "ram", 2048)]
+        parts = {"code_bytes": 1, "constant_bytes": 2, "weight_bytes": flash - 3}
+        return {
+            "board": {"name": "b", "memory": [{"name": n, "kind": k, "bytes": s} for n, k, s in memory]},
+            "ram": {"regions": regions, "stack_bytes": stack},
+            "flash": {"bytes": flash, "limit_bytes": 4096, **parts},
+        }
+
+    check_limits(row(4096, {"arena": 2048, "dtcm": 512}, 512), "net")
+    check_limits(row(4096, {"arena": 2048, "dtcm": 1024}, None), "net")
+    with pytest.raises(NervureError, match="net needs 4097 bytes of flash, b has 4096"):
+        check_limits(row(4097, {"arena": 8}, 8), "net")
+    with pytest.raises(NervureError, match=r"net needs 1025 bytes of dtcm.*\n.*512 for tensors, 513 of stack"):
+        check_limits(row(9, {"arena": 8, "dtcm": 512}, 513), "net")
+    check_limits({"board": None, "ram": {}, "flash": {}}, "net")
 
 
 def test_bars_and_unmeasured_figures() -> None:
