@@ -120,7 +120,7 @@ def proposals(region: Region) -> list[Plan]:
     found = [p for p in plans(region) if p.template in ("dsp_conv", "dsp_matmul")]
     assert found, "no plan"
     small = region.inputs[1].type.size < 16
-    assert small or plans(region)[0].template == found[0].template, "another template is thought to be faster"
+    assert small or plans(region)[0].template.startswith("dsp_"), "another template is thought to be faster"
     return found
 
 
