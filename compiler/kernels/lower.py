@@ -24,6 +24,7 @@ _STACK_LIMIT = 16 << 10
 _OPTIONS = {  # of LLVM, where a function's attribute is False
     "tirx.noalias": "-enable-tbaa:bool=0",  # TVM says of every two buffers that they do not overlap
     "nervure.pointers": "-disable-lsr:bool=1",
+    "nervure.counters": "-disable-arm-loloops:bool=1",
 }
 
 

@@ -113,6 +113,7 @@ class Builder:
         self.calls = machine.get("llvm", {}).get("kind") == "c"
         self.helpers: dict[str, str] = {}  # functions in LLVM IR that the kernel calls, by name
         self.pointers = True  # False: addresses stay one base and constants, they get no pointers of their own
+        self.counters = True  # False: no loop is counted in LR (32-bit ARM), which may hold a sum then
         self.noalias = True  # False for a kernel that may write over what it has read (Plan.overlaps)
         self.wide: dict[int, Any] = {}  # vectors that were packed, by identity, and what they were before
 
@@ -183,6 +184,14 @@ class Builder:
         self._blocks.append([])
         yield var
         self.emit(For(var, first, end - first, ForKind.SERIAL, self._close()))
+
+    @contextmanager
+    def block(self) -> Iterator[Any]:
+        """Statements apart: what it yields gives them, once they are all there."""
+        self._blocks.append([])
+        found: list[Any] = []
+        yield lambda: found[0]
+        found.append(self._close())
 
     @contextmanager
     def strides(self, extent: int, step: Expr, name: str = "i") -> Iterator[Expr]:
@@ -286,7 +295,8 @@ class Builder:
     def function(self) -> Any:
         """The finished PrimFunc."""
         assert len(self._blocks) == 1, "an open loop"
-        attrs = {"global_symbol": self.name, "tirx.noalias": self.noalias, "nervure.pointers": self.pointers}
+        attrs = {"global_symbol": self.name, "tirx.noalias": self.noalias}
+        attrs |= {"nervure.pointers": self.pointers, "nervure.counters": self.counters}
         body = _sequence(self._blocks[0])
         if self.helpers:
             text = "\n".join(self.helpers[name] for name in sorted(self.helpers))

@@ -7,18 +7,18 @@ scratch first (``copy``); short runs are then laid side by side, one line of byt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 STEP = 16  # bytes
 GROUP = 4  # columns
-_WRITTEN = 6  # steps of a run that are written out
-_UNROLL = 4  # steps of a round of a loop over the others
+_WRITTEN = 6  # steps of a round that are written out, at most
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
     """Arguments: A, packed weights, starts, numbers, the epilogue's inputs, outputs, scratch if any."""
-    k.noalias = False
+    k.noalias, k.counters = False, config["tile"] == 1
     Dot(k, config).run()
 
 
@@ -42,6 +42,7 @@ class Dot:
         self.row = instruction(config["row"])
         self.part: Any = None
         self.ev = Ahead(k, program, reads, lambda number, coords: self.part, self.numbers, config["spans"][2])
+        self.one = self.ev.values[config["one"]["at"]]
 
     def run(self) -> None:
         self._outer([], 0)
@@ -112,23 +113,49 @@ class Dot:
         return acc
 
     def _taps(self, taps: list[list[int]], acc: Any, a: Any, weights: Any) -> None:
-        k, run = self.k, self.config["run"]
+        run = self.config["run"]
         if taps:
             (extent, step), *rest = taps
             under = run["steps"] * STEP
             for inner, _ in rest:
                 under *= inner
-            with k.loop(extent) as i:
-                return self._taps(rest, acc, a + i * step, weights + i * under)
+            with self._rounds(extent, a, step, weights, under) as (at, to):
+                return self._taps(rest, acc, at, to)
         steps, full = run["steps"], run["bytes"] // STEP
-        written = steps if steps <= _WRITTEN else steps % _UNROLL + _UNROLL * (full < steps and steps % _UNROLL == 0)
-        with k.loop((steps - written) // _UNROLL) if steps > written else _nothing() as i:
-            for u in range(_UNROLL if steps > written else 0):
-                at = i * _UNROLL + u
-                self._step(acc, a + at * STEP, weights + at * STEP)
-        for at in range(steps - written, steps):
-            last = run["bytes"] - STEP if run["overlap"] and at == full else at * STEP
-            self._step(acc, a + last, weights + at * STEP)
+        late = run["overlap"] and full < steps  # the last step begins before the bytes that are left
+        each = max(n for n in range(1, _WRITTEN + 1) if (steps - late) % n == 0 or n == 1)
+        rounds = (steps - late) // each
+        with self._rounds(rounds, a, each * STEP, weights, each * STEP) as (at, to):
+            for u in range(each if rounds else 0):
+                self._step(acc, at + u * STEP, to + u * STEP)
+        if late:
+            self._step(acc, a + (run["bytes"] - STEP), weights + full * STEP)
+
+    @contextmanager
+    def _rounds(self, count: int, a: Any, step: int, weights: Any, under: int) -> Iterator[tuple[Any, Any]]:
+        """A loop over places in A and in the weights that LLVM neither unrolls, which would take more addresses than
+        loads reach, nor counts in LR, which holds a sum: how far it goes is a number that the kernel reads."""
+        from tvm import tirx
+
+        from ..tir import constant
+
+        k = self.k
+        if count <= 1:
+            yield a, weights
+            return
+        if self.config["tile"] == 1:  # there is room for the count
+            with k.loop(count) as i:
+                yield a + i * step, weights + i * under
+            return
+        at, here, there = (k.register("int32", 1, n) for n in ("at", "here", "there"))
+        for r, value in ((at, constant(0, "int32")), (here, a), (there, weights)):
+            r.set(value if not isinstance(value, int) else constant(value, "int32"))
+        with k.block() as body:
+            yield here.get(), there.get()
+            at.set(at.get() + self.one)
+            here.set(here.get() + step)
+            there.set(there.get() + under)
+        k.emit(tirx.While(at.get() < count, body()))
 
     def _step(self, acc: Any, a: Any, weights: Any) -> None:
         """One step; ``weights`` counts words."""
@@ -159,12 +186,6 @@ class Dot:
             self.ev.begin()
             self.part = sums if lanes == GROUP else part(sums, first, 1)
             self.ev.store_all(self.outputs, here, lanes)
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext(0)
 
 
 class Lines:

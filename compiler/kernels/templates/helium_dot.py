@@ -30,7 +30,6 @@ from .matmul import product
 
 _BLOCK = 64  # points that are taken for all columns before the next ones
 _SLACK = STEP  # bytes behind the scratch that are read or written
-_DEEP = 4  # steps from which two points at a time are worth their registers
 
 
 @dataclass
@@ -163,7 +162,7 @@ def _copied(g: Geometry, outer: list[dict[str, Any]], axes: dict[str, Any]) -> W
 
 def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
     columns = weights.sums.shape[1]
-    tile = 2 if walk.point["extent"] > 1 and walk.steps >= _DEEP else 1
+    tile = min(2, walk.point["extent"])
     numbers = Numbers()
     program = numbers.program(serialize(region))
     if walk.copy is not None:
@@ -171,6 +170,7 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
         walk.copy["zero"] = numbers.put(region.attrs["zero_point"] - flip)
     else:
         flip = 0
+    one = numbers.put(1)
     consts = (_packed(weights.steps), _starts(region, weights, flip), numbers.array)
     reads = epilogue_inputs(region)
     block = min(walk.point["extent"], _BLOCK)
@@ -188,6 +188,7 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
         "depth": walk.steps * STEP,
         "tile": tile,
         "columns": {"count": columns},
+        "one": one,
         "axes": walk.axes,
         "copy": walk.copy,
         "scratch": walk.scratch,
