@@ -33,7 +33,7 @@ Texts = Mapping[str, Mapping[str, Any]]  # kernel -> what a worker wrote of it (
 
 _LABEL = 28  # letters of a tensor's name; what it is (``multiplier``) comes behind
 _C_WORDS = """
-ready checksum put get blob_head memory inputs outputs status arena index data bytes crc table to from value auto break
+ready checksum put get preamble memory inputs outputs status arena index data bytes crc table to from value auto break
 case char const continue default do double else enum extern float for goto if inline int long register restrict return
 short signed sizeof static struct switch typedef union unsigned void volatile while class new delete this template
 private public protected operator try catch throw bool true false and or not xor namespace int8_t uint8_t int16_t
