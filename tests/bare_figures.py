@@ -328,7 +328,7 @@ def sizes(artifact: Artifact, machine: Machine, weights: int) -> Sizes:
 
 # Output sections and the input sections that they are filled from. Kernels come with one section for all.
 PARTS = (
-    ("kernels", "*libmodel.a:model.o(.text .rodata.cst*)"),
+    ("kernels", "*libmodel.a:model.o(.text .text.k_* .rodata.cst*)"),
     ("entry", "*libmodel.a:model.o(.text.* .rodata .rodata.*)"),
     ("constants", "*libmodel.a:images.o(.rodata .rodata.*)"),
     ("helpers", "*compiler_rt*(.text .text.* .rodata .rodata.*)"),

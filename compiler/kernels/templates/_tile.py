@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -133,6 +133,14 @@ class Tile:
     def describe(self) -> str:
         blocks = f"{self.line_block}l" if self.row_block == 0 else f"{self.row_block}t"
         return f"{self.rows}x{self.columns.nv}v{self.columns.lanes} block {blocks}"
+
+
+def of_sums(machine: Machine, dtype: str) -> Machine:
+    """The machine as sums of that type see it. Without vectors, integers lie in the core's own registers, of which a
+    dozen are free, and a product of narrow ones takes the multiplication and what widens it."""
+    if machine.lanes > 1 or not is_integer(dtype):
+        return machine
+    return replace(machine, registers=12, fma_ports=machine.multiplies / 2, issues=1)
 
 
 def step_cycles(machine: Machine, rows: int, widths: Sequence[int], itemsize: int = 4) -> float:

@@ -33,6 +33,7 @@ from ._tile import (
     fits,
     inplace_pairs,
     joinable,
+    of_sums,
     pack,
     pack_draft,
     pack_vector,
@@ -177,7 +178,7 @@ def plan(region: Region) -> list[Plan]:
     if g.flat(region, reads):
         g.flatten()
     dtype = accumulator(region.anchor_type.dtype)
-    tile = choose(region.machine, shape_of(region, g), np.dtype(dtype).itemsize)
+    tile = choose(of_sums(region.machine, dtype), shape_of(region, g), np.dtype(dtype).itemsize)
     found = assemble(region, g, tile, dtype, reads)
     return [replace(found, cost=found.cost * SLOW_INTEGERS) if region.op == "conv_integer" else found]
 

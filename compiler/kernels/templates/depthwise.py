@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ....targets.machine import Machine
 from ..spec import KernelSpec, Plan, Region, Template
 from . import _contract
-from ._tile import Columns, Tile, accumulator, epilogue_inputs, epilogue_work, fits, step_cycles, vectors
+from ._tile import Columns, Tile, accumulator, epilogue_inputs, epilogue_work, fits, of_sums, step_cycles, vectors
 from .conv import Geometry, assemble
 
 _EASY_ROWS = 8  # longer tiles gain nothing and are scheduled worse
@@ -60,7 +61,7 @@ def narrow_weights(plan: Plan, dtype: str) -> Plan:
 def best_tile(region: Region, g: Geometry, double: int = 1) -> Tile:
     """The cheapest run of points; columns are the channels. Where steps are multiplied as int16 to int32, a vector is
     one of int16, whose sums take ``double`` registers."""
-    machine = region.machine
+    machine = _machine(region)
     itemsize = 8 if accumulator(region.anchor_type.dtype).endswith("64") else 4
     lanes = max(1, machine.lanes * 4 // itemsize)
     columns = Columns(g.columns, double * lanes, 1, *vectors(g.columns, double * lanes, exact=True))
@@ -72,14 +73,18 @@ def best_tile(region: Region, g: Geometry, double: int = 1) -> Tile:
     return Tile(rows, columns, 1, 0, cycles)
 
 
+def _machine(region: Region) -> Machine:
+    return of_sums(region.machine, accumulator(region.anchor_type.dtype))
+
+
 def _most_rows(region: Region, g: Geometry, double: int) -> int:
     held = g.kernel[2] if g.kernel[2] <= _SHARED_TAPS else 1
-    return max(1, min(g.out[2], (region.machine.registers - held - 2) // double, 28))
+    return max(1, min(g.out[2], (_machine(region).registers - held - 2) // double, 28))
 
 
 def _line_cycles(region: Region, g: Geometry, columns: Columns, rows: int, itemsize: int) -> float:
     """Estimated cycles of one line of outputs, all channels."""
-    machine, taps, after = region.machine, math.prod(g.kernel), epilogue_work(region)
+    machine, taps, after = _machine(region), math.prod(g.kernel), epilogue_work(region)
     total = 0.0
     for width in columns.widths:
         for r, count in ((rows, g.out[2] // rows), (g.out[2] % rows, 1)):

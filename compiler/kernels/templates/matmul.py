@@ -29,6 +29,7 @@ from ._tile import (
     fits,
     inplace_pairs,
     joinable,
+    of_sums,
     pack,
     pack_draft,
     split,
@@ -127,13 +128,13 @@ def plan(region: Region) -> list[Plan]:
         cold=p.b.const is not None,
         alone=True,
     )
-    tile = choose(region.machine, shape, np.dtype(dtype).itemsize)
+    tile = choose(of_sums(region.machine, dtype), shape, np.dtype(dtype).itemsize)
     whole = assemble(region, p, tile, dtype, reads, direct)
     if region.op == "matmul_integer":
         return [replace(whole, cost=whole.cost * SLOW_INTEGERS)]
     if direct and _is_deep(region, p, tile):
         part = replace(shape, depth=PART, line_bytes=p.rows.extent * PART * itemsize)
-        tile = choose(region.machine, part, np.dtype(dtype).itemsize)
+        tile = choose(of_sums(region.machine, dtype), part, np.dtype(dtype).itemsize)
         tiles = p.rows.extent // tile.rows
         tile = replace(tile, row_block=max(1, -(-tiles * tile.columns.groups // DEEP_TASKS)))
         found = in_parts(region, p, assemble(region, p, tile, dtype, reads, direct), tile)
