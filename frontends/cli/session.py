@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import NervureError
-from ...runtime.artifact import read_artifact
+from ...runtime.artifact import Artifact, read_artifact
 from ...runtime.session import Session, load
 from .network import Network, is_library, network
 
@@ -59,7 +59,7 @@ def open_model(
 
 def open_session(text: str, stack: ExitStack, threads: int, dims: Sequence[str], shapes: Sequence[str]) -> Session:
     path, _ = open_model(text, stack, threads=threads, dims=dims, shapes=shapes)
-    _not_bare(path)
+    refuse_bare(read_artifact(path))
     return load(path, threads)
 
 
@@ -71,13 +71,13 @@ def _same_target(path: Path, target: str | None, board: str | None) -> None:
         raise NervureError(f"this model was compiled for {made}, not for {wanted}", where=str(path))
 
 
-def _not_bare(path: Path) -> None:
-    artifact = read_artifact(path)
+def refuse_bare(artifact: Artifact) -> None:
+    """``NervureError`` where a model is to be timed that runs in an emulator only."""
     if artifact.bare is not None:
         raise NervureError(
             f"this model is for {artifact.block['machine']['name']}: its time cannot be measured here",
-            where=str(path),
-            hint=f"nervure profile {path} counts its instructions in the emulator",
+            where=str(artifact.path),
+            hint=f"nervure profile {artifact.path} counts its instructions in the emulator",
         )
 
 

@@ -92,10 +92,11 @@ def measure(
     from ..console import progress
     from ..inputs import read_inputs
     from ..network import reference_file
-    from ..session import open_model
+    from ..session import open_model, refuse_bare
 
     path, network = open_model(model, stack, threads=max(threads), dims=dims, shapes=shapes, precision=precision)
     artifact = read_artifact(path)
+    refuse_bare(artifact)
     artifact.check_host()
     arrays = read_inputs(inputs, artifact, preprocess) if inputs else random_inputs(artifact.entries[0].inputs, 1)
     if against:

@@ -259,7 +259,7 @@ def test_profile_counts_instructions(nervure: Nervure, archive: Path) -> None:
     text = nervure("profile", archive, "--top", "1").out
     assert "instructions are no cycles" in text and "more steps not shown" in text
     refused = nervure("bench", archive)
-    assert refused.code == 1 and "cortex-m4" in refused.err
+    assert refused.code == 1 and "nervure profile" in refused.err
 
 
 def test_instructions_of_a_shared_function_are_split(archive: Path) -> None:
