@@ -75,7 +75,8 @@ def test_ram_on_m4(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_code_and_constants_beyond_the_weights(name: str) -> None:
     _, size = measured(name, "cortex-m4")
-    assert size.beyond <= CODE_LIMIT
+    code = size.kernels + size.entry + size.helpers
+    assert max(code, size.beyond) <= CODE_LIMIT  # VWW's has channels without weights, which are not stored
     assert size.written == 0
 
 
