@@ -28,7 +28,7 @@ EXAMPLE = "nervure compile model.onnx -o build -t host -t rpi4 --shape x=1,3,224
 def compile_command(
     model: o.Model,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A folder, or a file that ends in .so (microcontrollers: .a).")
+        Path, typer.Option("--output", "-o", help="A folder, or a file: .so, .a (microcontrollers), .c (--emit c).")
     ] = Path("build"),
     target: Annotated[
         list[str] | None, typer.Option("--target", "-t", help="What to compile for (host); may be given several times.")
@@ -50,7 +50,7 @@ def compile_command(
     precision: o.PrecisionOption = o.Precision.default,
     optimize: o.OptimizeOption = o.Optimize.speed,
     max_ram: Annotated[
-        str | None, typer.Option("--max-ram", metavar="SIZE", help="Refuse a larger arena, e.g. 256K.")
+        str | None, typer.Option("--max-ram", metavar="SIZE", help="Bound of the arena, e.g. 256K.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the files and of the C functions.")] = None,
     verify: Annotated[

@@ -17,7 +17,11 @@ EXAMPLE = "nervure targets nucleo-l4r5zi"
 
 def targets_command(
     board: Annotated[
-        str | None, typer.Argument(help="A board, or the path of a board's TOML file: its memory is shown.")
+        str | None,
+        typer.Argument(
+            help="A board, or the path of a board's TOML file: its memory is shown. A target: it and its boards.",
+            metavar="[BOARD|TARGET]",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -25,11 +29,12 @@ def targets_command(
     from ....targets import boards
     from ..console import print_json
 
-    if board is not None:
+    chosen = [board] if board in _names() else _names()
+    if board is not None and board not in chosen:
         found = boards.get(board)
         return print_json({"board": _facts(found)}) if as_json else _show_board(found)
-    rows = [_target(name) for name in _names()]
-    known = [boards.get(name) for name in boards.names()]
+    rows = [_target(name) for name in chosen]
+    known = [b for b in map(boards.get, boards.names()) if b.core in [r["name"] for r in rows]]
     if as_json:
         return print_json({"targets": rows, "boards": [_facts(b) for b in known]})
     _show(rows, known)
@@ -41,16 +46,18 @@ def _show(rows: list[dict[str, Any]], known: list[Board]) -> None:
     screen = out()
     for title, system in (("Linux", "linux"), ("Microcontrollers (no operating system)", "bare")):
         made = table(title, "target", "CPU", "vector", "registers", "features", "runs here", right=("vector",))
-        for t in rows:
-            if t["system"] != system:
-                continue
+        own = [t for t in rows if t["system"] == system]
+        for t in own:
             runs = (
                 cell(t["runs_here"], "green") if t["available"] else cell(f"{t['runs_here']} ({t['hint']})", "yellow")
             )
             features = ", ".join(t["features"][:6]) + (" ..." if len(t["features"]) > 6 else "")
             row(made, t["name"], t["cpu"], f"{t['vector_bits']} bit", t["registers"], features or "baseline", runs)
-        screen.print(made)
-        screen.print()
+        if own:
+            screen.print(made)
+            screen.print()
+    if not known:
+        return
     made = table("Boards (--board; a TOML file of your own works too)", "board", "target", "flash", "RAM", "what it is")
     for b in sorted(known, key=lambda b: ([t["name"] for t in rows].index(b.core), b.name)):
         ram = " + ".join(f"{size(m.size)} {m.name}" for m in b.of("ram"))

@@ -84,6 +84,10 @@ def test_targets_lists_cores_and_boards(nervure: Nervure) -> None:
     assert "0x24000000" in shown.out and "axi_sram" in shown.out and "RM0433" in shown.out
     assert nervure("targets", "nucleo-h743zi", "--json").json["board"]["stack_bytes"] == 8192
     assert "did you mean 'nucleo-h743zi'" in nervure("targets", "nucleo-h743").err
+    one = nervure("targets", "cortex-m55", "--json").json
+    assert [t["name"] for t in one["targets"]] == ["cortex-m55"]
+    assert {b["name"] for b in one["boards"]} == {"mps3-an547", "stm32n6570-dk"}
+    assert "Boards" not in nervure("targets", "rpi4").out
 
 
 def test_boards_and_targets_together() -> None:
