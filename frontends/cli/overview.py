@@ -85,6 +85,7 @@ def of_artifact(artifact: Artifact, threads: int) -> Overview:
     layers = live_layers(artifact) if artifact.bare is not None else []
     whole = {id(b): b for row in layers for b in row.buffers}.values()
     facts |= {"buffers": [_buffer(b) for b in whole], "live": _live(layers)}
+    facts["regions"] = [r["name"] for r in artifact.block["regions"]]
     if artifact.bare is not None:
         facts["footprint"] = footprint(artifact).as_dict()
     facts["operators"] = dict(Counter(op for s in facts["steps"] for op in s["op"].split("+")).most_common())
@@ -127,6 +128,7 @@ def _planned(program: Program, entry: Entry, machine: Machine, threads: int) -> 
         "steps": [_step(i, s, machine) for i, s in enumerate(raw)],
         "buffers": [_buffer(b) for b in entry.buffers],
         "live": _live(liveness(entry)),
+        "regions": [r.name for r in program.regions],
     }
 
 
@@ -166,6 +168,7 @@ def _unplanned(graph: Graph) -> dict[str, Any]:
         "steps": [],
         "buffers": [],
         "live": [],
+        "regions": [],
     }
 
 

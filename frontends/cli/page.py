@@ -212,7 +212,7 @@ def _plan(facts: dict[str, Any]) -> dict[str, Any]:
             }
             for b in own
         ]
-        regions.append({"name": "arena" if region == 0 else f"region {region}", "bytes": top, "rects": rects})
+        regions.append({"name": facts["regions"][region], "bytes": top, "rects": rects})
     live = [sum(b["nbytes"] for b in facts["buffers"] if b["first"] <= t <= b["last"]) for t in range(count_)]
     live[: len(facts["live"])] = [r["bytes"] for r in facts["live"]]  # shared bytes once
     highest = max([*live, facts["arena_bytes"] or 0, 1])
