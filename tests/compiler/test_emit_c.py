@@ -322,6 +322,24 @@ def test_models_on_cortex_m4(name: str, tmp_path: Path) -> None:
     emitted.agree(got, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ad", "kws"])
+def test_models_quantized_here(name: str, tmp_path: Path) -> None:
+    import bare_figures
+
+    if not QUANTIZED.is_dir():
+        pytest.skip("no ../shared")
+    path, out = models.model(f"tiny_{name}01")[0], tmp_path / f"{name}.onnx"
+    nv.quantize(path, bare_figures.samples(name), out, samples=64, optimize="size", latency=False, outputs=True)
+    model = nv.compile(out, target="cortex-m4", emit="c", name=f"{name}_here", out=tmp_path / f"{name}_here.c")
+    given = emitted.inputs(model.artifact)
+    expected = nv.compile(out).run(None, given)
+    assert all(e.dtype.itemsize == 1 for e in expected)
+    for compiler in ("gcc", "clang"):
+        emitted.agree(emitted.loaded(model.artifact, compiler, tmp_path).run(None, given), expected)
+    emitted.compile_c(model.artifact, "arm", tmp_path / "arm.o")
+
+
 MAIN = """\
 #include <stdio.h>
 #include "%(name)s.h"
