@@ -21,6 +21,7 @@ NAMES = (
     "dot_sparse",
     "dot_tiles",
     "dsp_depthwise",
+    "dsp_few",
     "dsp_conv",
     "dsp_matmul",
     "gather",

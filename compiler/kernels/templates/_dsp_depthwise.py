@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ._dsp_rows import tile
 from ._fixed import finish
 from ._numbers import number
 from ._rolled import rolled
 
 _ANY = 1 << 24  # elements of a buffer whose size a kernel does not know
 _SHORT = 2  # words of a line that may be written out
-_UNROLLED = 30  # taps of a kernel whose lines are written out
 
 
 class Emitter:
@@ -128,7 +128,12 @@ class Emitter:
         first = len(config["before"])
         for word, inside in enumerate(config["before"]):
             self._words(source, slot, word, inside, members)
-        if inner:
+        if self.config["joined"] and inner > 1:
+            with rolled(k, inner // 2) as i:
+                self._run(source, slot, first + i * 2)
+            if inner % 2:
+                self._words(source, slot, first + inner - 1, [True, True], members)
+        elif inner:
             with rolled(k, inner) if inner > _SHORT else k.loop(inner, name="word") as i:
                 self._words(source, slot, i + first, [True, True], members)
         for word, inside in enumerate(config["after"]):
@@ -152,27 +157,36 @@ class Emitter:
         for c, value in enumerate([k.bind(v, "both") for v in found]):
             k.store(self.held, slot + word + self.plane * c, value)
 
-    def _four(self, at: list[Any], inside: list[bool]) -> list[Any]:
-        """Of two words of four channels the halves that belong together."""
-        from ..tir import constant, reinterpreted, shift_left, shift_right
+    def _run(self, source: Any, slot: Any, word: Any) -> None:
+        """Four neighbouring elements of a line as two words."""
+        from ..tir import reinterpreted
+
+        k = self.k
+        four = k.bind(reinterpreted(k.load(self.x, source + word * 2 - self.point["pad"], 4), "int32"), "four")
+        even, odd = self._halves(four)
+        k.store(self.held, slot + word, _pair(even, odd))
+        k.store(self.held, slot + word + 1, _tops(even, odd))
+
+    def _halves(self, word: Any) -> tuple[Any, Any]:
+        """The even and the odd bytes of a word."""
+        from ..tir import reinterpreted
 
         k, dtype = self.k, self.config["x"]["dtype"]
-        even, odd = (k.row(f"{name}.{dtype}") for name in ("even", "odd"))
+        rows = (k.row(f"{name}.{dtype}") for name in ("even", "odd"))
+        even, odd = (k.bind(reinterpreted(k.instruction(r, a=word), "int32")) for r in rows)
+        return even, odd
+
+    def _four(self, at: list[Any], inside: list[bool]) -> list[Any]:
+        """Of two words of four channels the halves that belong together."""
+        from ..tir import reinterpreted
+
+        k = self.k
         halves = []
         for a, i in zip(at, inside, strict=True):
-            if not i:
-                halves.append((self.pad, self.pad))
-                continue
-            word = k.bind(reinterpreted(k.load(self.x, a, 4), "int32"), "four")
-            halves.append(tuple(k.bind(reinterpreted(k.instruction(r, a=word), "int32")) for r in (even, odd)))
-        low, sixteen = constant(0xFFFF, "int32"), constant(16, "int32")
-        high = constant(-65536, "int32")
-        found: list[Any] = [None] * 4
-        for parity in (0, 1):
-            a, b = halves[0][parity], halves[1][parity]
-            found[parity] = (a & low) | shift_left(b, sixteen)
-            found[parity + 2] = (b & high) | (shift_right(a, sixteen) & low)
-        return found
+            word = k.bind(reinterpreted(k.load(self.x, a, 4), "int32"), "four") if i else None
+            halves.append((self.pad, self.pad) if word is None else self._halves(word))
+        both = list(zip(*halves, strict=True))
+        return [_pair(*both[0]), _pair(*both[1]), _tops(*both[0]), _tops(*both[1])]
 
     def _fill(self, slot: Any, members: int) -> None:
         k = self.k
@@ -200,28 +214,31 @@ class Emitter:
         self.to.set(self.to.get() + shape["line_out"])
 
     def _tile(self, shared: Any, t: Any, outputs: int) -> None:
-        k, taps, rows = self.k, self.taps, self.line["taps"]
+        k, taps = self.k, self.taps
         b, channel, y, start, word, data, weights = shared
-        base = data + t * taps["move"]
-        sums = [k.register("int32", 1, "sum") for _ in range(outputs)]
-        for s in sums:
-            s.set(start)
-        words, pairs = self.shape["words"], len(taps["pairs"])
-        unrolled = rows * self.point["taps"] <= _UNROLLED
-        if unrolled:
-            for r in range(rows):
-                self._row(sums, base + r * words, weights + r * pairs)
-        else:
-            with k.loop(rows, name="line") as r:
-                self._row(sums, base + r * words, weights + r * pairs)
+        parts = self._sums(start, data + t * taps["move"], weights, outputs)
         x = t * taps["outputs"]
-        parts = [s.get() for s in sums]
         if self.rule is None:
             for o, part in enumerate(parts):
                 self._store(b, channel, y, x + o, part)
         else:
             spare = (self.held, self.config["spare"], lambda extent: rolled(k, extent))
             finish(k, parts, word, self.rule, self.offset, lambda o, v: self._store(b, channel, y, x + o, v), spare)
+
+    def _sums(self, start: Any, base: Any, weights: Any, outputs: int) -> list[Any]:
+        k, taps, rows, words = self.k, self.taps, self.line["taps"], self.shape["words"]
+        pairs = len(taps["pairs"])
+        code = tile(taps["steps"][:outputs], pairs, rows, words)
+        if code is not None:
+            found = k.array("int32", outputs, "sums")
+            k.helper(*code, (self.held, base), (self.held, weights), start, (found, 0))
+            return [k.bind(k.load(found, o), "sum") for o in range(outputs)]
+        sums = [k.register("int32", 1, "sum") for _ in range(outputs)]
+        for s in sums:
+            s.set(start)
+        with k.loop(rows, name="line") as r:
+            self._row(sums, base + r * words, weights + r * pairs)
+        return [s.get() for s in sums]
 
     def _row(self, sums: Any, base: Any, weights: Any) -> None:
         """The products of one line of taps."""
@@ -276,3 +293,10 @@ def _pair(low: Any, high: Any) -> Any:
     from ..tir import shift_left
 
     return (low & _const(0xFFFF)) | shift_left(high, _const(16))
+
+
+def _tops(low: Any, high: Any) -> Any:
+    """The upper halves of two words as one."""
+    from ..tir import shift_right
+
+    return (high & _const(-65536)) | (shift_right(low, _const(16)) & _const(0xFFFF))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-_MOST_OUTPUTS = 6  # of a tile: their sums are registers
+from ._dsp_rows import REGISTERS, fits
+
+_MOST_OUTPUTS = 8  # of a tile: their sums are registers
 Pair = tuple[int | None, int | None]
 
 
@@ -41,7 +43,10 @@ def taps_of(count: int, stride: int, dilation: int, extent: int) -> Taps:
     found = [_tile(n, count, stride, dilation, extent) for n in sizes or [1]]
     if not sizes:  # an odd stride and one output at a time cannot be: two, the second of which may be left over
         found = [_tile(2, count, stride, dilation, extent)]
-    return min(found, key=lambda t: (t.products + 3 * t.loads + (8 * bool(t.rest)), -t.outputs))
+    held = [t for t in found if fits(t.outputs, len(t.pairs))] or found[:1]
+    return min(
+        held, key=lambda t: (t.products + t.loads + 4 * (-(-extent // t.outputs)) + (8 * bool(t.rest)), -t.outputs)
+    )
 
 
 def _tile(outputs: int, count: int, stride: int, dilation: int, extent: int) -> Taps:
@@ -57,8 +62,8 @@ def _tile(outputs: int, count: int, stride: int, dilation: int, extent: int) -> 
     steps = tuple(tuple(_step(word, both, pairs) for word, both in words.items()) for words in touched)
     rest, whole = extent % outputs, extent // outputs
     products = float(whole * sum(map(len, steps)) + sum(map(len, steps[:rest])))
-    loads = float((whole + bool(rest)) * (_loads(steps) + len(pairs)) / 2)
-    return Taps(outputs, rest, tuple(pairs), steps, outputs * stride // 2, products, loads + 2 * (whole > 1))
+    loads = float((whole + bool(rest)) * (2 + -(-_loads(steps) // max(1, REGISTERS - outputs - len(pairs)))))
+    return Taps(outputs, rest, tuple(pairs), steps, outputs * stride // 2, products, loads)
 
 
 def _words(output: int, count: int, stride: int, dilation: int) -> dict[int, Pair]:
@@ -79,4 +84,4 @@ def _step(word: int, both: Pair, pairs: list[Pair]) -> tuple[int, int, str]:
 
 
 def _loads(steps: Any) -> int:
-    return len({word for each in steps for word, _, _ in each})
+    return 1 + max(word for each in steps for word, _, _ in each)
