@@ -25,8 +25,8 @@ class Source(Model):
     """A network as C99: ``path`` (NAME.c) and ``header`` (NAME.h), which need no nervure and no library of it.
 
     It is a ``Model`` otherwise: ``report`` has sizes (of code 0: other compilers make it) and layers,
-    ``artifact.block`` the facts, ``save("kws.c")`` copies both files. Calling it builds the C with zig for this machine, whatever target it was
-    planned for, and keeps parameters and states from call to call.
+    ``artifact.block`` the facts, ``save("kws.c")`` copies both files. Calling it builds the C with zig for this
+    machine, whatever target it was planned for, and keeps parameters and states from call to call.
     """
 
     @property
