@@ -84,4 +84,5 @@ def _step(word: int, both: Pair, pairs: list[Pair]) -> tuple[int, int, str]:
 
 
 def _loads(steps: Any) -> int:
-    return 1 + max(word for each in steps for word, _, _ in each)
+    last: int = max(word for each in steps for word, _, _ in each)
+    return last + 1
