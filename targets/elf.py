@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -84,9 +85,9 @@ def section_bytes(data: bytes) -> dict[str, int]:
     return total
 
 
-def made_local(data: bytes, prefix: str) -> bytes:
-    """A 32-bit object whose global functions that start with ``prefix`` are its own: two such objects may be linked
-    into one program. Local symbols stand first in a table (System V ABI, chapter 4), so relocations are renumbered."""
+def made_local(data: bytes, names: Collection[str]) -> bytes:
+    """A 32-bit object whose symbols of these names are its own: two such objects may be linked into one program. Local
+    symbols stand first in a table (System V ABI, chapter 4), so relocations are renumbered."""
     out, sections = bytearray(data), list(_sections(data, wide=False))
     table = next(i for i, s in enumerate(sections) if s[0] == 2)  # SHT_SYMTAB
     _, link, offset, size = sections[table]
@@ -94,7 +95,7 @@ def made_local(data: bytes, prefix: str) -> bytes:
 
     def own(row: bytes) -> bool:
         name, _, _, info, _, section = struct.unpack("<IIIBBH", row)
-        return info >> 4 == 0 or (section != 0 and _text(data, sections[link][2] + name).startswith(prefix))
+        return info >> 4 == 0 or (section != 0 and _text(data, sections[link][2] + name) in names)
 
     order = sorted(range(len(rows)), key=lambda i: not own(rows[i]))
     place = {old: new for new, old in enumerate(order)}

@@ -175,7 +175,8 @@ def build_objects(folder: Path, kernels: Sequence[Path], machine: Machine) -> li
     run_zig([*_assembler(machine), "images.S", "-o", "images.o"], folder)
     compile_c(folder / "model.c", folder / "code.o", machine, flags=BARE_FLAGS)
     merged = merge_objects([folder / "code.o", *kernels], folder / "model.o")
-    merged.write_bytes(any_float_abi(elf.made_local(merged.read_bytes(), "k_")))
+    own = {name for path in kernels for name, _, _ in elf.functions(path.read_bytes())}
+    merged.write_bytes(any_float_abi(elf.made_local(merged.read_bytes(), own)))
     return ["model.o", "images.o"]
 
 
