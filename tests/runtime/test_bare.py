@@ -190,6 +190,16 @@ def test_no_globals_that_change_and_nothing_from_outside(tmp_path):
     assert public and all(name.startswith("left_") for name in public)
 
 
+@pytest.mark.skipif(shutil.which("arm-none-eabi-nm") is None, reason="arm-none-eabi-nm is not installed")
+def test_a_model_that_is_called_as_kernels_are(tmp_path):
+    net = nv.Sequential([layers.Dense(3, input_dim=4)], name="k")
+    model = nv.compile(net, "cortex-m4", dims={"batch": 1}, out=tmp_path / "libk.a")
+    public = {name for kind, name in symbols(model.path) if kind == "T"}
+    assert public == {"k_init", "k_status_text", "k_infer", "k_infer_input", "k_infer_output"}
+    again = nv.compile(net, "cortex-m4", dims={"batch": 1}, out=tmp_path / "libagain.a", cache=False)
+    assert again.path.read_bytes() == model.path.read_bytes()
+
+
 @EMULATOR
 def test_two_models_in_one_program(tmp_path):
     x = np.random.default_rng(0).standard_normal((1, 20)).astype(np.float32)
