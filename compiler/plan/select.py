@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -169,7 +170,8 @@ def _within_budget(
     original = sum(map(_least_bytes, held)) if choices.small else sum(array.nbytes for array in held)
     chosen = {(key, i): options[0] for key, found in proposals.items() for i, (_, options) in enumerate(found)}
     unpacked = _left_unpacked(graph, proposals)
-    total = unpacked + sum(_packed(p) for p in chosen.values())
+    sharers = _sharers(graph, proposals)
+    total = unpacked + sum(_packed(p) // sharers[at] for at, p in chosen.items())
     limit = max(choices.budget * original, original + 4096)
     swaps = {at: _best_swap(proposals[at[0]][at[1]][1], plan) for at, plan in chosen.items()}
     while total > limit:
@@ -178,10 +180,23 @@ def _within_budget(
             break
         _, at, rank = min(found_swaps)
         other = proposals[at[0]][at[1]][1][rank]
-        total -= _packed(chosen[at]) - _packed(other)
+        total -= (_packed(chosen[at]) - _packed(other)) // sharers[at]
         chosen[at] = other
         swaps[at] = _best_swap(proposals[at[0]][at[1]][1], other)
     return chosen
+
+
+def _sharers(graph: Graph, proposals: Mapping[int, list[tuple[Job, list[Plan]]]]) -> dict[tuple[int, int], int]:
+    """How many jobs have the same weights: the patches of a layer, whose packed weights lie in the program once."""
+    weights = {
+        (key, i): tuple(v for v in job.inputs if graph.node(v).op == "const")
+        for key, found in proposals.items()
+        for i, (job, _) in enumerate(found)
+    }
+    if "patched" not in graph.meta:
+        return dict.fromkeys(weights, 1)
+    count = Counter(weights.values())
+    return {at: count[held] for at, held in weights.items()}
 
 
 def _least_bytes(array: np.ndarray) -> int:
