@@ -334,9 +334,10 @@ def test_models_quantized_here(name: str, tmp_path: Path) -> None:
     model = nv.compile(out, target="cortex-m4", emit="c", name=f"{name}_here", out=tmp_path / f"{name}_here.c")
     given = emitted.inputs(model.artifact)
     expected = nv.compile(out).run(None, given)
-    assert all(e.dtype.itemsize == 1 for e in expected)
     for compiler in ("gcc", "clang"):
-        emitted.agree(emitted.loaded(model.artifact, compiler, tmp_path).run(None, given), expected)
+        got = emitted.loaded(model.artifact, compiler, tmp_path).run(None, given)
+        for y, wanted in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(y, wanted)
     emitted.compile_c(model.artifact, "arm", tmp_path / "arm.o")
 
 
