@@ -43,6 +43,18 @@ Target = Annotated[str, typer.Option("--target", "-t", help="What to compile for
 TargetOrNone = Annotated[
     str | None, typer.Option("--target", "-t", help="What to compile for (host); others run in their emulator.")
 ]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", "-t", help="What to compile for (host); may be given several times.")
+]
+Boards = Annotated[
+    list[str] | None,
+    typer.Option("--board", help="A microcontroller's board (`nervure targets`), or a TOML file with its memory."),
+]
+EmitOption = Annotated[Emit, typer.Option("--emit", help="c writes portable C99, NAME.c, for any compiler.")]
+Packages = Annotated[
+    list[Package] | None,
+    typer.Option("--package", help="Also write a folder for this build system; may be given several times."),
+]
 Board = Annotated[
     str | None, typer.Option("--board", help="A microcontroller's board, or a TOML file with its memory.")
 ]

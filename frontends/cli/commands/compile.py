@@ -30,20 +30,10 @@ def compile_command(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A folder, or a file: .so, .a (microcontrollers), .c (--emit c).")
     ] = Path("build"),
-    target: Annotated[
-        list[str] | None, typer.Option("--target", "-t", help="What to compile for (host); may be given several times.")
-    ] = None,
-    board: Annotated[
-        list[str] | None,
-        typer.Option("--board", help="A microcontroller's board (`nervure targets`), or a TOML file with its memory."),
-    ] = None,
-    emit: Annotated[
-        o.Emit, typer.Option("--emit", help="c writes portable C99, NAME.c, for any compiler instead of a library.")
-    ] = o.Emit.library,
-    package: Annotated[
-        list[o.Package] | None,
-        typer.Option("--package", help="Also write a folder for this build system; may be given several times."),
-    ] = None,
+    target: o.Targets = None,
+    board: o.Boards = None,
+    emit: o.EmitOption = o.Emit.library,
+    package: o.Packages = None,
     threads: o.Threads = 1,
     dim: o.Dims = None,
     shape: o.Shapes = None,

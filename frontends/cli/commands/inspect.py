@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,22 +114,28 @@ def _show(facts: dict[str, Any], html: Path | None) -> None:
             f", weights {size(facts['weights_bytes'])}, {count(facts['flops'])} FLOP a run, {len(facts['steps'])} steps"
         )
         screen.print(cell(words))
-    if "footprint" in facts:
-        flash, ram = facts["footprint"]["flash"], facts["footprint"]["ram"]
-        words = f"RAM {size(ram['bytes'])} and stack"
-        words += f"; flash {size(flash['bytes'])}: code {size(flash['code_bytes'])}, constants "
-        screen.print(cell(words + f"{size(flash['constant_bytes'])}, weights {size(flash['weight_bytes'])}"))
-    if facts["live"]:
-        most = max(facts["live"], key=lambda r: (r["bytes"], -r["step"]))
-        shared = f", {size(most['saved_bytes'])} shared by overlapping" if most["saved_bytes"] else ""
-        step = facts["steps"][most["step"]]
-        screen.print(
-            cell(f"most is alive at step {most['step']} ({_cut(step['name'])}): {size(most['bytes'])}{shared}")
-        )
+    for line in _memory(facts):
+        screen.print(cell(line))
     if len(facts.get("ram", {})) > 4:  # more entry points than one
         screen.print(cell("RAM: " + ", ".join(f"{name} {size(n)}" for name, n in facts["ram"].items())))
     if html is not None:
         screen.print(cell(f"page written to {html}"))
+
+
+def _memory(facts: dict[str, Any]) -> Iterator[str]:
+    """What a static library takes, and the step at which most is alive."""
+    from ..console import size
+
+    if "footprint" in facts:
+        flash, ram = facts["footprint"]["flash"], facts["footprint"]["ram"]
+        words = f"RAM {size(ram['bytes'])} and stack"
+        words += f"; flash {size(flash['bytes'])}: code {size(flash['code_bytes'])}, constants "
+        yield words + f"{size(flash['constant_bytes'])}, weights {size(flash['weight_bytes'])}"
+    if facts["live"]:
+        most = max(facts["live"], key=lambda r: (r["bytes"], -r["step"]))
+        shared = f", {size(most['saved_bytes'])} shared by overlapping" if most["saved_bytes"] else ""
+        name = _cut(facts["steps"][most["step"]]["name"])
+        yield f"most is alive at step {most['step']} ({name}): {size(most['bytes'])}{shared}"
 
 
 def _cut(text: str) -> str:
