@@ -72,9 +72,22 @@ def _rounding_row() -> Instruction:
     return Instruction("vcvtr", "round", 1, (("a", "float32x1"),), "int32x1", (call, bits), (True, True), rounded)
 
 
+def _clipping_row(dtype: str) -> Instruction:
+    """SSAT, USAT: an int32 clipped to what 8 bits hold."""
+    name, info = ("ssat8", np.iinfo(np.int8)) if dtype == "int8" else ("usat8", np.iinfo(np.uint8))
+    call = Call("r", f"llvm.arm.{name[:4]}", _WORD, ("a", 8), (_WORD, _WORD))
+
+    def reference(a: np.ndarray) -> np.ndarray:
+        return np.asarray(np.clip(a, info.min, info.max)).astype(np.int32)
+
+    signed = (dtype == "int8", True)
+    return Instruction(name, f"clip.{dtype}", 1, (("a", "int32x1"),), "int32x1", (call,), signed, reference)
+
+
 ROWS: tuple[Instruction, ...] = (
     _pair_row(),
     *(_half_row(a, b) for a in "bt" for b in "bt"),
     *(_widening_row(dtype, odd=odd) for dtype in ("int8", "uint8") for odd in (False, True)),
     _rounding_row(),
+    *(_clipping_row(dtype) for dtype in ("int8", "uint8")),
 )

@@ -132,6 +132,9 @@ def narrowed(k: Builder, wide: Expr, zero: Number, low: Number, high: Number, to
     row = _pack_row(k, to, lanes) if dtype_of(wide) == "int32" else None
     if row is None:
         placed = k.bind(wide if isinstance(zero, int) and not zero else wide + spread(zero, wide))
+        clip = k.row(f"clip.{to}", lanes) if dtype_of(wide) == "int32" else None
+        if clip is not None:
+            return _within(k, cast(k.instruction(clip, a=placed), to), low, high)
         return cast(minimum(maximum(placed, spread(low, placed)), spread(high, placed)), to)
     held = k.bind(wide)
     step = min(lanes, row.lanes)
@@ -203,8 +206,11 @@ def add_integer(
     for m, zero in ((a_multiplier, "a_zero_point"), (b_multiplier, "b_zero_point")):
         if not isinstance(attrs[zero], int) or attrs[zero]:
             half = half - cast(m, wide) * spread(attrs[zero], half)
+    zero = attrs["zero_point"]
+    if by is None and lanes_of(one) == 1 and isinstance(zero, int) and (2 * abs(zero) + 1) << attrs["shift"] <= 1 << 31:
+        half, zero = half + like(zero << attrs["shift"], half), 0  # a core's saturating shift then ends it
     sums = shift_right(parts[0] + parts[1] + half, shift)
-    return narrowed(k, sums, attrs["zero_point"], *bounds_of(attrs), attrs["to"])
+    return narrowed(k, sums, zero, *bounds_of(attrs), attrs["to"])
 
 
 def mul_integer(k: Builder, node: Node, a: Expr, b: Expr) -> Expr:
