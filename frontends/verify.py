@@ -48,7 +48,8 @@ def slice_error(y: np.ndarray, ref: np.ndarray) -> float:
 
 
 def random_inputs(ports: Sequence[Port], seed: int) -> dict[str, np.ndarray]:
-    """Seeded inputs: normal floats, small non-negative integers, booleans."""
+    """Seeded inputs: normal floats, booleans, all of 8 bits (a picture, a quantized signal), else small non-negative
+    integers (indices)."""
     random = np.random.default_rng(seed)
     made: dict[str, np.ndarray] = {}
     for port in ports:
@@ -57,6 +58,8 @@ def random_inputs(ports: Sequence[Port], seed: int) -> dict[str, np.ndarray]:
             made[port.name] = random.standard_normal(port.shape).astype(dtype)
         elif dtype.kind == "b":
             made[port.name] = random.random(port.shape) < 0.5
+        elif dtype.itemsize == 1:
+            made[port.name] = random.integers(np.iinfo(dtype).min, np.iinfo(dtype).max + 1, port.shape).astype(dtype)
         else:
             made[port.name] = random.integers(0, 8, port.shape).astype(dtype)
     return made

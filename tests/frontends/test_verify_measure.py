@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from nervure.frontends.verify import random_inputs, root_mean_square, slice_error, verify
+from nervure.runtime.artifact import Port
 
 F32 = np.float32
 
@@ -60,3 +61,13 @@ def test_root_mean_square() -> None:
     assert root_mean_square(ref, ref) == 0
     assert root_mean_square(ref + np.array([0.3, 0.4]), ref) == pytest.approx(0.1)
     assert root_mean_square(np.zeros(3), ref) == root_mean_square(np.array([np.nan, 1]), ref) == np.inf
+
+
+def test_random_inputs_of_8_bits_take_all_values() -> None:
+    ports = [Port("a", "int8", (100, 100)), Port("b", "uint8", (100, 100)), Port("c", "int64", (100, 100))]
+    found = random_inputs(ports, 1)
+    assert [(v.dtype.name, v.min(), v.max()) for v in found.values()] == [
+        ("int8", -128, 127),
+        ("uint8", 0, 255),
+        ("int64", 0, 7),
+    ]
