@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nervure as nv
+from nervure.errors import MissingTool
 import numpy as np
 import pytest
 
@@ -160,7 +161,7 @@ def test_the_same_parameters_on_arm(prepare, tmp_path):
     """Within 1e-5 of the x86 program after two epochs; and a device goes on from what another one saved."""
     try:
         _, command, where = prepare("rpi4")
-    except nv.MissingTool as error:
+    except MissingTool as error:
         pytest.skip(str(error))
     _, native, home = prepare("host")
     arm, here = tmp_path / "arm", tmp_path / "here"
