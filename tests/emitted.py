@@ -96,6 +96,8 @@ def in_emulator(
     command, entry = compiler("arm"), artifact.entries[0]
     assert machine.board is not None
     board, header = boards.get(machine.board), artifact.path.with_suffix(".h")
+    folder = folder / "program"
+    folder.mkdir()
     for i, port in enumerate(entry.inputs):
         (folder / f"in{i:02d}").write_bytes(given[port.name].tobytes())
     for path in (artifact.path, header):
