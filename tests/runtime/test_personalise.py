@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nervure as nv
-from nervure.errors import MissingTool
 import numpy as np
 import pytest
+from nervure.errors import MissingTool
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "personalise.py"
 SHARED = EXAMPLE.parents[2] / "shared"
