@@ -96,14 +96,23 @@ class Requantized(Tiles):
 
     def run(self) -> None:
         """What stays is written first."""
+        from ..tir import constant
+
         ends = ((self.weights, self.config["weights"]), (self.scratch, 0))
         for i, address in enumerate(ends):
             self.k.helper(*_dsp_asm.keep(), (self.scratch, self.kept + self.points + i), address)
+        source, a = self.config["source"], self.config["a"]
+        if self.bytes is not None:  # what lies behind a point's bytes counts as input
+            for i in range(source["lines"] * source["runs"] * source["run"], self.config["depth"]):
+                self.k.store(self.bytes, i, constant(0, a["dtype"]))
         self.walk()
 
     def channels(self, n: Any, first: Any) -> None:
         k, config = self.k, self.config
         batch, line, point = config["out"]["strides"]
+        if config["offset"]:
+            to = (self.scratch, self.kept + self.points + 2)
+            k.helper(*_dsp_asm.input_sums(self.points), (self.scratch, 0), to, (self.scratch, self.kept))
         joined = line == point * config["point"]["extent"]
         for p in range(self.points):
             at = self.that_is(first, p)
@@ -113,7 +122,7 @@ class Requantized(Tiles):
             if self.row is not None:
                 k.helper(*_dsp_asm.copy(), (self.row, 0), to, (self.row, config["row"]))
         shape = (self.points, config["pairs"], _dsp_asm.round_of(config["depth"]))
-        kinds = {name: config[name] for name in ("split", "scattered", "one_scale")}
+        kinds = {name: config[name] for name in _dsp_asm.KINDS}
         tile = _dsp_asm.tile(shape, config["steps"], **kinds, direct=None)
         k.helper(*tile, (self.scratch, 0), (self.weights, 0), (self.scratch, self.kept))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+KINDS = ("split", "scattered", "one_scale", "offset")  # what tells tiles apart
 ROUNDS = (4, 3, 2, 7, 5)  # what is taken at once, best first
 
 
@@ -62,15 +63,17 @@ def tile(
     split: bool,
     scattered: bool,
     one_scale: bool,
+    offset: bool,
     direct: str | None,
 ) -> tuple[str, str]:
     """All channels of a tile of ``shape`` (points, pairs, quads to a round), to their 8 bits. ``x`` and ``end`` as for
     ``products``, and ``w`` too; but behind the weights of each group come its multipliers (unless there is
     ``one_scale``: that of a and of b, which come first), and where they are ``scattered`` a word a pair that holds the
-    offsets of both results.
+    offsets of both results. ``offset``: before these come numbers that weights are larger than their bytes.
 
-    From ``end`` on lie the addresses of the points' results, the end of the weights and ``x``. One point can be taken
-    ``direct``ly from its bytes, of that type: then these lie from ``kept`` on."""
+    From ``end`` on lie the addresses of the points' results, the end of the weights, ``x``, and, with ``offset``, the
+    sums of the points' inputs. One point can be taken ``direct``ly from its bytes, of that type: then these lie from
+    ``kept`` on."""
     points, pairs, rounds = shape
     kept = "r10" if direct else "lr"
     count = 2 * points * pairs
@@ -79,6 +82,7 @@ def tile(
     body += ["2:", *_products(points, pairs, rounds, split, direct)]
     if not split:
         body += [f"sub {a}, {a}, {b}" for own in sums for a, b in zip(*own, strict=True)]
+    body += _offsets(sums, points) if offset else []
     body += [f"vmov s{i}, s{i + 1}, r{i}, r{i + 1}" for i in range(0, count, 2)]
     if not one_scale:
         body.append(f"vldmia r12!, {{s{count}-s{count + 2 * pairs - 1}}}")
@@ -92,9 +96,30 @@ def tile(
     body += [f"ldrd r9, r11, [{kept}, #{4 * points}]", "cmp r12, r9", "bne 2b"]
     flags = "".join(f"_{v}" for v in (steps["to"], steps["zero"], steps["low"], steps["high"])).replace("-", "m")
     kind = f"{'_split' if split else ''}{'_scattered' if scattered else ''}{'_one' if one_scale else ''}"
+    kind += "_offset" if offset else ""
     name = f"nv_tile_{points}_{pairs}_{rounds}{flags}{kind}{f'_{direct}' if direct else ''}"
     pointers = {"x": 11, "w": 12, "end": 14} | ({"kept": 10} if direct else {})
     return name, _block(name, body, pointers, range(11), singles=16)
+
+
+def _offsets(sums: Sequence[Sequence[Sequence[str]]], points: int) -> list[str]:
+    """The sums of a point's inputs times its columns' offsets, added."""
+    inputs = [f"r{len(sums) * 2 * points + p}" for p in range(points)]
+    body = [f"add r11, lr, #{4 * points + 8}", _load("r11", inputs)]
+    for own in sums:
+        body.append("ldrd r9, r10, [r12], #8")
+        body += [f"mla {own[j][p]}, {inputs[p]}, r{9 + j}, {own[j][p]}" for j in range(2) for p in range(points)]
+    return body
+
+
+def input_sums(points: int) -> tuple[str, str]:
+    """Of the widened inputs of a tile, from ``x`` to ``end``, the sums of each point, to ``to``."""
+    sums, xs = ([f"r{first + p}" for p in range(points)] for first in (4, 7))
+    body = [*(f"mov {s}, #0" for s in sums), "mov r10, #0x00010001", "1:", _load("r2", xs)]
+    body += [f"smlad {s}, {x}, r10, {s}" for s, x in zip(sums, xs, strict=True)]
+    body += ["cmp r2, r12", "bne 1b", *(f"str {s}, [r3, #{4 * p}]" for p, s in enumerate(sums))]
+    name = f"nv_sums_{points}"
+    return name, _block(name, body, {"x": 2, "to": 3, "end": 12}, range(4, 11))
 
 
 def _bounded(r: str, steps: dict[str, Any]) -> list[str]:

@@ -39,12 +39,14 @@ def emit(k: Any, config: dict[str, Any]) -> None:
             k.helper(
                 *_dsp_asm.widen(config["dtype"], points, config["round"]), (a, start), (scratch, p), (a, start + depth)
             )
+        if config["offset"]:
+            k.helper(*_dsp_asm.input_sums(points), (scratch, 0), (scratch, kept + points + 2), (scratch, kept))
         for p, at in enumerate(places):  # where the output lies over the input, all of the tile has been read
             result = (y, k.bind(at * shape["to"], "to"))
             k.helper(*_dsp_asm.keep(), (scratch, kept + p), result)
             if row is not None:
                 k.helper(*_dsp_asm.copy(), (row, 0), result, (row, shape["row"]))
-        kinds = {name: config[name] for name in ("split", "scattered", "one_scale")}
+        kinds = {name: config[name] for name in _dsp_asm.KINDS}
         tile = _dsp_asm.tile((points, config["pairs"], config["round"]), config["steps"], **kinds, direct=direct)
         ends = ((a, depth), (scratch, kept)) if direct else ((scratch, kept),)
         k.helper(*tile, (a if direct else scratch, 0), (w, len(HEAD)), *ends)

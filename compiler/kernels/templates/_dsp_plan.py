@@ -40,11 +40,13 @@ class Packed:
     odd: bool
     split: bool
     one_scale: bool = False
+    offset: bool = False
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Weights [depth, columns] as integers, their biases, and the input's zero point and type."""
+    """Weights [depth, columns] as integers of at most 8 bits above their columns' ``offset``, their biases, and the
+    input's zero point and type."""
 
     matrix: np.ndarray
     bias: np.ndarray | None
@@ -59,8 +61,14 @@ class Columns:
 
     @property
     def fit(self) -> bool:
-        """Whether there are weights, of 8 bits each."""
-        return self.matrix.size > 0 and self.matrix.min() >= -128 and self.matrix.max() <= 127
+        """Whether there are weights, and those of a column take 8 bits."""
+        return self.matrix.size > 0 and bool((self.matrix.max(axis=0) - self.matrix.min(axis=0) <= 255).all())
+
+    @property
+    def offset(self) -> np.ndarray:
+        """What each column's weights are larger than the bytes that hold them."""
+        high, low = self.matrix.max(axis=0), self.matrix.min(axis=0)
+        return np.where(high > 127, high - 127, np.where(low < -128, low + 128, 0))
 
     def chosen(self, columns: np.ndarray) -> Columns:
         """Some of the columns."""
@@ -70,32 +78,35 @@ class Columns:
 def packed(of: Columns, group: int, scales: np.ndarray | None = None, places: np.ndarray | None = None) -> Packed:
     """Four of the depth are taken in the order 0, 2, 1, 3. ``group`` pairs of channels lie together, behind what their
     sums begin with. Where results are requantized by ``scales`` [columns], these lie behind them (before all, where
-    they are one number); then come the byte offsets ``places`` [columns] of their results."""
+    they are one number); then come the byte offsets ``places`` [columns] of their results. Columns' offsets, where
+    there are some, lie before both."""
     depth, columns = (-(-n // m) * m for n, m in zip(of.matrix.shape, (4, 2), strict=True))
     extra = columns - of.matrix.shape[1]
-    whole = np.zeros((depth, columns), np.int64)
-    whole[: of.matrix.shape[0], : of.matrix.shape[1]] = of.matrix
+    whole, offset = np.zeros((depth, columns), np.int64), np.append(of.offset, np.zeros(extra, np.int64))
+    whole[: of.matrix.shape[0], : of.matrix.shape[1]] = of.matrix - of.offset
     whole = whole.reshape(-1, 4, columns)[:, [0, 2, 1, 3]].reshape(depth, columns)
     starts = np.append(of.starts, np.zeros(extra, np.int64))
     a, b = whole[:, 0::2], whole[:, 1::2]
-    split = bool((256 * a + b < -32768).any()) or _largest(a, starts[0::2], of.dtype) >= MOST_SUM
+    split = bool((256 * a + b < -32768).any()) or _largest(a + offset[0::2], starts[0::2], of.dtype) >= MOST_SUM
     halfwords = np.stack([b, a if split else a - (b < 0)], axis=-1).astype(np.int8)
     pairs = halfwords.reshape(depth // 2, 2, columns // 2, 2).transpose(0, 2, 1, 3)
     words = np.ascontiguousarray(pairs).reshape(depth // 2, -1).view(np.int32)
     first = starts[0::2] if split else 256 * starts[0::2] + starts[1::2]
     both = (np.stack([first, starts[1::2]], axis=-1) & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
     head, tails = np.zeros(0, np.int32), []
+    if offset.any():
+        tails.append((offset.reshape(-1, 2) * np.array([1 if split else 256, 1])).astype(np.int32))
     one = scales is not None and bool((scales == scales[0]).all())
     if scales is not None:
         two = np.append(scales, scales[-1:].repeat(extra)).reshape(-1, 2)
         two = two * np.array([1 if split else 2**-8, 1], np.float32)
         bits = np.ascontiguousarray(two, np.float32).view(np.int32)
-        head, tails = (bits[0], []) if one else (head, [bits])
+        head, tails = (bits[0], tails) if one else (head, [*tails, bits])
     if places is not None:
         two = np.append(places, places[-1:].repeat(extra)).reshape(-1, 2).astype(np.int64)
         tails.append((two[:, :1] | two[:, 1:] << 16).astype(np.uint32).view(np.int32))
     stream = np.concatenate([head, _grouped(words, [both], tails, group)])
-    return Packed(stream, depth, columns // 2, group, extra > 0, split, one)
+    return Packed(stream, depth, columns // 2, group, extra > 0, split, one, bool(offset.any()))
 
 
 def _grouped(words: np.ndarray, heads: list[np.ndarray], tails: list[np.ndarray], group: int) -> np.ndarray:
@@ -228,8 +239,6 @@ def worked(of: Columns, channel: int) -> tuple[np.ndarray, bool]:
 def requantized(region: Region, template: str, of: Columns, walk: Walk, steps: Steps) -> list[Plan]:
     """Plans of kernels that requantize sums in registers. One point may be taken as it lies: slower, but no scratch."""
     channel = walk.strides[3]
-    if channel * of.matrix.shape[1] > 1 << 16:
-        return [any_results(region, template, of, walk)]
     own, spread = worked(of, channel)
     group = group_of(walk.points, -(-len(own) // 2), whole=True)
     weights = packed(of.chosen(own), group, steps.multipliers[own], own * channel if spread else None)
@@ -239,6 +248,7 @@ def requantized(region: Region, template: str, of: Columns, walk: Walk, steps: S
         "split": weights.split,
         "one_scale": weights.one_scale,
         "scattered": spread,
+        "offset": weights.offset,
         "pairs": group,
         "overlaps": bool(walk.overlaps),
     }
@@ -255,9 +265,14 @@ def requantized(region: Region, template: str, of: Columns, walk: Walk, steps: S
         "depth": weights.depth,
         "row": sum(r.size for r in rows),
         "out": {"span": region.outputs[0].span, "strides": list(walk.strides[:3])},
-        "scratch": walk.points * weights.depth // 2 + walk.points + 2,
+        "scratch": scratch_of(walk, weights),
     }
     return [_plan(region, template, f"{template}.steps", config, (weights.words, *rows), [], walk, weights, cost)]
+
+
+def scratch_of(walk: Walk, weights: Packed) -> int:
+    """Words: inputs, addresses, and the sums of inputs."""
+    return walk.points * (weights.depth // 2 + 1 + weights.offset) + 2
 
 
 def shared(
@@ -282,9 +297,9 @@ def shared(
     consts = (np.concatenate([_dsp_plain.head(weights.words.size, shape), weights.words]), *rows)
     rest = {"points": walk.points, "dtype": walk.config["a"]["dtype"], "round": _dsp_asm.round_of(weights.depth)}
     config = {**kinds, **rest, "row": bool(rows), "direct": None}
-    scratch = walk.points * weights.depth // 2 + walk.points + 2
+    scratch = scratch_of(walk, weights)
     found = [_plan(region, template, PLAIN, config, consts, [], walk, weights, cost, scratch)]
-    if walk.points == 1 and not weights.split:
+    if walk.points == 1 and not weights.split and not weights.offset:
         walk = replace(walk, overlaps=())  # what it reads, it reads for all channels
         config = {**config, "direct": rest["dtype"], "overlaps": False}
         found.append(_plan(region, template, PLAIN, config, consts, [], walk, weights, cost * 1.15, 3))

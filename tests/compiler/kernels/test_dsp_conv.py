@@ -169,7 +169,15 @@ def many(machine: Machine) -> list[Made]:
     planes = lambda rank: tuple(range(rank))  # noqa: E731
     ends = np.where(make.array("int8", (6, 12, 1, 1)) > 0, 127, -128).astype(np.int8)
     edge = {"pads": (1, 1, 1, 1)}
+    wide = make.array("uint8", (6, 9, 1, 1)).astype(np.int16) - np.arange(6, dtype=np.int16).reshape(6, 1, 1, 1) * 40
+    wide3 = make.array("uint8", (5, 3, 3, 3)).astype(np.int16) - np.int16(120)
     return [
+        make.conv((1, 9, 4, 5), (6, 9, 1, 1), weights=wide, dtype="uint8", after=make.requantize(6, 4, to="uint8")),
+        make.conv((1, 3, 5, 5), (5, 3, 3, 3), weights=wide3, dtype="uint8", **edge),
+        make.conv((1, 3, 5, 5), (5, 3, 3, 3), weights=wide3, after=make.requantize(5, 4, one=True), **edge),
+        make.conv((1, 8, 5, 4), (6, 8, 1, 1), weights=np.concatenate([wide[:, :7], wide[:, :1]], 1)),
+        make.matmul((1, 12), (12, 8), b_zero_point=100, after=make.requantize(8, 0, one=True)),
+        make.matmul((4, 12), (12, 8), b_zero_point=-100),
         *few(machine),
         make.conv((1, 7, 5, 3), (3, 7, 1, 1)),
         make.conv((1, 1, 11, 7), (8, 1, 10, 4), pads=(4, 1, 5, 1), strides=(2, 2)),
