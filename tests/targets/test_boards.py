@@ -112,3 +112,10 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         boards.get("nucleo-l4r5")
     with pytest.raises(NervureError, match="No such file"):
         boards.get(str(tmp_path / "none.toml"))
+
+
+def test_the_board_in_the_documentation(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bare-metal.md").read_text()
+    (tmp_path / "glove.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
+    board = boards.get(str(tmp_path / "glove.toml"))
+    assert (board.core, board.stack, [m.name for m in board.memory]) == ("cortex-m7", 4096, ["flash", "dtcm", "sram"])
