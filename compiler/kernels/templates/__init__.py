@@ -27,6 +27,7 @@ NAMES = (
     "gather",
     "gather_narrow",
     "helium_dot",
+    "helium_windows",
     "helium_depthwise",
     "image_lanes",
     "image_lanes_grad",

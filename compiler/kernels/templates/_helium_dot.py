@@ -13,7 +13,9 @@ from typing import Any
 
 STEP = 16  # bytes
 GROUP = 4  # columns
-_WRITTEN = 6  # steps of a round that are written out, at most
+REACH = 4  # steps whose weights loads reach from one address: in rounds of more than a few that is worth a sum
+_FEW = 6
+_WRITTEN = 8  # steps of a round that are written out, at most
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
@@ -42,7 +44,7 @@ class Dot:
         self.row = instruction(config["row"])
         self.part: Any = None
         self.ev = Ahead(k, program, reads, lambda number, coords: self.part, self.numbers, config["spans"][2])
-        self.one = self.ev.values[config["one"]["at"]]
+        self.one, self.jump = (self.ev.values[config[n]["at"]] for n in ("one", "jump"))
 
     def run(self) -> None:
         self._outer([], 0)
@@ -124,10 +126,12 @@ class Dot:
         steps, full = run["steps"], run["bytes"] // STEP
         late = run["overlap"] and full < steps  # the last step begins before the bytes that are left
         each = max(n for n in range(1, _WRITTEN + 1) if (steps - late) % n == 0 or n == 1)
-        rounds = (steps - late) // each
+        rounds, reach = (steps - late) // each, REACH if each > _FEW else each
         with self._rounds(rounds, a, each * STEP, weights, each * STEP) as (at, to):
             for u in range(each if rounds else 0):
-                self._step(acc, at + u * STEP, to + u * STEP)
+                if u and u % reach == 0:
+                    to = self.k.bind(to + self.jump, "there")
+                self._step(acc, at + u * STEP, to + u % reach * STEP)
         if late:
             self._step(acc, a + (run["bytes"] - STEP), weights + full * STEP)
 

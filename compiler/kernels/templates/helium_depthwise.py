@@ -115,9 +115,11 @@ def _cycles(config: dict[str, Any]) -> float:
     """Instructions, halved: in the scale of the estimates of ``depthwise``, which are low for integers."""
     taps, sums = len(config["taps"]), len(config["sums"])
     vectors = config["groups"] * config["point"]["extent"]
-    each = 3.5 * taps + 3 * sums + 14
+    each = 4.5 * taps + 3 * sums + 16
     copied = 3 * config["groups"] * config["copy"]["inside"] * min(config["copy"]["line"]["stride"], taps)
-    return float(0.5 * config["batch"]["extent"] * config["line"]["extent"] * (vectors * each + copied))
+    return float(
+        0.5 * config["batch"]["extent"] * config["line"]["extent"] * (vectors * each + copied + 40 * config["groups"])
+    )
 
 
 def _table(region: Region, weights: np.ndarray, zero: int, multiplier: np.ndarray) -> np.ndarray:

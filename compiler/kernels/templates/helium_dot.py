@@ -21,7 +21,7 @@ from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
 from . import _helium_dot
 from ._dot_plan import folded
-from ._helium_dot import GROUP, STEP
+from ._helium_dot import GROUP, REACH, STEP
 from ._numbers import Numbers
 from ._overlap import lead_of
 from ._tile import GHZ, epilogue_inputs, epilogue_work, fits, inplace_pairs
@@ -170,7 +170,7 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
         walk.copy["zero"] = numbers.put(region.attrs["zero_point"] - flip)
     else:
         flip = 0
-    one = numbers.put(1)
+    one, jump = numbers.put(1), numbers.put(REACH * STEP)  # which LLVM is not to know
     consts = (_packed(weights.steps), _starts(region, weights, flip), numbers.array)
     reads = epilogue_inputs(region)
     block = min(walk.point["extent"], _BLOCK)
@@ -189,6 +189,7 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
         "tile": tile,
         "columns": {"count": columns},
         "one": one,
+        "jump": jump,
         "axes": walk.axes,
         "copy": walk.copy,
         "scratch": walk.scratch,

@@ -1,0 +1,177 @@
+"""Writes the kernels of ``helium_windows``: four outputs of a channel, two lines by two points, from one vector.
+
+Four lines of the input lie in scratch ``[point][channel][line]``, interleaved as they are stored: a gather of four
+words is then the window of 4x4 bytes that the four outputs see. Each has the kernel's weights in a vector of its own,
+moved by a byte (the next line) or by a word (the next point).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_STEP = 16  # bytes of a vector
+TABLE = 5  # words of a channel: its weights by columns, what its sums begin with, its multiplier
+_GATHER = "llvm.arm.mve.vldr.gather.offset.v4i32.p0.v4i32"
+_SCATTER = "llvm.arm.mve.vstr.scatter.offset.p0.v4i32.v4i32"
+_INTERLEAVE = "llvm.arm.mve.vst4q.p0.v16i8"
+
+
+def emit(k: Any, config: dict[str, Any]) -> None:
+    """Arguments: A, each channel's constants, numbers, the output, scratch."""
+    k.noalias = k.pointers = False
+    Windows(k, config).run()
+
+
+class Windows:
+    def __init__(self, k: Any, config: dict[str, Any]) -> None:
+        from ....targets import instruction
+
+        self.k, self.config = k, config
+        self.a = k.arg("a", "int8", config["a"]["span"])
+        self.table = k.arg("table", "int32", config["spans"][0])
+        numbers = k.arg("numbers", "int32", config["spans"][1])
+        out = config["program"]["outputs"][0]
+        self.out = k.arg("y", out["dtype"], out["span"])
+        self.scratch = k.arg("scratch", "int8", config["scratch"])
+        self.rows = {name: instruction(row) for name, row in config["rows"].items()}
+        self.numbers = [k.bind(k.load(numbers, i), "number") for i in range(config["spans"][1])]
+
+    def number(self, value: Any) -> Any:
+        return self.numbers[value["at"]] if isinstance(value, dict) else value
+
+    def run(self) -> None:
+        from ..functions import cast
+        from ..tir import minimum, splat
+
+        k, config = self.k, self.config
+        zero = k.bind(splat(cast(self.number(config["zero"]), "int8"), _STEP), "zero")
+        with k.loop(config["scratch"] // _STEP) as i:
+            k.store(self.scratch, i * _STEP, zero)
+        high = config["out"][0]
+        with k.loop(config["batch"]["extent"]) as n, k.loop(-(-high // 2)) as pair:
+            y = k.bind(minimum(pair * 2, high - 2), "y") if high % 2 else pair * 2
+            self._lines(n * config["batch"]["a"], y - config["pad"][0], zero)
+            to = n * config["batch"]["y"] + y * config["steps"][0]
+            with k.loop(config["channels"]) as c:
+                self._channel(c, to + c)
+
+    # -- lines -----------------------------------------------------------------------------------------------------
+
+    def _lines(self, at: Any, top: Any, zero: Any) -> None:
+        """Interleaves four lines, the first of which is ``top``; those outside A are zero points."""
+        from tvm import tirx
+
+        k, config = self.k, self.config
+        size, step = config["size"], config["line"]
+        first = k.bind(at + top * step, "first")
+        whole = k.bind(tirx.And(top >= 0, top + 3 < size[0]))
+        to = config["pad"][1] * config["channels"] * 4
+        with k.when(whole), k.loop(config["chunks"]) as i:
+            self._interleave(
+                to + i * 4 * _STEP, [k.load(self.a, first + r * step + i * _STEP, _STEP) for r in range(4)]
+            )
+        with k.when(tirx.Not(whole)), k.loop(config["chunks"]) as i:
+            lines = []
+            for r in range(4):
+                held = k.register("int8", _STEP, "line")
+                held.set(zero)
+                with k.when(tirx.And(top + r >= 0, top + r < size[0])):
+                    held.set(k.load(self.a, first + r * step + i * _STEP, _STEP))
+                lines.append(held.get())
+            self._interleave(to + i * 4 * _STEP, lines)
+
+    def _interleave(self, to: Any, lines: list[Any]) -> None:
+        from tvm import tirx
+
+        held = [self.k.bind(line, "line") for line in lines]
+        for stage in range(4):
+            args = [self._address(self.scratch, to), *held, tirx.const(stage, "int32")]
+            self.k.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", _INTERLEAVE, *args)))
+
+    def _address(self, buffer: Any, at: Any) -> Any:
+        from tvm import tirx
+
+        return tirx.call_intrin("handle", "tirx.address_of", tirx.BufferLoad(buffer, [at]))
+
+    # -- windows ---------------------------------------------------------------------------------------------------
+
+    def _channel(self, c: Any, to: Any) -> None:
+        """All points of two lines, of one channel."""
+        k, config = self.k, self.config
+        wide, (line, point) = config["out"][1], config["steps"]
+        weights = self._weights(c)
+        start = k.bind(k.load(self.table, c * TABLE + 3), "start")
+        scale = k.bind(self._float(k.load(self.table, c * TABLE + 4)), "scale")
+        places = k.bind(self._vector([4 * config["channels"] * i for i in range(4)]), "places")
+        outs = k.bind(self._vector([0, point, line, line + point]), "outs")
+
+        def tile(x: Any) -> None:
+            at = self._address(self.scratch, (x * config["channels"] + c) * 4)
+            words = k.call(_GATHER, "int32x4", at, places, *self._ints(32, 0, 0))
+            value = self._rescaled(self._sums(k.bind(words, "window"), weights), start, scale)
+            self._scatter(to + x * point, outs, value)
+
+        with k.loop(wide // 2) as i:
+            tile(i * 2)
+        if wide % 2:
+            tile(wide - 2)
+
+    def _weights(self, c: Any) -> list[Any]:
+        """The kernel as each of the four outputs wants it."""
+        from ..tir import chosen, constant, like, shift_left
+
+        k = self.k
+        own = k.bind(k.load(self.table, c * TABLE, 4))
+        none = constant(0, "int32", 4)
+        here = k.bind(chosen([own, none], (0, 1, 2, 4)), "w")
+        right = k.bind(chosen([own, none], (4, 0, 1, 2)), "w")
+        below = [k.bind(shift_left(w, like(8, w)), "w") for w in (here, right)]
+        return [here, right, *below]
+
+    def _sums(self, window: Any, weights: list[Any]) -> Any:
+        from ..tir import constant, joined, reinterpreted
+
+        x = reinterpreted(window, "int8x16")
+        none = constant(0, "int32")
+        dots = [self.k.instruction(self.rows["dot"], acc=none, a=x, b=reinterpreted(w, "int8x16")) for w in weights]
+        return joined([self.k.bind(d, "sum") for d in dots])
+
+    def _rescaled(self, sums: Any, start: Any, scale: Any) -> Any:
+        """The steps as int32, of which the lowest bytes are stored."""
+        from ...ops.selection import step_bounds
+        from ..functions import cast
+        from ..integers import spread
+        from ..tir import maximum, minimum, reinterpreted, splat
+
+        k, attrs = self.k, self.config["program"]["rescale"]
+        real = k.bind(cast(k.bind(sums + splat(start, 4)), "float32") * splat(scale, 4))
+        zero = self.number(attrs["zero_point"])
+        value = k.bind(k.instruction(self.rows["round"], a=real) + spread(zero, splat(start, 4)))
+        least, most = step_bounds(None, None, attrs["to"])
+        low, high = self.number(attrs["low"]), self.number(attrs["high"])
+        if low not in (None, least) or high not in (None, most) or attrs["to"] != "int8":
+            value = k.bind(maximum(value, spread(least if low is None else low, value)))
+            return k.bind(minimum(value, spread(most if high is None else high, value)))
+        half = k.bind(k.instruction(self.rows["half"], into=reinterpreted(value, "int16x8"), a=value))
+        return reinterpreted(k.instruction(self.rows["byte"], into=reinterpreted(half, "int8x16"), a=half), "int32x4")
+
+    def _scatter(self, to: Any, places: Any, value: Any) -> None:
+        from tvm import tirx
+
+        args = [self._address(self.out, to), places, self.k.bind(value), *self._ints(8, 0)]
+        self.k.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", _SCATTER, *args)))
+
+    def _float(self, word: Any) -> Any:
+        from ..tir import reinterpreted
+
+        return reinterpreted(word, "float32")
+
+    def _vector(self, values: list[int]) -> Any:
+        from ..tir import constant, joined
+
+        return joined([constant(v, "int32") for v in values])
+
+    def _ints(self, *values: int) -> list[Any]:
+        from ..tir import constant
+
+        return [constant(v, "int32") for v in values]

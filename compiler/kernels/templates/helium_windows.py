@@ -1,0 +1,143 @@
+"""Depthwise convolution of 8-bit tensors with kernels of up to 3x3 and stride 1, two lines by two points at a time.
+
+Where an instruction adds sixteen products of bytes (row ``dot16``) and words can be gathered and scattered (Helium):
+one gather brings the 4x4 bytes that four outputs see. See ``_helium_windows``. On a Cortex-M55 a gather of words takes
+twice the time of a load, and a scatter of bytes four cycles: together less than the loads, products and sums of nine
+taps that they replace.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..expr import serialize
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+from . import _helium_windows
+from ._helium_windows import TABLE
+from ._numbers import Numbers
+from ._overlap import lead_of
+from ._tile import GHZ, epilogue_inputs, fits
+from .conv import Geometry
+from .dot_depthwise import absorbed, used_inputs
+
+_STEP = 16
+_ROWS = {"dot": "dot16", "round": "round", "half": "narrow.even.int16", "byte": "narrow.even.int8"}
+_MOST_KERNEL = 3
+
+
+def plan(region: Region) -> list[Plan]:
+    """One plan, where the machine has the instructions, all constants are known, lines are runs of bytes, and nothing
+    but the requantization follows."""
+    if region.op != "conv_integer" or region.machine.instruction("dot16") is None or not fits(region):
+        return []
+    at = [region.operand(i) for i in range(3)]
+    if at[0] is None or at[1] is None or region.anchor_type.rank != 4 or region.anchor_type.dtype != "int32":
+        return []
+    w, bias = region.inputs[at[1]], None if at[2] is None else region.inputs[at[2]]
+    if w.const is None or w.type.dtype != "int8" or (bias is not None and bias.const is None):
+        return []
+    g = Geometry(region)
+    program, multiplier = absorbed(region, serialize(region), [])
+    if multiplier is None or not _walkable(region, g) or program["results"] != program["anchor"]:
+        return []
+    return [] if used_inputs(program) else [_plan(region, g, program, multiplier)]
+
+
+def _walkable(region: Region, g: Geometry) -> bool:
+    channels = g.group
+    lies = g.x.strides[1] == 1 and g.step[2] == channels and min(g.x.strides) >= 0
+    lies = lies and len(region.outputs) == 1 and region.outputs[0].strides[1] == 1
+    few = max(g.kernel) <= _MOST_KERNEL and min(g.out[1:]) >= 2
+    plain = g.depth == g.columns == 1 < channels and g.x.type.dtype == "int8"
+    steps = all(s == 1 for s in (*g.strides, *g.dilations)) and all(
+        p < k for p, k in zip(g.pads, g.kernel, strict=True)
+    )
+    return bool(lies and few and plain and steps and g.size[2] * channels % _STEP == 0 and channels % 8 == 0)
+
+
+def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.ndarray) -> Plan:
+    channels, out = g.group, region.outputs[0]
+    numbers = Numbers()
+    program = numbers.program(program)
+    zero = numbers.put(region.attrs["zero_point"])
+    consts = (_table(region, g, multiplier), numbers.array)
+    # four lines of the points that windows of four see, and what lies right of a line that is narrower than its border
+    points = max(g.out[2] + 2, g.size[2] + g.pads[2])
+    config: dict[str, Any] = {
+        "program": program,
+        "rows": {name: _row(region, kind) for name, kind in _ROWS.items()},
+        "a": {"span": g.x.span},
+        "spans": [c.size for c in consts],
+        "zero": zero,
+        "batch": {"extent": g.batch, "a": g.x.strides[0], "y": out.strides[0]},
+        "out": g.out[1:],
+        "size": g.size[1:],
+        "pad": g.pads[1:],
+        "line": g.step[1],
+        "steps": list(out.strides[2:]),
+        "chunks": g.size[2] * channels // _STEP,
+        "channels": channels,
+        "scratch": points * channels * 4,
+    }
+    args = (
+        Arg("in", region.operand(0) or 0),
+        *(Arg("const", i) for i in range(len(consts))),
+        Arg("out", 0),
+        Arg("worker", 0),
+    )
+    pairs = g.batch * -(-g.out[1] // 2)
+    cycles = pairs * (8 * config["chunks"] + channels * (32 + 18 * -(-g.out[2] // 2)))
+    lead = _lead(region, config)
+    return Plan(
+        "helium_windows",
+        (Draft(KernelSpec("helium_windows", config), args),),
+        cost=0.5 * cycles / GHZ + 50,  # in the scale of helium_depthwise's estimates
+        consts=consts,
+        worker_bytes=config["scratch"],
+        overlaps=() if lead is None else ((region.operand(0) or 0, 0, lead),),
+        detail="depthwise windows of 4x4",
+    )
+
+
+def _row(region: Region, kind: str) -> str:
+    found = region.machine.instruction(kind)
+    assert found is not None
+    return found.name
+
+
+def _table(region: Region, g: Geometry, multiplier: np.ndarray) -> np.ndarray:
+    """Each channel's weights, a word a column of the kernel, then what its sums begin with and its multiplier."""
+    assert g.w.const is not None
+    channels, bias = g.group, region.operand(2)
+    w = g.w.const.reshape(channels, *g.kernel[1:])
+    words = np.zeros((channels, _MOST_KERNEL, 4), np.int8)
+    words[:, : w.shape[2], : w.shape[1]] = w.transpose(0, 2, 1)
+    starts = -region.attrs["zero_point"] * w.astype(np.int64).sum(axis=(1, 2))
+    if bias is not None:
+        starts = starts + np.asarray(region.inputs[bias].const, np.int64)
+    table = np.zeros((channels, TABLE), np.int32)
+    table[:, :3] = words.reshape(channels, -1).view(np.int32)
+    table[:, 3] = (starts & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+    table[:, 4] = multiplier.astype(np.float32).view(np.int32)
+    return np.concatenate([table.reshape(-1), np.zeros(4, np.int32)])  # the last weights are read as four words
+
+
+def _lead(region: Region, config: dict[str, Any]) -> int | None:
+    steps = [config["batch"]["a"], config["batch"]["y"], config["line"], *config["steps"]]
+    if min(steps) < 0 or region.outputs[0].type.itemsize != 1 or region.operand(0) in epilogue_inputs(region):
+        return None
+    high, wide = config["out"]
+    pieces, top = [], 0
+    for n in range(config["batch"]["extent"]):
+        for pair in range(-(-high // 2)):
+            y = min(2 * pair, high - 2)
+            first = n * config["batch"]["a"] + max(0, y - config["pad"][0]) * config["line"]
+            end = n * config["batch"]["y"] + (y + 1) * config["steps"][0] + (wide - 1) * config["steps"][1]
+            top = max(top, end + config["channels"])
+            pieces.append((first, top))
+    return lead_of(pieces, buffered=True)
+
+
+TEMPLATE = Template("helium_windows", ("conv_integer",), plan, {"helium_windows": _helium_windows.emit})
