@@ -19,6 +19,7 @@ import numpy as np
 from ..program import ALIGN
 
 _ATTEMPTS = 200
+_MOST_ATTEMPTS = 800
 _MORE_WORK = 40_000  # attempts times buffers, where some may overlap: the orders know nothing of that
 
 Leads = Mapping[tuple[int, int], int]
@@ -64,7 +65,7 @@ def place(spans: Sequence[Span], align: int = ALIGN, leads: Leads | None = None)
     assert best is not None
     random = np.random.default_rng(0)
     order = list(start if leads else orders[0])
-    attempts = max(_ATTEMPTS, _MORE_WORK // len(spans)) if leads else _ATTEMPTS
+    attempts = min(max(_ATTEMPTS, _MORE_WORK // len(spans)), _MOST_ATTEMPTS) if leads else _ATTEMPTS
     for _ in range(attempts if best[0] > floor and 2 < len(spans) <= 400 else 0):
         trial = list(order)
         i, j = (int(v) for v in random.integers(0, len(trial), 2))
