@@ -17,6 +17,7 @@ from ._numbers import Numbers
 from ._tile import GHZ, epilogue_inputs, inplace_pairs
 
 NARROW = ("int8", "uint8")
+MOST_OFFSET = 1 << 16  # bytes between a point's results that a halfword says
 MOST_SUM = 1 << 23  # 256 times less than that is an int32
 PLAIN = "dsp_conv.plain"  # convolutions and products of matrices share these kernels, too
 POINTS = 3  # of a tile: their sums of two channels, and what they are made of, are all the registers
@@ -31,7 +32,7 @@ def serves(machine: Machine, dtype: str) -> bool:
 @dataclass(frozen=True)
 class Packed:
     """Weights as ``_dsp`` reads them. ``depth`` is a multiple of 4, ``pairs`` those of channels, ``group`` those of a
-    group. ``scales`` of them lie with them: 0, 1 or 2 (a pair's)."""
+    group. ``odd``: the last pair has one channel. ``one_scale`` and ``offset`` as for ``_dsp_asm.tile``."""
 
     words: np.ndarray
     depth: int
@@ -195,10 +196,11 @@ class Walk:
 
 def plans_of(region: Region, template: str, of: Columns, walk: Walk) -> list[Plan]:
     """Plans for constant weights: for any results, or, cheaper, for those that are only requantized."""
-    steps = steps_of(region, of.matrix.shape[1])
-    return (
-        [any_results(region, template, of, walk)] if steps is None else requantized(region, template, of, walk, steps)
-    )
+    columns = of.matrix.shape[1]
+    steps = steps_of(region, columns) if walk.strides[3] * columns <= MOST_OFFSET else None
+    if steps is not None:
+        return requantized(region, template, of, walk, steps)
+    return [] if of.offset.any() else [any_results(region, template, of, walk)]
 
 
 def any_results(region: Region, template: str, of: Columns, walk: Walk) -> Plan:
@@ -253,9 +255,9 @@ def requantized(region: Region, template: str, of: Columns, walk: Walk, steps: S
         "overlaps": bool(walk.overlaps),
     }
     rows = () if row is None else (row,)
-    cost = instructions(
-        weights, walk.points, walk.tiles, walk.widening + sum(r.size for r in rows), 8.5, 15 + 3 * spread
-    )
+    point = walk.widening + sum(r.size for r in rows) + weights.offset * weights.depth
+    each, fixed = 8.5 + 1.5 * weights.offset, 15 + 3 * spread
+    cost = instructions(weights, walk.points, walk.tiles, point, each, fixed)
     if walk.plain:
         return shared(region, template, walk, weights, kinds, rows, cost)
     config = {

@@ -302,7 +302,14 @@ def test_others_are_left_to_others(dtype: str):
     assert dsp_conv.plan(replace(region, machine=targets.get("armv7"))) == []
     grouped, _ = make.conv((1, 8, 4, 4), (4, 4, 1, 1), group=2)
     assert dsp_conv.plan(grouped) == []
-    assert dsp_matmul.plan(region) == [] or region.op == "conv_integer"
+    wide = np.full((4, 8, 1, 1), 200, np.int16)
+    assert dsp_conv.plan(make.conv((1, 8, 4, 4), (4, 8, 1, 1), weights=wide, after=lambda graph, y: y)[0]) == []
+    wide[0] = -200
+    wide[0, 0] = 200
+    assert dsp_conv.plan(make.conv((1, 8, 4, 4), (4, 8, 1, 1), weights=wide)[0]) == []
+    product, _ = make.matmul((2, 8), (8, 4))
+    columns = replace(product.inputs[0], strides=(1, 2))
+    assert dsp_matmul.plan(replace(product, inputs=(columns, *product.inputs[1:]))) == []
 
 
 LEADS = [
