@@ -25,7 +25,7 @@ POINTS = 3  # of a tile: their sums of two channels, and what they are made of, 
 
 def serves(machine: Machine, dtype: str) -> bool:
     """Whether the machine multiplies pairs of int16 and widens bytes of that type."""
-    kinds = ("pair", "even.int8", "odd.int8", f"even.{dtype}", f"odd.{dtype}")
+    kinds = ("pair", "even.int8", "odd.int8", f"even.{dtype}", f"odd.{dtype}", "round")
     return dtype in NARROW and machine.lanes == 1 and all(machine.instruction(kind) for kind in kinds)
 
 
@@ -244,7 +244,7 @@ def requantized(region: Region, template: str, of: Columns, walk: Walk, steps: S
     own, spread = worked(of, channel)
     group = group_of(walk.points, -(-len(own) // 2), whole=True)
     weights = packed(of.chosen(own), group, steps.multipliers[own], own * channel if spread else None)
-    row = None if len(own) == of.matrix.shape[1] else steps.of(of.starts)
+    row = None if len(own) == of.matrix.shape[1] else steps.of(of.starts.astype(np.int32))
     kinds = {
         "steps": steps.data(),
         "split": weights.split,
