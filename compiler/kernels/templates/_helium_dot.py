@@ -13,9 +13,8 @@ from typing import Any
 
 STEP = 16  # bytes
 GROUP = 4  # columns
-REACH = 4  # steps whose weights loads reach from one address: in rounds of more than a few that is worth a sum
-_FEW = 6
-_WRITTEN = 8  # steps of a round that are written out, at most
+FEW = 6  # steps of a round whose weights loads reach well enough from one address
+REACH = 4  # steps from one address in longer rounds
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
@@ -44,7 +43,7 @@ class Dot:
         self.row = instruction(config["row"])
         self.part: Any = None
         self.ev = Ahead(k, program, reads, lambda number, coords: self.part, self.numbers, config["spans"][2])
-        self.one, self.jump = (self.ev.values[config[n]["at"]] for n in ("one", "jump"))
+        self.one, self.jump = (config[n] and self.ev.values[config[n]["at"]] for n in ("one", "jump"))
 
     def run(self) -> None:
         self._outer([], 0)
@@ -123,10 +122,8 @@ class Dot:
                 under *= inner
             with self._rounds(extent, a, step, weights, under) as (at, to):
                 return self._taps(rest, acc, at, to)
-        steps, full = run["steps"], run["bytes"] // STEP
-        late = run["overlap"] and full < steps  # the last step begins before the bytes that are left
-        each = max(n for n in range(1, _WRITTEN + 1) if (steps - late) % n == 0 or n == 1)
-        rounds, reach = (steps - late) // each, REACH if each > _FEW else each
+        full, each, late = run["bytes"] // STEP, run["each"], run["late"]
+        rounds, reach = (run["steps"] - late) // each, REACH if each > FEW else each
         with self._rounds(rounds, a, each * STEP, weights, each * STEP) as (at, to):
             for u in range(each if rounds else 0):
                 if u and u % reach == 0:

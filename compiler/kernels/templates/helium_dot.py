@@ -21,7 +21,7 @@ from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
 from . import _helium_dot
 from ._dot_plan import folded
-from ._helium_dot import GROUP, REACH, STEP
+from ._helium_dot import FEW, GROUP, REACH, STEP
 from ._numbers import Numbers
 from ._overlap import lead_of
 from ._tile import GHZ, epilogue_inputs, epilogue_work, fits, inplace_pairs
@@ -170,7 +170,11 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
         walk.copy["zero"] = numbers.put(region.attrs["zero_point"] - flip)
     else:
         flip = 0
-    one, jump = numbers.put(1), numbers.put(REACH * STEP)  # which LLVM is not to know
+    run = _run(walk)
+    looped = walk.taps or run["steps"] - run["late"] > run["each"]
+    # numbers that LLVM is not to know: see ``_helium_dot``
+    one = numbers.put(1) if looped and tile > 1 else None
+    jump = numbers.put(REACH * STEP) if run["each"] > FEW else None
     consts = (_packed(weights.steps), _starts(region, weights, flip), numbers.array)
     reads = epilogue_inputs(region)
     block = min(walk.point["extent"], _BLOCK)
@@ -184,7 +188,7 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
         "line": walk.line,
         "point": walk.point | {"block": block},
         "taps": walk.taps,
-        "run": {"bytes": walk.run, "steps": -(-walk.run // STEP), "overlap": walk.overlap},
+        "run": run,
         "depth": walk.steps * STEP,
         "tile": tile,
         "columns": {"count": columns},
@@ -213,6 +217,16 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
         overlaps=() if found is None else ((region.operand(0) or 0, 0, found),),
         detail=f"dot16 {tile}x{GROUP} {form}",
     )
+
+
+def _run(walk: Walk) -> dict[str, Any]:
+    """A run's bytes and steps; ``late``: the last step begins before the bytes that are left; ``each``: steps that are
+    written out, all of them where that are eight or less and nothing is around them."""
+    steps = -(-walk.run // STEP)
+    late = walk.overlap and walk.run % STEP > 0
+    whole = steps - late
+    each = whole if whole == 8 and walk.point["extent"] > 1 else max(n for n in range(1, FEW + 1) if whole % n == 0)
+    return {"bytes": walk.run, "steps": steps, "late": late, "each": each}
 
 
 def _a(region: Region) -> Operand:
