@@ -159,7 +159,7 @@ def _lay_out_and_select(
     apart: list[int] = []
     while True:
         layout = lay_out(graph, plain, apart, machine.lanes)
-        order, room, tight = _order(layout, choices.lean)
+        order, room, tight = _order(layout, machine, choices.lean)
         try:
             jobs = select(layout, machine, choices, room, tight)
             overlapping = _overlapping(layout, jobs)
@@ -186,9 +186,9 @@ def _overlapping(layout: Layout, jobs: Mapping[int, list[Job]]) -> list[int]:
     return found
 
 
-def _order(layout: Layout, lean: bool) -> tuple[list[int], dict[int, int], list[int]]:
-    """The order of the steps, the scratch that each may take so that it does not decide the arena's size, and where it
-    is to be ``lean``, the steps at which much is alive."""
+def _order(layout: Layout, machine: Machine, lean: bool) -> tuple[list[int], dict[int, int], list[int]]:
+    """The order of the steps, the scratch that each may take so that it does not decide the arena's size, and where
+    results can lie over their inputs (one thread), the steps at which much is alive."""
 
     def buffer_of(value: Value) -> int | None:
         at = layout.places.get(value)
@@ -201,7 +201,7 @@ def _order(layout: Layout, lean: bool) -> tuple[list[int], dict[int, int], list[
     live = live_bytes(layout.graph, order, buffer_of, nbytes)
     most = max(live.values(), default=0)
     allowed = most if lean else _ARENA_SHARE * most
-    tight = [key for key, held in live.items() if lean and held > _TIGHT * most]
+    tight = [key for key, held in live.items() if (lean or machine.system == "bare") and held > _TIGHT * most]
     return order, {key: max(_LEAST_SCRATCH, int(allowed - held)) for key, held in live.items()}, tight
 
 

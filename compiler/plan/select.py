@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def select(
             continue
         found = [(job, _roomy(usable_plans(job.region), (room or {}).get(key))) for job in jobs]
         if key in tight:
-            found = [(job, [p for p in options if p.overlaps or p.inplace] or options) for job, options in found]
+            found = [(job, _over_input(options, inf if choices.lean else _WORTH)) for job, options in found]
         if any(not options for _, options in found):
             failed.append(key)
         proposals[key] = found
@@ -101,6 +102,7 @@ def _operand(layout: Layout, value: Value) -> Operand:
 
 
 _NO_PLAN = Plan("", (), 0.0)
+_WORTH = 1.25  # times the cost of the cheapest plan, for one that needs less RAM where much is alive
 
 
 def _roomy(options: list[Plan], room: int | None) -> list[Plan]:
@@ -110,6 +112,12 @@ def _roomy(options: list[Plan], room: int | None) -> list[Plan]:
     needs = [p.shared_bytes + p.worker_bytes for p in options]
     limit = max(room, min(needs))
     return [p for p, need in zip(options, needs, strict=True) if need <= limit]
+
+
+def _over_input(options: list[Plan], most: float) -> list[Plan]:
+    """The plans, those first whose result may lie over an input and that cost at most ``most`` times the cheapest."""
+    limit = most * min((p.cost for p in options), default=0.0)
+    return sorted(options, key=lambda p: not ((p.overlaps or p.inplace) and p.cost <= limit))
 
 
 def usable_plans(region: Region) -> list[Plan]:
