@@ -191,6 +191,10 @@ def _lanes(vector: Expr, first: int, lanes: int) -> Expr:
 def requantize(k: Builder, node: Node, x: Expr, multiplier: Expr) -> Expr:
     attrs = node["attrs"]
     wide = "int64" if dtype_of(x).endswith("64") else "int32"
+    if "fixed" in attrs and lanes_of(x) == 1 and not k.calls:
+        from .templates._fixed import settled_value
+
+        return cast(settled_value(shifted(x, attrs["x_zero_point"], wide), attrs), attrs["to"])
     return rescaled(k, shifted(x, attrs["x_zero_point"], wide), multiplier, attrs)
 
 
@@ -206,11 +210,12 @@ def add_integer(
     for m, zero in ((a_multiplier, "a_zero_point"), (b_multiplier, "b_zero_point")):
         if not isinstance(attrs[zero], int) or attrs[zero]:
             half = half - cast(m, wide) * spread(attrs[zero], half)
-    zero = attrs["zero_point"]
-    if by is None and lanes_of(one) == 1 and isinstance(zero, int) and (2 * abs(zero) + 1) << attrs["shift"] <= 1 << 31:
-        half, zero = half + like(zero << attrs["shift"], half), 0  # a core's saturating shift then ends it
+    point = attrs["zero_point"]
+    known = by is None and lanes_of(one) == 1 and isinstance(point, int)
+    if known and (2 * abs(point) + 1) << attrs["shift"] <= 1 << 31:
+        half, point = half + like(point << attrs["shift"], half), 0  # a core's saturating shift then ends it
     sums = shift_right(parts[0] + parts[1] + half, shift)
-    return narrowed(k, sums, zero, *bounds_of(attrs), attrs["to"])
+    return narrowed(k, sums, point, *bounds_of(attrs), attrs["to"])
 
 
 def mul_integer(k: Builder, node: Node, a: Expr, b: Expr) -> Expr:

@@ -17,6 +17,8 @@ import numpy as np
 
 from ...ops.integers import NARROW
 from ...ops.selection import step_bounds
+from ..expr import Program
+from ..spec import Region
 
 _SHIFTS = range(13)  # of the second shift; more do not help multipliers that matter
 _USUAL = 3  # taken where it is nearly as good as the best, so that layers share kernels
@@ -68,7 +70,7 @@ def fixed(
     low, high = step_bounds(bounds[0], bounds[1], to)
     steps = np.arange(low + 1, high + 1, dtype=np.int64) - zero_point
     first = _thresholds(m[:, None], steps[None])
-    found = {s: _multipliers(m, first, steps, s, least, most) for s in _SHIFTS if _offset(zero_point, s) < 1 << 30}
+    found = {s: _multipliers(m, first, steps, 32 + s, least, most) for s in _SHIFTS if _offset(zero_point, s) < 1 << 30}
     lost = {s: int((words < 0).sum()) for s, words in found.items()}
     best = min(found, key=lambda s: (lost[s], s))
     shift = _USUAL if lost[_USUAL] - lost[best] <= _ALLOWED * len(m) else best
@@ -95,11 +97,12 @@ def _thresholds(m: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def _multipliers(
-    m: np.ndarray, first: np.ndarray, steps: np.ndarray, shift: int, least: np.ndarray, most: np.ndarray
+    m: np.ndarray, first: np.ndarray, steps: np.ndarray, total: int, least: np.ndarray, most: np.ndarray
 ) -> np.ndarray:
-    """M of each channel, an even number, or -1. A sum s reaches a step where ``s M >= target``."""
-    target = np.broadcast_to((2 * steps - 1)[None] * (1 << (shift + 31)), first.shape)
-    if shift == 0:  # no bits below the result: the half would be lost
+    """M of each channel, an even number, or -1, for products shifted by ``total``. A sum s reaches a step where
+    ``s M >= target``."""
+    target = np.broadcast_to((2 * steps - 1)[None] * (1 << (total - 1)), first.shape)
+    if total == 32:  # no bits below the result: the half would be lost
         return np.full(len(m), -1, np.int64)
     lowest, highest = np.full(first.shape, 1, np.int64), np.full(first.shape, _GREATEST, np.int64)
     bad = np.zeros(first.shape, bool)
@@ -118,26 +121,91 @@ def _multipliers(
             lowest = np.where(given & (s < 0), np.maximum(lowest, target // place + 1), lowest)
             bad |= given & (s == 0) & (target <= 0)
     low, high = lowest.max(axis=1), highest.min(axis=1)
-    wanted = np.rint(np.minimum(m.astype(np.float64) * 2.0 ** (32 + shift), 2.0**62)).astype(np.int64)
+    wanted = np.rint(np.minimum(m.astype(np.float64) * 2.0**total, 2.0**62)).astype(np.int64)
     low, high = low + low % 2, high - high % 2
     return np.asarray(np.where((low <= high) & ~bad.any(axis=1), np.clip(wanted + wanted % 2, low, high), -1))
 
 
+def settled(region: Region, program: Program) -> Program:
+    """The program with ``fixed`` (see ``_within_a_word``) among the attributes of each ``requantize`` of 8-bit numbers
+    by one known multiplier."""
+    nodes = [dict(n) for n in program["nodes"]]
+    for node in nodes:
+        if node["op"] != "requantize" or (dtype := _dtype(program, node["args"][0])) not in NARROW:
+            continue
+        multiplier, attrs = _number(region, program, node["args"][1]), node["attrs"]
+        if multiplier is None:
+            continue
+        least, most = (np.array([v - attrs["x_zero_point"]], np.int64) for v in step_bounds(None, None, dtype))
+        bounds = (attrs["low"], attrs["high"])
+        found = _within_a_word(multiplier, attrs["zero_point"], attrs["to"], least, most, bounds)
+        if found is not None:
+            node["attrs"] = {**attrs, "fixed": found}
+    return {**program, "nodes": nodes}
+
+
+def _within_a_word(
+    multiplier: np.ndarray, zero_point: int, to: str, least: np.ndarray, most: np.ndarray, bounds: tuple[Any, Any]
+) -> list[int] | None:
+    """M, the offset and a shift with which ``(offset + sum M) >> shift`` is the rule and fits an int32."""
+    m, reached = multiplier.reshape(-1), max(1, int(max(abs(least[0]), abs(most[0]))))
+    if to not in NARROW or not 0 < m[0] < 1 << 8:
+        return None
+    low, high = step_bounds(bounds[0], bounds[1], to)
+    steps = np.arange(low + 1, high + 1, dtype=np.int64) - zero_point
+    first = _thresholds(m[:, None], steps[None])
+    for shift in range(21, 7, -1):
+        if m[0] * 2.0**shift * reached >= 1 << 30 or (abs(zero_point) + 1) << shift >= 1 << 30:
+            continue
+        word = int(_multipliers(m, first, steps, shift, least, most)[0])
+        if 0 < word * reached < 1 << 30:
+            return [word, _offset(zero_point, shift), shift]
+    return None
+
+
+def _dtype(program: Program, at: int) -> str:
+    first = len(program["inputs"])
+    return str((program["inputs"][at] if at < first else program["nodes"][at - first])["dtype"])
+
+
+def _number(region: Region, program: Program, at: int) -> np.ndarray | None:
+    """A known number that all elements share."""
+    first = len(program["inputs"])
+    if at >= first:
+        node = program["nodes"][at - first]
+        return np.array([node["value"]], np.float32) if node["op"] == "const" else None
+    array = region.inputs[at].const
+    return array if array is not None and array.size == 1 else None
+
+
 # -- in the kernel ---------------------------------------------------------------------------------------------------
+
+
+def settled_value(sums: Any, attrs: dict[str, Any]) -> Any:
+    """The rescaled sum as an int32 by what ``settled`` found."""
+    from ..tir import constant, shift_right
+
+    word, offset, shift = (constant(v, "int32") for v in attrs["fixed"])
+    return _clipped(shift_right(sums * word + offset, shift), attrs)
+
+
+def _clipped(value: Any, attrs: dict[str, Any]) -> Any:
+    from ..integers import bounds_of, spread
+    from ..tir import maximum, minimum
+
+    low, high = bounds_of(attrs)
+    return minimum(maximum(value, spread(low, value)), spread(high, value))
 
 
 def in_integers(k: Any, sums: Any, word: Any, offset: Any, shift: int, attrs: dict[str, Any]) -> Any:
     """The rescaled sum as an int32: a product's upper half with the offset added, a shift, and a clip."""
     from tvm import tirx
 
-    from ..integers import bounds_of, spread
-    from ..tir import constant, maximum, minimum, shift_right
+    from ..tir import constant, shift_right
 
     wide = tirx.Cast("int64", sums) * tirx.Cast("int64", word)
     upper = tirx.Cast("int32", shift_right(wide, tirx.const(32, "int64"))) + offset
-    value = shift_right(upper, constant(shift, "int32"))
-    low, high = bounds_of(attrs)
-    return minimum(maximum(value, spread(low, value)), spread(high, value))
+    return _clipped(shift_right(upper, constant(shift, "int32")), attrs)
 
 
 def in_floats(k: Any, sums: Any, word: Any, attrs: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from ...ops import OPS, Kind
 from ...ops.selection import POSITIONAL
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+from ._fixed import settled
 from ._leaves import all_leaves
 from ._rows import effort, pieces
 
@@ -81,6 +82,8 @@ def plan(region: Region) -> list[Plan]:
     if any(body.node(n).attrs.get("block") is not None for n in body):
         return []  # passes/weights.py spells the scales of blocks out before
     program = serialize(region)
+    if machine.instruction("pair") is not None:
+        program = settled(region, program)
     moves = any(OPS[body.node(n).op].kind in (Kind.INJECTIVE, Kind.VIEW) for n in body)
     shape = list(out.type.dims)
     aligned = [
