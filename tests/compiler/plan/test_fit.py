@@ -79,12 +79,14 @@ def test_patches_are_taken_only_where_whole_layers_do_not_fit() -> None:
     assert rows[-1]["flops"] > 0 and "patches of the first" in rows[-1]["name"]
 
 
+@pytest.mark.slow
 def test_the_same_bound_gives_the_same_plan() -> None:
     limit = tight()
     first, second = (planned(network(), max_ram=limit) for _ in range(2))
     assert first.entries == second.entries and first.const == second.const
 
 
+@pytest.mark.slow
 def test_tiles_inside_share_their_kernels_and_weights() -> None:
     whole, less = planned(network()), planned(network(), max_ram=tight())
     repeated = len(less.entries[0].steps) - len(whole.entries[0].steps)
@@ -92,6 +94,7 @@ def test_tiles_inside_share_their_kernels_and_weights() -> None:
     assert len(less.const) < 2 * len(whole.const)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
 def test_what_cannot_fit_ends_in_advice_with_numbers(dtype: str) -> None:
     whole = planned(network(dtype))
@@ -104,6 +107,7 @@ def test_what_cannot_fit_ends_in_advice_with_numbers(dtype: str) -> None:
     assert ("as int8" in error.value.hint) == (dtype == "float32")
 
 
+@pytest.mark.slow
 def test_advice_names_an_input_that_fits() -> None:
     small = arena(planned(network(size=24)))
     graph = network()
