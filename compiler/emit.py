@@ -44,7 +44,15 @@ _MATH = re.compile(  # what math.h brings
     r"\b(NAN|INFINITY|isnan|(sqrt|floor|ceil|trunc|rint|fabs|exp|expm1|log|log1p|sin|cos|tan|asin|acos|atan|sinh|cosh|"
     r"tanh|asinh|acosh|atanh|erf|pow|fmod|round)f?)\b"
 )
+_BEFORE = "NOINLINE static "
 _FLOATS = """\
+/* Operators stay functions of their own: in one large function, sums of inner loops would not stay in registers. */
+#if defined(__GNUC__)
+#define NOINLINE __attribute__((noinline))
+#else
+#define NOINLINE
+#endif
+
 /* Results are those of single operations, each rounded: no fused products, no reordering. */
 #if defined(__FAST_MATH__)
 #error "@.c relies on IEEE 754 arithmetic: compile it without -ffast-math"
@@ -220,7 +228,7 @@ class _Emitted:
 
     def _kernel(self, symbol: str) -> str:
         step = self.first[symbol]
-        made = definition(self.kernels[symbol], self.texts[symbol], restrict=symbol not in self.inplace)
+        made = definition(self.kernels[symbol], self.texts[symbol], restrict=symbol not in self.inplace, before=_BEFORE)
         return f"/* {_clean(step.op)}: {_clean(step.about.get('shapes', ''))} */\n{made}"
 
     # -- an entry's steps --------------------------------------------------------------------------------------------

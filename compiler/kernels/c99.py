@@ -63,6 +63,6 @@ def unit(functions: Sequence[Any]) -> str:
     texts = [kernel(f) for f in functions]
     called = with_helpers(sorted({h for t in texts for h in t.helpers}))
     includes = "".join(f"#include <{name}.h>\n" for name in ("math", "stdint", "string"))
-    kernels = [definition(t.name, t.plain(), restrict=True, static=False) for t in texts]
+    kernels = [definition(t.name, t.plain(), restrict=True) for t in texts]
     declared = [k[: k.index("\n{")] + ";\n" for k in kernels]
     return "\n".join([includes, *called.values(), *(d + k for d, k in zip(declared, kernels, strict=True))])

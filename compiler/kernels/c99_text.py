@@ -34,8 +34,8 @@ def wrapped(parts: Sequence[str], start: str, end: str = ")") -> str:
     return "\n".join([*lines, line + end])
 
 
-def definition(name: str, text: Mapping[str, Any], *, restrict: bool, static: bool = True) -> str:
-    """The C function of a kernel (``c99.Text`` as plain values) under that name."""
+def definition(name: str, text: Mapping[str, Any], *, restrict: bool, before: str = "") -> str:
+    """The C function of a kernel (``c99.Text`` as plain values) under that name, ``before`` first."""
     pointer = "*restrict " if restrict and text["noalias"] else "*"
     params = [f"{'const ' if only else ''}{kind} {pointer}{param}" for kind, param, only in text["params"]]
-    return "\n".join([wrapped(params, f"{'static ' * static}void {name}("), "{", *text["body"], "}", ""])
+    return "\n".join([wrapped(params, f"{before}void {name}("), "{", *text["body"], "}", ""])

@@ -110,7 +110,7 @@ def test_the_kernel_is_what_a_person_would_write(tmp_path: Path) -> None:
         kernel[: kernel.index("\n}\n")]
         == """\
 /* conv_integer+requantize: int8[1,2,4,4] -> int8[1,1,4,4] */
-static void conv_3x3_4x4x1(const int8_t *restrict x, const int8_t *restrict w, int8_t *restrict y)
+NOINLINE static void conv_3x3_4x4x1(const int8_t *restrict x, const int8_t *restrict w, int8_t *restrict y)
 {
     for (int32_t oy = 0; oy < 4; oy++) {
         for (int32_t ox = 0; ox < 4; ox++) {
