@@ -1,8 +1,9 @@
-"""Writes the kernels of ``helium_windows``: four outputs of a channel, two lines by two points, from one vector.
+"""Writes the kernels of ``helium_windows``: four outputs of a channel at a time.
 
 Four lines of the input lie in scratch ``[point][channel][line]``, interleaved as they are stored: a gather of four
-words is then the window of 4x4 bytes that the four outputs see. Each has the kernel's weights in a vector of its own,
-moved by a byte (the next line) or by a word (the next point).
+words is then a window of 4x4 bytes. With a stride of 1 two lines by two points see the same: each has the kernel's
+weights in a vector of its own, moved by a byte (the next line) or by a word (the next point). With a larger stride each
+of four neighbouring points has its own window.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ class Windows:
         zero = k.bind(splat(cast(self.number(config["zero"]), "int8"), _STEP), "zero")
         with k.loop(config["scratch"] // _STEP) as i:
             k.store(self.scratch, i * _STEP, zero)
-        high = config["out"][0]
-        with k.loop(config["batch"]["extent"]) as n, k.loop(-(-high // 2)) as pair:
-            y = k.bind(minimum(pair * 2, high - 2), "y") if high % 2 else pair * 2
-            self._lines(n * config["batch"]["a"], y - config["pad"][0], zero)
+        high, lines = config["out"][0], config["tile"][0]
+        with k.loop(config["batch"]["extent"]) as n, k.loop(-(-high // lines)) as row:
+            y = k.bind(minimum(row * lines, high - lines), "y") if high % lines else row * lines
+            self._lines(n * config["batch"]["a"], y * config["stride"] - config["pad"][0], zero)
             to = n * config["batch"]["y"] + y * config["steps"][0]
             with k.loop(config["channels"]) as c:
                 self._channel(c, to + c)
@@ -96,45 +97,51 @@ class Windows:
     # -- windows ---------------------------------------------------------------------------------------------------
 
     def _channel(self, c: Any, to: Any) -> None:
-        """All points of two lines, of one channel."""
+        """All points of the lines of a tile, of one channel."""
         k, config = self.k, self.config
-        wide, (line, point) = config["out"][1], config["steps"]
+        wide, (line, point), (high, points) = config["out"][1], config["steps"], config["tile"]
         weights = self._weights(c)
         start = k.bind(k.load(self.table, c * TABLE + 3), "start")
         scale = k.bind(self._float(k.load(self.table, c * TABLE + 4)), "scale")
         places = k.bind(self._vector([4 * config["channels"] * i for i in range(4)]), "places")
-        outs = k.bind(self._vector([0, point, line, line + point]), "outs")
+        outs = k.bind(
+            self._vector([0, point, line, line + point] if high > 1 else [i * point for i in range(4)]), "outs"
+        )
 
         def tile(x: Any) -> None:
-            at = self._address(self.scratch, (x * config["channels"] + c) * 4)
-            words = k.call(_GATHER, "int32x4", at, places, *self._ints(32, 0, 0))
-            value = self._rescaled(self._sums(k.bind(words, "window"), weights), start, scale)
+            value = self._rescaled(self._sums(x, c, weights, places), start, scale)
             self._scatter(to + x * point, outs, value)
 
-        with k.loop(wide // 2) as i:
-            tile(i * 2)
-        if wide % 2:
-            tile(wide - 2)
+        with k.loop(wide // points) as i:
+            tile(i * points)
+        if wide % points:
+            tile(wide - points)
 
     def _weights(self, c: Any) -> list[Any]:
-        """The kernel as each of the four outputs wants it."""
+        """The kernel as the outputs that share a window want it."""
         from ..tir import chosen, constant, like, shift_left
 
         k = self.k
         own = k.bind(k.load(self.table, c * TABLE, 4))
         none = constant(0, "int32", 4)
         here = k.bind(chosen([own, none], (0, 1, 2, 4)), "w")
+        if self.config["tile"][0] == 1:
+            return [here]
         right = k.bind(chosen([own, none], (4, 0, 1, 2)), "w")
         below = [k.bind(shift_left(w, like(8, w)), "w") for w in (here, right)]
         return [here, right, *below]
 
-    def _sums(self, window: Any, weights: list[Any]) -> Any:
+    def _sums(self, x: Any, c: Any, weights: list[Any], places: Any) -> Any:
+        """Of one window, or of four that are a stride apart."""
         from ..tir import constant, joined, reinterpreted
 
-        x = reinterpreted(window, "int8x16")
-        none = constant(0, "int32")
-        dots = [self.k.instruction(self.rows["dot"], acc=none, a=x, b=reinterpreted(w, "int8x16")) for w in weights]
-        return joined([self.k.bind(d, "sum") for d in dots])
+        k, channels, dots = self.k, self.config["channels"], []
+        for i in range(4 // len(weights)):
+            at = self._address(self.scratch, ((x + i) * (self.config["stride"] * channels) + c) * 4)
+            words = k.bind(k.call(_GATHER, "int32x4", at, places, *self._ints(32, 0, 0)), "window")
+            given = [(reinterpreted(words, "int8x16"), reinterpreted(w, "int8x16")) for w in weights]
+            dots += [k.instruction(self.rows["dot"], acc=constant(0, "int32"), a=a, b=b) for a, b in given]
+        return joined([k.bind(d, "sum") for d in dots])
 
     def _rescaled(self, sums: Any, start: Any, scale: Any) -> Any:
         """The steps as int32, of which the lowest bytes are stored."""

@@ -1,4 +1,4 @@
-"""Depthwise convolution of 8-bit tensors with kernels of up to 3x3 and stride 1, two lines by two points at a time.
+"""Depthwise convolution of 8-bit tensors with kernels of up to 3x3, four outputs of a channel at a time.
 
 Where an instruction adds sixteen products of bytes (row ``dot16``) and words can be gathered and scattered (Helium):
 one gather brings the 4x4 bytes that four outputs see. See ``_helium_windows``. On a Cortex-M55 a gather of words takes
@@ -49,12 +49,17 @@ def _walkable(region: Region, g: Geometry) -> bool:
     channels = g.group
     lies = g.x.strides[1] == 1 and g.step[2] == channels and min(g.x.strides) >= 0
     lies = lies and len(region.outputs) == 1 and region.outputs[0].strides[1] == 1
-    few = max(g.kernel) <= _MOST_KERNEL and min(g.out[1:]) >= 2
+    high, wide = _tile(g)
+    few = max(g.kernel) <= _MOST_KERNEL and g.out[1] >= high and g.out[2] >= wide
     plain = g.depth == g.columns == 1 < channels and g.x.type.dtype == "int8"
-    steps = all(s == 1 for s in (*g.strides, *g.dilations)) and all(
-        p < k for p, k in zip(g.pads, g.kernel, strict=True)
-    )
-    return bool(lies and few and plain and steps and g.size[2] * channels % _STEP == 0 and channels % 8 == 0)
+    steps = g.strides[1] == g.strides[2] and all(d == 1 for d in g.dilations)
+    near = all(p < k for p, k in zip(g.pads, g.kernel, strict=True))
+    return bool(lies and few and plain and steps and near and g.size[2] * channels % _STEP == 0 and channels % 8 == 0)
+
+
+def _tile(g: Geometry) -> tuple[int, int]:
+    """Lines and points of four outputs."""
+    return (2, 2) if g.strides[1] == 1 else (1, 4)
 
 
 def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.ndarray) -> Plan:
@@ -64,7 +69,8 @@ def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.n
     zero = numbers.put(region.attrs["zero_point"])
     consts = (_table(region, g, multiplier), numbers.array)
     # four lines of the points that windows of four see, and what lies right of a line that is narrower than its border
-    points = max(g.out[2] + 2, g.size[2] + g.pads[2])
+    points = max((g.out[2] - 1) * g.strides[2] + 4, g.size[2] + g.pads[2])
+    high, wide = _tile(g)
     config: dict[str, Any] = {
         "program": program,
         "rows": {name: _row(region, kind) for name, kind in _ROWS.items()},
@@ -73,6 +79,8 @@ def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.n
         "zero": zero,
         "batch": {"extent": g.batch, "a": g.x.strides[0], "y": out.strides[0]},
         "out": g.out[1:],
+        "tile": [high, wide],
+        "stride": g.strides[1],
         "size": g.size[1:],
         "pad": g.pads[1:],
         "line": g.step[1],
@@ -87,8 +95,8 @@ def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.n
         Arg("out", 0),
         Arg("worker", 0),
     )
-    pairs = g.batch * -(-g.out[1] // 2)
-    cycles = pairs * (8 * config["chunks"] + channels * (32 + 18 * -(-g.out[2] // 2)))
+    rows, tiles = g.batch * -(-g.out[1] // high), -(-g.out[2] // wide)
+    cycles = rows * (8 * config["chunks"] + channels * (32 + (18 if high > 1 else 22) * tiles))
     lead = _lead(region, config)
     return Plan(
         "helium_windows",
@@ -128,13 +136,14 @@ def _lead(region: Region, config: dict[str, Any]) -> int | None:
     steps = [config["batch"]["a"], config["batch"]["y"], config["line"], *config["steps"]]
     if min(steps) < 0 or region.outputs[0].type.itemsize != 1 or region.operand(0) in epilogue_inputs(region):
         return None
-    high, wide = config["out"]
+    (high, wide), lines = config["out"], config["tile"][0]
     pieces, top = [], 0
     for n in range(config["batch"]["extent"]):
-        for pair in range(-(-high // 2)):
-            y = min(2 * pair, high - 2)
-            first = n * config["batch"]["a"] + max(0, y - config["pad"][0]) * config["line"]
-            end = n * config["batch"]["y"] + (y + 1) * config["steps"][0] + (wide - 1) * config["steps"][1]
+        for row in range(-(-high // lines)):
+            y = min(lines * row, high - lines)
+            first = n * config["batch"]["a"] + max(0, y * config["stride"] - config["pad"][0]) * config["line"]
+            last = (y + lines - 1) * config["steps"][0] + (wide - 1) * config["steps"][1]
+            end = n * config["batch"]["y"] + last
             top = max(top, end + config["channels"])
             pieces.append((first, top))
     return lead_of(pieces, buffered=True)

@@ -37,6 +37,11 @@ OTHERS = [
     layer(16, (1, 9), (3, 3), pads=(2, 1, 2, 1)),
     layer(48, (9, 4), bias=False, tensor=True, most=0.01),
     replace(layer(16, (6, 7)), x=(3, 16, 6, 7)),
+    layer(16, (12, 12), strides=(2, 2), pads=(0, 0, 1, 1), zero=-128),
+    layer(16, (11, 13), strides=(2, 2), extreme=True),
+    layer(24, (9, 8), strides=(2, 2)),
+    layer(16, (13, 20), (2, 3), strides=(3, 3)),
+    replace(layer(16, (12, 14), strides=(2, 2)), x=(2, 16, 12, 14)),
 ]
 
 
@@ -66,11 +71,11 @@ def test_random_layers() -> None:
 
 
 def test_the_cheapest_where_it_fits() -> None:
-    for each in USUAL[:2]:
+    for each in (*USUAL[:2], layer(16, (16, 16), strides=(2, 2))):
         assert plans(layer_region(each, 0)[0])[0].template == "helium_windows"
 
 
-@pytest.mark.parametrize("other", [{"strides": (2, 2)}, {"dilations": (2, 2)}, {"residual": True}, {"dtype": "uint8"}])
+@pytest.mark.parametrize("other", [{"strides": (2, 1)}, {"dilations": (2, 2)}, {"residual": True}, {"dtype": "uint8"}])
 def test_other_layers_are_left_to_others(other: dict[str, object]) -> None:
     region, _ = layer_region(layer(16, (9, 9), **other), 0)
     assert all(p.template != "helium_windows" for p in plans(region))
