@@ -24,24 +24,27 @@ def array(name: str, kind: str, data: np.ndarray, shape: Sequence[int]) -> str:
 
 
 def rows(data: np.ndarray, shape: Sequence[int], indent: str = "    ") -> str:
-    """The numbers, a row of the last axis a line where that fits, else as many as fit."""
+    """The numbers, whole rows a line where they fit."""
     words = literals(data)
     if not words:
         return f"{indent}0\n"
     widest = max(map(len, words)) + 2
     fit = max(1, (_WIDTH - len(indent)) // widest)
-    count = _per_line(fit, shape[-1] if len(shape) > 1 else 0)
+    count = _per_line(fit, shape)
     lines = (", ".join(words[i : i + count]) for i in range(0, len(words), count))
     return "".join(f"{indent}{line},\n" for line in lines)[:-2] + "\n"
 
 
-def _per_line(fit: int, row: int) -> int:
-    if row and row <= fit:
-        return row * max(1, fit // row) if row < 8 else row
-    for step in (32, 16, 8, 4):
-        if step <= fit:
-            return step
-    return fit
+def _per_line(fit: int, shape: Sequence[int]) -> int:
+    """Numbers in a line: whole rows of the last axes that fit, else a round number of a longer row."""
+    row = 1
+    for extent in reversed(shape):
+        if row * extent > fit:
+            break
+        row *= extent
+    if row > 1:
+        return row * (fit // row)
+    return next((step for step in (32, 16, 8, 4) if step <= fit), fit)
 
 
 def literals(data: np.ndarray) -> list[str]:
