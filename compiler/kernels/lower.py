@@ -7,6 +7,7 @@ caller hands out, and the packed calling convention is never made. Runs in worke
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def lower(functions: list[Any], llvm: dict[str, Any]) -> Any:
         module = tvm.ir.transform.Sequential(_loop_passes())(module)
         module = each(module, lambda f: _range_parameters(_check_scratch(f)))
         module = tvm.ir.transform.Sequential([passes.LowerTVMBuiltin(), passes.LowerIntrin()])(module)
-    return module
+    return each(module, _fenced)
 
 
 def generate(module: Any, llvm: dict[str, Any]) -> Any:
@@ -118,6 +119,32 @@ def _check_scratch(func: Any) -> Any:
 
     tvm_ffi.structural_walk(func.body, ((AllocBuffer, visit),))
     return func
+
+
+def _fenced(func: Any) -> Any:
+    """Where vectors are multiplied by a negative power of two, integers that become floats are kept apart from what
+    follows: LLVM's selection for Helium makes one conversion from fixed point of the two, and may put its number of
+    bits, an immediate, in a register."""
+    halves: list[float] = []
+
+    def constant(value: Any) -> None:
+        if isinstance(value.value, tirx.FloatImm):
+            mantissa, exponent = math.frexp(value.value.value)
+            halves.extend([mantissa] if mantissa == 0.5 and exponent <= 0 else [])
+
+    def cast(value: Any, mutator: Any) -> Any:
+        value = mutator.default_mutate(value)
+        dtype, source = str(value.ty.dtype), str(value.value.ty.dtype)
+        if not dtype.startswith("float32x") or not source.startswith(("int", "uint")):
+            return value
+        return tirx.call_llvm_pure_intrin(dtype, "llvm.arithmetic.fence", value)
+
+    tvm_ffi.structural_walk(func.body, ((tirx.Broadcast, constant),))
+    if not halves:
+        return func
+    return tirx.PrimFunc(
+        func.params, tvm_ffi.structural_mutate(func.body, ((tirx.Cast, cast),)), func.ret_type, func.attrs
+    )
 
 
 def _range_parameters(func: Any) -> Any:

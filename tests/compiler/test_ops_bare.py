@@ -16,6 +16,7 @@ from nervure import targets
 from nervure.compiler.abilities import check_machine
 from nervure.compiler.interpret import interpret
 from nervure.compiler.ir import Graph
+from nervure.compiler.types import TensorType
 from nervure.errors import MissingTool, NervureError
 from nervure.runtime.arrays import check_array, host_dtype
 from nervure.runtime.artifact import Artifact
@@ -101,3 +102,14 @@ def test_a_compile_says_that_float64_is_refused(target: str, tmp_path: Path) -> 
     item = next(i for i in CASES if in_float64(i[1]) and i[0].startswith("exp_"))
     with pytest.raises(NervureError, match="float64"):
         build([item], target, tmp_path)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_products_with_powers_of_two_on_helium(bits: int, tmp_path: Path) -> None:
+    """LLVM's conversion from fixed point, whose number of bits it may put in a register, is not asked for."""
+    g = Graph("scaled")
+    x = g.input("x", TensorType("int8", (1, 16)))
+    scale, zero = g.const(np.float32(2.0**-bits), "scale"), g.const(np.int8(-128), "zero")
+    g.output(g.add("dequantize", x, scale, zero, to="float32"), "y")
+    arrays = [np.arange(-128, 128, 16, dtype=np.int8)[None]]
+    assert not complaints([("scaled", g, arrays)], "cortex-m55", tmp_path)
