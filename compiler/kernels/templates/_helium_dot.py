@@ -70,12 +70,22 @@ class Dot:
         with k.loop(blocks) as b:
             first = b * block
             tiles = extent // tile if blocks == 1 else minimum(block // tile, extent // tile - b * (block // tile))
-            columns = self.config["columns"]
-            with k.loop(columns["count"] // GROUP) as g:
-                self._group(outer, y, base, (first, tiles, b, blocks), g, GROUP)
-            if columns["count"] % GROUP:
-                g = columns["count"] // GROUP
-                self._group(outer, y, base, (first, tiles, b, blocks), g, columns["count"] % GROUP)
+            self._columns(outer, y, base, (first, tiles, b, blocks))
+
+    def _columns(self, outer: list[Any], y: Any, base: Any, span: Any) -> None:
+        """All columns of a block."""
+        whole, rest = divmod(self.config["columns"]["count"], GROUP)
+        with self.k.loop(whole) as g:
+            self._group(outer, y, base, span, g, GROUP)
+        if rest:
+            self._group(outer, y, base, span, whole, rest)
+
+    def _begin(self, g: Any, valid: int) -> Any:
+        """What a group's sums begin with; what else it needs is read, too."""
+        config, axes = self.config, self.config["axes"]
+        start = self.k.bind(self.k.load(self.start, g * GROUP, GROUP), "start")
+        self.ev.hold(config["reads"] if valid == GROUP else [], axes["column"], axes["rank"], g * GROUP, GROUP)
+        return start
 
     def _group(self, outer: list[Any], y: Any, base: Any, span: Any, g: Any, valid: int) -> None:
         """The tiles of a block for one group of columns, and what is left of the last block."""
@@ -84,9 +94,7 @@ class Dot:
         k, config = self.k, self.config
         first, tiles, b, blocks = span
         tile, extent, point = config["tile"], config["point"]["extent"], config["point"]
-        axes = config["axes"]
-        start = k.bind(k.load(self.start, g * GROUP, GROUP), "start")
-        self.ev.hold(config["reads"] if valid == GROUP else [], axes["column"], axes["rank"], g * GROUP, GROUP)
+        start = self._begin(g, valid)
         weights = g * (config["depth"] * GROUP // 4)
 
         def at(x: Any, count: int) -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ._helium import address, rescaled, scatter
+
 _STEP = 16  # bytes of a vector
 TABLE = 5  # words of a channel: its weights by columns, what its sums begin with, its multiplier
 _GATHER = "llvm.arm.mve.vldr.gather.offset.v4i32.p0.v4i32"
-_SCATTER = "llvm.arm.mve.vstr.scatter.offset.p0.v4i32.v4i32"
 _INTERLEAVE = "llvm.arm.mve.vst4q.p0.v16i8"
 
 
@@ -86,18 +87,15 @@ class Windows:
 
         held = [self.k.bind(line, "line") for line in lines]
         for stage in range(4):
-            args = [self._address(self.scratch, to), *held, tirx.const(stage, "int32")]
+            args = [address(self.scratch, to), *held, tirx.const(stage, "int32")]
             self.k.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", _INTERLEAVE, *args)))
-
-    def _address(self, buffer: Any, at: Any) -> Any:
-        from tvm import tirx
-
-        return tirx.call_intrin("handle", "tirx.address_of", tirx.BufferLoad(buffer, [at]))
 
     # -- windows ---------------------------------------------------------------------------------------------------
 
     def _channel(self, c: Any, to: Any) -> None:
         """All points of the lines of a tile, of one channel."""
+        from ..tir import splat
+
         k, config = self.k, self.config
         wide, (line, point), (high, points) = config["out"][1], config["steps"], config["tile"]
         weights = self._weights(c)
@@ -109,8 +107,9 @@ class Windows:
         )
 
         def tile(x: Any) -> None:
-            value = self._rescaled(self._sums(x, c, weights, places), start, scale)
-            self._scatter(to + x * point, outs, value)
+            sums = self._sums(x, c, weights, places) + splat(start, 4)
+            value = rescaled(k, self.rows, config["program"]["rescale"], self.number, sums, splat(scale, 4))
+            scatter(k, self.out, to + x * point, outs, value)
 
         with k.loop(wide // points) as i:
             tile(i * points)
@@ -137,36 +136,11 @@ class Windows:
 
         k, channels, dots = self.k, self.config["channels"], []
         for i in range(4 // len(weights)):
-            at = self._address(self.scratch, ((x + i) * (self.config["stride"] * channels) + c) * 4)
+            at = address(self.scratch, ((x + i) * (self.config["stride"] * channels) + c) * 4)
             words = k.bind(k.call(_GATHER, "int32x4", at, places, *self._ints(32, 0, 0)), "window")
             given = [(reinterpreted(words, "int8x16"), reinterpreted(w, "int8x16")) for w in weights]
             dots += [k.instruction(self.rows["dot"], acc=constant(0, "int32"), a=a, b=b) for a, b in given]
         return joined([k.bind(d, "sum") for d in dots])
-
-    def _rescaled(self, sums: Any, start: Any, scale: Any) -> Any:
-        """The steps as int32, of which the lowest bytes are stored."""
-        from ...ops.selection import step_bounds
-        from ..functions import cast
-        from ..integers import spread
-        from ..tir import maximum, minimum, reinterpreted, splat
-
-        k, attrs = self.k, self.config["program"]["rescale"]
-        real = k.bind(cast(k.bind(sums + splat(start, 4)), "float32") * splat(scale, 4))
-        zero = self.number(attrs["zero_point"])
-        value = k.bind(k.instruction(self.rows["round"], a=real) + spread(zero, splat(start, 4)))
-        least, most = step_bounds(None, None, attrs["to"])
-        low, high = self.number(attrs["low"]), self.number(attrs["high"])
-        if low not in (None, least) or high not in (None, most) or attrs["to"] != "int8":
-            value = k.bind(maximum(value, spread(least if low is None else low, value)))
-            return k.bind(minimum(value, spread(most if high is None else high, value)))
-        half = k.bind(k.instruction(self.rows["half"], into=reinterpreted(value, "int16x8"), a=value))
-        return reinterpreted(k.instruction(self.rows["byte"], into=reinterpreted(half, "int8x16"), a=half), "int32x4")
-
-    def _scatter(self, to: Any, places: Any, value: Any) -> None:
-        from tvm import tirx
-
-        args = [self._address(self.out, to), places, self.k.bind(value), *self._ints(8, 0)]
-        self.k.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", _SCATTER, *args)))
 
     def _float(self, word: Any) -> Any:
         from ..tir import reinterpreted

@@ -19,13 +19,14 @@ import numpy as np
 from ...ops.integers import NARROW
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
-from . import _helium_dot
+from . import _helium_dot, _helium_live
 from ._dot_plan import folded
 from ._helium_dot import FEW, GROUP, REACH, STEP
 from ._numbers import Numbers
 from ._overlap import lead_of
 from ._tile import GHZ, epilogue_inputs, epilogue_work, fits, inplace_pairs
 from .conv import Geometry
+from .helium_live import Live, live_columns
 from .matmul import product
 
 _BLOCK = 64  # points that are taken for all columns before the next ones
@@ -71,7 +72,10 @@ def plan(region: Region) -> list[Plan]:
         return []
     walk, weights = found
     packed = folded(weights, STEP, walk.overlap)
-    return [] if packed is None or packed.offset is not None else [_plan(region, row.name, walk, packed)]
+    if packed is None or packed.offset is not None:
+        return []
+    live = live_columns(region, weights)
+    return [_plan(region, row.name, walk, packed, only) for only in (None, live)[: 1 + (live is not None)]]
 
 
 # -- walks ---------------------------------------------------------------------------------------------------------
@@ -160,11 +164,11 @@ def _copied(g: Geometry, outer: list[dict[str, Any]], axes: dict[str, Any]) -> W
 # -- plans ---------------------------------------------------------------------------------------------------------
 
 
-def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
+def _plan(region: Region, row: str, walk: Walk, weights: Any, live: Live | None = None) -> Plan:
     columns = weights.sums.shape[1]
     tile = min(2, walk.point["extent"])
     numbers = Numbers()
-    program = numbers.program(serialize(region))
+    program = numbers.program(serialize(region) if live is None else live.program)
     if walk.copy is not None:
         flip = 128 if walk.copy["flip"] else 0
         walk.copy["zero"] = numbers.put(region.attrs["zero_point"] - flip)
@@ -175,15 +179,21 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
     # numbers that LLVM is not to know: see ``_helium_dot``
     one = numbers.put(1) if looped and tile > 1 else None
     jump = numbers.put(REACH * STEP) if run["each"] > FEW else None
-    consts = (_packed(weights.steps), _starts(region, weights, flip), numbers.array)
-    reads = epilogue_inputs(region)
+    starts = _starts(region, weights, flip)
+    if live is None:
+        consts, reads = (_packed(weights.steps), _grouped(starts), numbers.array), epilogue_inputs(region)
+        kinds, spans = {}, [c.size for c in consts]
+    else:
+        kinds = live.config(region, walk, numbers)
+        consts, reads = (_packed(weights.steps[..., live.columns]), live.table(starts), numbers.array), []
+        spans = [1, 1, numbers.array.size]
     block = min(walk.point["extent"], _BLOCK)
     config: dict[str, Any] = {
         "program": program,
         "reads": reads,
         "row": row,
         "a": {"dtype": _a(region).type.dtype, "span": _a(region).span},
-        "spans": [c.size for c in consts],
+        "spans": spans,
         "outer": walk.outer,
         "line": walk.line,
         "point": walk.point | {"block": block},
@@ -197,6 +207,7 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
         "axes": walk.axes,
         "copy": walk.copy,
         "scratch": walk.scratch,
+        **kinds,
     }
     args = (
         Arg("in", region.operand(0) or 0),
@@ -209,13 +220,13 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any) -> Plan:
     form = "direct" if walk.copy is None else "columns" if walk.copy["gather"] else "lines"
     return Plan(
         "helium_dot",
-        (Draft(KernelSpec("helium_dot", config), args),),
-        cost=_cycles(region, config) / GHZ + 50,
+        (Draft(KernelSpec("helium_dot" if live is None else "helium_dot.live", config), args),),
+        cost=_cycles(region, config, columns if live is None else live.columns.size) / GHZ + 50,
         consts=consts,
         worker_bytes=walk.scratch,
         inplace=inplace_pairs(region),
         overlaps=() if found is None else ((region.operand(0) or 0, 0, found),),
-        detail=f"dot16 {tile}x{GROUP} {form}",
+        detail=f"dot16 {tile}x{GROUP} {form}{'' if live is None else f', {live.columns.size} of {columns}'}",
     )
 
 
@@ -248,17 +259,22 @@ def _starts(region: Region, weights: Any, flip: int) -> np.ndarray:
     starts = -(region.attrs["zero_point"] - flip) * weights.sums.reshape(-1)
     if bias is not None:
         starts = starts + np.asarray(region.inputs[bias].const, np.int64).reshape(-1)
-    padded = np.zeros(-(-len(starts) // GROUP) * GROUP, np.int64)
-    padded[: len(starts)] = starts
-    return (padded & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+    return np.asarray((starts & 0xFFFFFFFF).astype(np.uint32).view(np.int32))
 
 
-def _cycles(region: Region, config: dict[str, Any]) -> float:
+def _grouped(starts: np.ndarray) -> np.ndarray:
+    """Zeros behind them, to whole groups."""
+    return np.append(starts, np.zeros(-len(starts) % GROUP, np.int32))
+
+
+def _cycles(region: Region, config: dict[str, Any], columns: int) -> float:
     """Two for each vector instruction: loads of both factors, products, the epilogue."""
     points = math.prod(o["extent"] for o in config["outer"]) * config["line"]["extent"] * config["point"]["extent"]
-    groups, tile, steps = -(-config["columns"]["count"] // GROUP), config["tile"], config["depth"] // STEP
+    groups, tile, steps = -(-columns // GROUP), config["tile"], config["depth"] // STEP
     each = steps * (tile + GROUP + tile * GROUP) + tile * (4 + 2 * epilogue_work(region)) + 4
     copied = float(config["scratch"] * config["line"]["extent"] / 4)
+    if columns < config["columns"]["count"]:
+        copied += 4.0 * points * -(-config["columns"]["count"] // STEP)
     return copied + float(2.0 * points / tile * groups * each)
 
 
@@ -300,4 +316,9 @@ def _first_read(config: dict[str, Any], y: int, first: int) -> int:
     return int(max(0, y * copy["line"]["stride"] - copy["line"]["pad"]) * copy["line"]["a"])
 
 
-TEMPLATE = Template("helium_dot", ("conv_integer", "matmul_integer"), plan, {"helium_dot": _helium_dot.emit})
+TEMPLATE = Template(
+    "helium_dot",
+    ("conv_integer", "matmul_integer"),
+    plan,
+    {"helium_dot": _helium_dot.emit, "helium_dot.live": _helium_live.emit},
+)

@@ -15,6 +15,7 @@ import numpy as np
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _helium_windows
+from ._helium import ROWS
 from ._helium_windows import TABLE
 from ._numbers import Numbers
 from ._overlap import lead_of
@@ -23,7 +24,6 @@ from .conv import Geometry
 from .dot_depthwise import absorbed, used_inputs
 
 _STEP = 16
-_ROWS = {"dot": "dot16", "round": "round", "half": "narrow.even.int16", "byte": "narrow.even.int8"}
 _MOST_KERNEL = 3
 
 
@@ -73,7 +73,7 @@ def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.n
     high, wide = _tile(g)
     config: dict[str, Any] = {
         "program": program,
-        "rows": {name: _row(region, kind) for name, kind in _ROWS.items()},
+        "rows": {name: _row(region, kind) for name, kind in {"dot": "dot16", **ROWS}.items()},
         "a": {"span": g.x.span},
         "spans": [c.size for c in consts],
         "zero": zero,

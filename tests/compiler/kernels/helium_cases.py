@@ -41,6 +41,7 @@ class Layer:
     residual: bool = False
     extreme: bool = False  # only the ends of the types
     pad: int = 0  # unused elements behind each pixel
+    live: int | None = None  # columns with weights
 
 
 def arrays_of(layer: Layer, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -53,6 +54,10 @@ def arrays_of(layer: Layer, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
         x[..., 0] = info.min
         w[..., 0] = -128
     columns = layer.w[0] if len(layer.w) != 2 else layer.w[1]
+    if layer.live is not None:
+        w = np.moveaxis(w, 0 if len(layer.w) != 2 else 1, 0)
+        w[rng.permutation(columns)[layer.live :]] = 0
+        w = np.moveaxis(w, 0, 0 if len(layer.w) != 2 else 1)
     return x, w.astype(np.int8), rng.integers(-9999, 9999, columns).astype(np.int32) if layer.bias else None
 
 

@@ -50,10 +50,36 @@ OTHERS = [
     Layer((1, 640), (640, 16), extreme=True, most=1e-4),
     Layer((1, 16), (16, 3), tensor=True),
 ]
+# Columns without weights.
+PRUNED = [
+    Layer((1, 32, 7, 5), (32, 32, 1, 1), zero=5, live=9),
+    Layer((1, 16, 6, 5), (20, 16, 3, 3), pads=(1, 1, 1, 1), zero=7, live=6),
+    Layer((1, 16, 67, 3), (64, 16, 1, 1), live=40),  # several blocks, the last with a point left over
+]
+OTHERS += [
+    Layer((1, 128, 3, 3), (128, 128, 1, 1), zero=9, live=0),
+    Layer((1, 64, 2, 1), (64, 64, 1, 1), zero=9, live=1, bias=False),
+    Layer((2, 16, 9, 9), (32, 16, 1, 1), strides=(2, 2), live=13, low=-100, high=90, pad=GAP),
+    Layer((1, 1, 20, 10), (28, 1, 10, 4), strides=(2, 2), pads=(4, 1, 5, 1), zero=83, live=12),
+    Layer((2, 16, 6, 6), (36, 16, 1, 1), zero=200, dtype="uint8", to="uint8", low=9, high=250, live=17),
+    Layer((1, 16, 30), (16, 16, 1), strides=(1,), pads=(0, 0), dilations=(1,), live=3, tensor=True),
+    Layer((1, 32, 6, 6), (32, 32, 1, 1), residual=True, live=9),
+    Layer((5, 70), (70, 32), zero=5, live=8),
+]
 
 
 def test_usual_layers() -> None:
     check(USUAL, "helium_dot")
+
+
+def test_columns_without_weights_are_neither_stored_nor_worked_out() -> None:
+    result = check(PRUNED, "helium_dot")
+    for seed, layer in enumerate(PRUNED):
+        plan = planned(layer_region(layer, seed)[0], "helium_dot")
+        whole = planned(layer_region(replace(layer, live=None), seed)[0], "helium_dot")
+        kept = plan.consts[0].nbytes / whole.consts[0].nbytes
+        assert kept == -(-(layer.live or 0) // 4) / (layer.w[0] // 4)
+        assert plan.cost < whole.cost and result.instructions[plan.phases[0].spec.name] > 0
 
 
 @pytest.mark.slow
@@ -78,7 +104,8 @@ def test_random_layers(seed: int) -> None:
             Layer((int(rng.integers(1, 3)), int(channels), *size), (int(columns), int(channels), *map(int, kernel)))
         )
         given = {"strides": tuple(map(int, stride)), "pads": tuple(pads), "dtype": dtype, "zero": zero}
-        layers[-1] = replace(layers[-1], **given, residual=bool(rng.random() < 0.3))
+        live = int(rng.integers(0, columns)) if rng.random() < 0.5 else None
+        layers[-1] = replace(layers[-1], **given, residual=bool(rng.random() < 0.3), live=live)
     check(layers, "helium_dot")
 
 
