@@ -50,12 +50,13 @@ _FAULT = re.compile(r"^fault: .*? pc 0x([0-9a-f]+) lr 0x([0-9a-f]+)", re.MULTILI
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program in the emulator did: its exit status, what it printed, instructions by function (empty where
-    nothing was counted)."""
+    """What a program in the emulator did: its exit status, what it printed, instructions by function and by
+    call of a kernel, in order (empty where nothing was counted)."""
 
     status: int
     said: str
     instructions: Mapping[str, int] = field(default_factory=dict)
+    calls: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,17 @@ class Measured:
     stack: int
     touched: tuple[int, ...]
     instructions: Mapping[str, int] = field(default_factory=dict)
+    calls: tuple[tuple[str, int], ...] = ()
+
+    def by_step(self, kernels: Sequence[Sequence[str]]) -> list[float]:
+        """Instructions of each step, whose kernels are given: those of its calls, with what they call. Where the calls
+        were not seen in that order (a kernel that jumps back to its own start), equal parts of what each kernel took.
+        """
+        flat = [k for step in kernels for k in step]
+        if [name for name, _ in self.calls] == flat:
+            counts = iter(n for _, n in self.calls)
+            return [float(sum(next(counts) for _ in step)) for step in kernels]
+        return [sum(self.instructions.get(k, 0) / flat.count(k) for k in step) for step in kernels]
 
 
 def linker_script(board: Board) -> str:
@@ -140,9 +152,10 @@ def simulate(
             where=str(elf),
             why=f"the last that it said: {said.strip()[-200:]}" if said else "it said nothing",
         ) from None
-    found = dict(line.split() for line in counts.read_text().splitlines()) if counts.exists() else {}
-    said = _located(done.stderr + done.stdout, elf)
-    return Outcome(done.returncode, said, {k: int(v) for k, v in sorted(found.items())})
+    rows = [line.split() for line in counts.read_text().splitlines()] if counts.exists() else []
+    by_function = {row[0]: int(row[1]) for row in sorted(rows) if len(row) == 2}
+    calls = tuple((row[1], int(row[2])) for row in rows if len(row) == 3)
+    return Outcome(done.returncode, _located(done.stderr + done.stdout, elf), by_function, calls)
 
 
 def _located(said: str, elf: Path) -> str:
@@ -192,7 +205,7 @@ def measure(
         outputs = tuple((folder / f"out{i:02d}").read_bytes() for i in range(len(output_bytes)))
         facts = dict(line.split() for line in done.said.splitlines() if line.startswith(("stack ", "region_")))
         touched = tuple(int(facts[f"region_{i}"]) for i in range(len(regions)))
-        return Measured(outputs, int(facts["stack"]), touched, done.instructions)
+        return Measured(outputs, int(facts["stack"]), touched, done.instructions, done.calls)
 
 
 def _sections(board: Board, regions: Sequence[str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from nervure.runtime.arrays import host_dtype
 from nervure.runtime.artifact import Artifact
 from nervure.targets import boards, firmware, toolchain
 from nervure.targets.files import temporary_folder
+from nervure.targets.firmware import Measured
 from nervure.targets.machine import Machine
 
 NAMES = ("ad", "ic", "kws", "vww")
@@ -156,8 +157,7 @@ class Sizes:
 
     ``kernels`` (code and its literals), ``entry`` (the entry points' code), ``constants`` (the image), ``helpers``:
     the compiler's own functions that the program needs because of the artifact (not memcpy and its kin), ``written``:
-    sections that can be written, which there must be none of. ``weights``: bytes of the weights and biases in the
-    source model.
+    sections that can be written, which there must be none of. ``weights``: ``weight_bytes`` of the source model.
     """
 
     kernels: int
@@ -221,22 +221,16 @@ def run(artifact: Artifact, machine: Machine, inputs: Sequence[np.ndarray], *, c
         np.frombuffer(data, host_dtype(p.dtype)).reshape(p.shape)
         for data, p in zip(got.outputs, entry.outputs, strict=True)
     )
-    layers = by_layer(artifact, got.instructions) if count else ()
+    layers = by_layer(artifact, got) if count else ()
     total = sum(got.instructions.values())
     return Run(outputs, total, layers, got.instructions, sum(got.touched), got.stack)
 
 
-def by_layer(artifact: Artifact, counted: Mapping[str, int]) -> tuple[Layer, ...]:
-    """Instructions of each step. Steps that share a kernel do the same work on other weights: each gets its part."""
+def by_layer(artifact: Artifact, got: Measured) -> tuple[Layer, ...]:
+    """Instructions of each step, call by call."""
     steps = artifact.block["entries"][0]["steps"]
-    uses: dict[str, int] = {}
-    for step in steps:
-        for kernel in step["kernels"]:
-            uses[kernel] = uses.get(kernel, 0) + 1
-    return tuple(
-        Layer(s["name"], s["op"], s["detail"], s["flops"] / 2, sum(counted.get(k, 0) / uses[k] for k in s["kernels"]))
-        for s in steps
-    )
+    spent = got.by_step([s["kernels"] for s in steps])
+    return tuple(Layer(s["name"], s["op"], s["detail"], s["flops"] / 2, n) for s, n in zip(steps, spent, strict=True))
 
 
 def beside(model: str, layers: Sequence[Layer]) -> list[int]:
@@ -270,7 +264,8 @@ _KINDS = {"conv": ("conv", "dw"), "matmul": ("fc",), "pool": ("avgpool",), "soft
 
 def weight_bytes(path: Path) -> int:
     """Bytes of the weights and biases in an ONNX file: in a quantized one the numbers that are dequantized (scales and
-    zero points are not weights), in a float one all float tensors of at least one axis."""
+    zero points are not weights), in a float one all float tensors of at least one axis. Output channels of a
+    convolution whose weights are all zero do not count, nor does their bias: such a channel is one number."""
     import onnx
     from onnx import numpy_helper
 
@@ -280,9 +275,16 @@ def weight_bytes(path: Path) -> int:
         if node.op_type == "Constant":
             held[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     scales = {n for node in graph.node if "Linear" in node.op_type for n in node.input[1:]}
-    data = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    dequantized = {node.output[0]: node.input for node in graph.node if node.op_type == "DequantizeLinear"}
+    data = {inputs[0] for inputs in dequantized.values()}
     floats = {n for n, a in held.items() if a.dtype == np.float32 and a.ndim > 0 and n not in scales}
-    return sum(held[n].nbytes for n in sorted((data | floats) & set(held)))
+    total = sum(held[n].nbytes for n in sorted((data | floats) & set(held)))
+    for node in graph.node:
+        if node.op_type == "Conv" and node.input[1] in dequantized:
+            w, _, zero = (held[n] for n in dequantized[node.input[1]])
+            flat = w.reshape(len(w), -1) != np.asarray(zero).reshape(-1, 1)
+            total -= int((~flat.any(axis=1)).sum()) * (flat.shape[1] * w.itemsize + 4 * (len(node.input) > 2))
+    return total
 
 
 def sizes(artifact: Artifact, machine: Machine, weights: int) -> Sizes:

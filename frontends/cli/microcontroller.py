@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -255,14 +254,11 @@ class Elsewhere:
         return [np.frombuffer(data, host_dtype(p.dtype)).reshape(p.shape) for data, p in pairs]
 
 
-def by_layer(artifact: Artifact, instructions: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One row a step of the first entry point, most instructions first. A function that serves several steps is counted
-    as a whole: each of its calls gets an equal part (their shapes are the same), ``shared`` says how many they are."""
+def by_layer(artifact: Artifact, found: Measured) -> list[dict[str, Any]]:
+    """One row a step of the first entry point, most instructions first."""
     steps = artifact.entries[0].steps
-    calls = Counter(k for s in steps for k in s["kernels"])
     rows = []
-    for i, s in enumerate(steps):
-        spent = sum(instructions.get(k, 0) / calls[k] for k in s["kernels"])
+    for i, (s, spent) in enumerate(zip(steps, found.by_step([s["kernels"] for s in steps]), strict=True)):
         macs = s["flops"] / 2
         rows.append(
             {
@@ -274,12 +270,11 @@ def by_layer(artifact: Artifact, instructions: Mapping[str, int]) -> list[dict[s
                 "per_mac": spent / macs if macs else None,
                 "bytes": s["bytes"],
                 "weight_bytes": s["weight_bytes"],
-                "shared": max((calls[k] for k in s["kernels"]), default=0),
                 "detail": s["detail"],
                 "origin": s["origin"],
             }
         )
-    total = sum(instructions.values()) or 1
+    total = sum(found.instructions.values()) or 1
     for r in rows:
         r["share"] = r["instructions"] / total
     return sorted(rows, key=lambda r: (-r["instructions"], r["step"]))

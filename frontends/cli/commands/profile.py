@@ -96,7 +96,7 @@ def counted(artifact: Artifact, inputs: Mapping[str, Any] | None) -> dict[str, A
 
     with progress(f"{artifact.name}: counting"):
         found = run_counted(artifact, inputs)
-    total, rows = sum(found.instructions.values()), by_layer(artifact, found.instructions)
+    total, rows = sum(found.instructions.values()), by_layer(artifact, found)
     return {
         "model": artifact.name,
         "target": artifact.block["machine"]["name"],

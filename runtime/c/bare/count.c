@@ -1,7 +1,8 @@
 /* A plugin of QEMU (API version 1) that counts executed instructions by function, between the calls of
  * nervure_count_start and nervure_count_stop:
  *   -plugin count.so,symbols=FILE,out=FILE
- * `symbols` has lines "start end name" (hexadecimal, end not counted), sorted; `out` gets lines "name count".
+ * `symbols` has lines "start end name" (hexadecimal, end not counted), sorted; `out` gets lines "name count", then, for
+ * each call of a kernel in order, "call name count": what was executed until the next one, callees included.
  * The few declarations are those of QEMU's public header, which Debian does not ship. */
 #include <stdint.h>
 #include <stdio.h>
@@ -22,7 +23,7 @@ void qemu_plugin_register_atexit_cb(qemu_plugin_id_t, void (*)(qemu_plugin_id_t,
 
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
-enum { MOST = 65536 };
+enum { MOST = 65536, DIGEST = 16 };
 typedef struct {
     uint64_t start, end, seen, before, counted;
     char name[200];
@@ -30,6 +31,27 @@ typedef struct {
 static function *table;
 static int functions;
 static char out[4096];
+
+typedef struct {
+    const function *kernel;
+    uint64_t from; /* what had been executed of everything before */
+} call;
+static call calls[MOST];
+static int called, counting;
+static uint64_t last;
+
+static uint64_t executed(void) {
+    uint64_t sum = 0;
+    for (int i = 0; i < functions; i++) sum += table[i].seen;
+    return sum;
+}
+
+/* A kernel's name is k_TEMPLATE_DIGEST. */
+static int is_kernel(const char *name) {
+    size_t length = strlen(name);
+    if (strncmp(name, "k_", 2) != 0 || length < DIGEST + 3 || name[length - DIGEST - 1] != '_') return 0;
+    return strspn(name + length - DIGEST, "0123456789abcdef") == DIGEST;
+}
 
 static function *find(uint64_t address) {
     int low = 0, high = functions;
@@ -44,11 +66,19 @@ static function *find(uint64_t address) {
 static void start(unsigned cpu, void *data) {
     (void)cpu, (void)data;
     for (int i = 0; i < functions; i++) table[i].before = table[i].seen;
+    counting = 1;
 }
 
 static void stop(unsigned cpu, void *data) {
     (void)cpu, (void)data;
     for (int i = 0; i < functions; i++) table[i].counted += table[i].seen - table[i].before;
+    last = executed();
+    counting = 0;
+}
+
+static void enter(unsigned cpu, void *data) {
+    (void)cpu;
+    if (counting && called < MOST) calls[called++] = (call){data, executed()};
 }
 
 static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *block) {
@@ -62,8 +92,11 @@ static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *block) {
             qemu_plugin_register_vcpu_insn_exec_cb(instruction, start, 0, NULL);
         else if (address == at->start && strcmp(at->name, "nervure_count_stop") == 0)
             qemu_plugin_register_vcpu_insn_exec_cb(instruction, stop, 0, NULL);
-        else
+        else {
+            if (address == at->start && is_kernel(at->name))
+                qemu_plugin_register_vcpu_insn_exec_cb(instruction, enter, 0, at);
             qemu_plugin_register_vcpu_insn_exec_inline(instruction, 0, &at->seen, 1);
+        }
     }
 }
 
@@ -74,6 +107,10 @@ static void write_counts(qemu_plugin_id_t id, void *data) {
     for (int i = 0; i < functions; i++)
         if (table[i].counted > 0 && strncmp(table[i].name, "nervure_count_", 14) != 0)
             fprintf(file, "%s %llu\n", table[i].name, (unsigned long long)table[i].counted);
+    for (int i = 0; i < called; i++) {
+        uint64_t to = i + 1 < called ? calls[i + 1].from : last;
+        fprintf(file, "call %s %llu\n", calls[i].kernel->name, (unsigned long long)(to - calls[i].from));
+    }
     fclose(file);
 }
 

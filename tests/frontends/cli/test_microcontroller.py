@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nervure.frontends.cli.microcontroller import by_layer, check_limits, lines,
 from nervure.frontends.cli.network import network
 from nervure.runtime.artifact import read_artifact
 from nervure.targets import emulator, get
+from nervure.targets.firmware import Measured
 from onnx import TensorProto, helper
 
 Nervure = Callable[..., Any]
@@ -266,12 +268,17 @@ def test_profile_counts_instructions(nervure: Nervure, archive: Path) -> None:
     assert refused.code == 1 and "nervure profile" in refused.err
 
 
-def test_instructions_of_a_shared_function_are_split(archive: Path) -> None:
+def test_instructions_by_call_of_a_kernel(archive: Path) -> None:
     artifact = read_artifact(archive)
     kernels = [k for s in artifact.entries[0].steps for k in s["kernels"]]
-    rows = by_layer(artifact, dict.fromkeys(kernels, 60) | {"small_infer": 40})
-    assert sum(r["instructions"] for r in rows) == 60 * len(set(kernels))
-    assert sum(r["share"] for r in rows) == pytest.approx(60 * len(set(kernels)) / (60 * len(set(kernels)) + 40))
+    functions = dict.fromkeys(kernels, 60) | {"small_infer": 40}
+    seen = Measured((), 0, (), functions, tuple((k, 10 + i) for i, k in enumerate(kernels)))
+    rows = by_layer(artifact, seen)
+    assert {r["step"]: r["instructions"] for r in rows} == {i: 10 + i for i in range(len(rows))}
+    assert len(rows) == len(kernels)
+    unordered = by_layer(artifact, replace(seen, calls=seen.calls[1:]))  # then a shared kernel is split evenly
+    assert sum(r["instructions"] for r in unordered) == 60 * len(set(kernels))
+    assert sum(r["share"] for r in unordered) == pytest.approx(60 * len(set(kernels)) / sum(functions.values()))
 
 
 def test_inspect_draws_liveness(nervure: Nervure, archive: Path, free: Path, tmp_path: Path) -> None:
