@@ -13,6 +13,7 @@ from typing import Any
 from ._helium import address, rescaled, scatter
 
 _STEP = 16  # bytes of a vector
+LOOPS = ("clear", "rows", "tiles", "chunks", "channels")
 TABLE = 5  # words of a channel: its weights by columns, what its sums begin with, its multiplier
 _GATHER = "llvm.arm.mve.vldr.gather.offset.v4i32.p0.v4i32"
 _INTERLEAVE = "llvm.arm.mve.vst4q.p0.v16i8"
@@ -29,14 +30,31 @@ class Windows:
         from ....targets import instruction
 
         self.k, self.config = k, config
-        self.a = k.arg("a", "int8", config["a"]["span"])
-        self.table = k.arg("table", "int32", config["spans"][0])
-        numbers = k.arg("numbers", "int32", config["spans"][1])
-        out = config["program"]["outputs"][0]
-        self.out = k.arg("y", out["dtype"], out["span"])
-        self.scratch = k.arg("scratch", "int8", config["scratch"])
+        self.a, self.table = k.arg("a", "int8", 1), k.arg("table", "int32", 1)
+        numbers = k.arg("numbers", "int32", 1)
+        self.out, self.scratch = k.arg("y", config["rescale"]["to"], 1), k.arg("scratch", "int8", 1)
         self.rows = {name: instruction(row) for name, row in config["rows"].items()}
-        self.numbers = [k.bind(k.load(numbers, i), "number") for i in range(config["spans"][1])]
+        self.numbers = [k.bind(k.load(numbers, i), "number") for i in range(config["numbers"])]
+        # that a loop runs at least once is what LLVM cannot know
+        self.shape = {n: self._positive(self.number(v), n in LOOPS) for n, v in config["shape"].items()}
+        channels, point, line = (self.shape[n] for n in ("channels", "point", "to"))
+        self.places = k.bind(self._vector([4 * channels * i for i in range(4)]), "places")
+        outs = (
+            [0, point, line, line + point]
+            if config["tile"][0] > 1
+            else [min(i, config["tile"][1] - 1) * point for i in range(4)]
+        )
+        self.outs = k.bind(self._vector(outs), "outs")
+        # bytes of scratch between points that stand for neighbouring results, and between windows
+        self.apart = k.bind(4 * config["stride"] * channels, "apart")
+        self.move = k.bind(self.apart * 2, "move") if config["tile"][0] > 1 else self.apart
+        self.back = k.bind(self.apart * self.shape["back"], "back")
+        self.step = k.bind(point * config["tile"][1], "step")
+
+    def _positive(self, value: Any, known: bool) -> Any:
+        from ..tir import constant, maximum
+
+        return self.k.bind(maximum(value, constant(1, "int32"))) if known and not isinstance(value, int) else value
 
     def number(self, value: Any) -> Any:
         return self.numbers[value["at"]] if isinstance(value, dict) else value
@@ -45,16 +63,16 @@ class Windows:
         from ..functions import cast
         from ..tir import minimum, splat
 
-        k, config = self.k, self.config
+        k, config, shape = self.k, self.config, self.shape
         zero = k.bind(splat(cast(self.number(config["zero"]), "int8"), _STEP), "zero")
-        with k.loop(config["scratch"] // _STEP) as i:
+        with k.loop(shape["clear"]) as i:
             k.store(self.scratch, i * _STEP, zero)
-        high, lines = config["out"][0], config["tile"][0]
-        with k.loop(config["batch"]["extent"]) as n, k.loop(-(-high // lines)) as row:
-            y = k.bind(minimum(row * lines, high - lines), "y") if high % lines else row * lines
-            self._lines(n * config["batch"]["a"], y * config["stride"] - config["pad"][0], zero)
-            to = n * config["batch"]["y"] + y * config["steps"][0]
-            with k.loop(config["channels"]) as c:
+        lines, batch = config["tile"][0], config["batch"]
+        with k.loop(batch["extent"]) as n, k.loop(shape["rows"]) as row:
+            y = k.bind(minimum(row * lines, shape["high"]), "y") if lines > 1 else row
+            self._lines(n * batch["a"], y * config["stride"] - config["pad"][0], zero)
+            to = n * batch["y"] + y * shape["to"]
+            with k.loop(shape["channels"]) as c:
                 self._channel(c, to + c)
 
     # -- lines -----------------------------------------------------------------------------------------------------
@@ -63,24 +81,25 @@ class Windows:
         """Interleaves four lines, the first of which is ``top``; those outside A are zero points."""
         from tvm import tirx
 
-        k, config = self.k, self.config
-        size, step = config["size"], config["line"]
+        from ..tir import minimum
+
+        k, config, shape = self.k, self.config, self.shape
+        size, step = shape["size"], shape["line"]
         first = k.bind(at + top * step, "first")
-        whole = k.bind(tirx.And(top >= 0, top + 3 < size[0]))
-        to = config["pad"][1] * config["channels"] * 4
-        with k.when(whole), k.loop(config["chunks"]) as i:
-            self._interleave(
-                to + i * 4 * _STEP, [k.load(self.a, first + r * step + i * _STEP, _STEP) for r in range(4)]
-            )
-        with k.when(tirx.Not(whole)), k.loop(config["chunks"]) as i:
-            lines = []
+        whole = k.bind(tirx.And(top >= 0, top + 3 < size))
+        to = config["pad"][1] * shape["channels"] * 4
+        with k.when(whole), k.loop(shape["chunks"]) as i:
+            chunk = k.bind(minimum(i * _STEP, shape["last"]), "chunk")
+            self._interleave(to + chunk * 4, [k.load(self.a, first + r * step + chunk, _STEP) for r in range(4)])
+        with k.when(tirx.Not(whole)), k.loop(shape["chunks"]) as i:
+            lines, chunk = [], k.bind(minimum(i * _STEP, shape["last"]), "chunk")
             for r in range(4):
                 held = k.register("int8", _STEP, "line")
                 held.set(zero)
-                with k.when(tirx.And(top + r >= 0, top + r < size[0])):
-                    held.set(k.load(self.a, first + r * step + i * _STEP, _STEP))
+                with k.when(tirx.And(top + r >= 0, top + r < size)):
+                    held.set(k.load(self.a, first + r * step + chunk, _STEP))
                 lines.append(held.get())
-            self._interleave(to + i * 4 * _STEP, lines)
+            self._interleave(to + chunk * 4, lines)
 
     def _interleave(self, to: Any, lines: list[Any]) -> None:
         from tvm import tirx
@@ -96,25 +115,29 @@ class Windows:
         """All points of the lines of a tile, of one channel."""
         from ..tir import splat
 
-        k, config = self.k, self.config
-        wide, (line, point), (high, points) = config["out"][1], config["steps"], config["tile"]
+        k, config, shape = self.k, self.config, self.shape
         weights = self._weights(c)
         start = k.bind(k.load(self.table, c * TABLE + 3), "start")
         scale = k.bind(self._float(k.load(self.table, c * TABLE + 4)), "scale")
-        places = k.bind(self._vector([4 * config["channels"] * i for i in range(4)]), "places")
-        outs = k.bind(
-            self._vector([0, point, line, line + point] if high > 1 else [i * point for i in range(4)]), "outs"
-        )
 
-        def tile(x: Any) -> None:
-            sums = self._sums(x, c, weights, places) + splat(start, 4)
-            value = rescaled(k, self.rows, config["program"]["rescale"], self.number, sums, splat(scale, 4))
-            scatter(k, self.out, to + x * point, outs, value)
+        here, there = k.register("int32", 1, "here"), k.register("int32", 1, "there")
 
-        with k.loop(wide // points) as i:
-            tile(i * points)
-        if wide % points:
-            tile(wide - points)
+        def tile() -> None:
+            sums = self._sums(here, weights) + splat(start, 4)
+            value = rescaled(k, self.rows, config["rescale"], self.number, sums, splat(scale, 4))
+            scatter(k, self.out, there.get(), self.outs, value)
+
+        here.set(c * 4)
+        there.set(to)
+        known = isinstance(shape["tiles"], int)
+        for _ in range(shape["tiles"] if known else 1):
+            with k.loop(1 if known else shape["tiles"]):
+                tile()
+                there.set(there.get() + self.step)
+        if not config["even"]:
+            here.set(here.get() - self.back)  # the last tile overlaps the one before
+            there.set(there.get() - shape["back"] * shape["point"])
+            tile()
 
     def _weights(self, c: Any) -> list[Any]:
         """The kernel as the outputs that share a window want it."""
@@ -130,14 +153,16 @@ class Windows:
         below = [k.bind(shift_left(w, like(8, w)), "w") for w in (here, right)]
         return [here, right, *below]
 
-    def _sums(self, x: Any, c: Any, weights: list[Any], places: Any) -> Any:
-        """Of one window, or of four that are a stride apart."""
+    def _sums(self, here: Any, weights: list[Any]) -> Any:
+        """Of one window, or of four that are a stride apart; ``here`` moves on to the next tile."""
         from ..tir import constant, joined, reinterpreted
 
-        k, channels, dots = self.k, self.config["channels"], []
+        k, dots = self.k, list[Any]()
         for i in range(4 // len(weights)):
-            at = address(self.scratch, ((x + i) * (self.config["stride"] * channels) + c) * 4)
-            words = k.bind(k.call(_GATHER, "int32x4", at, places, *self._ints(32, 0, 0)), "window")
+            args = (address(self.scratch, here.get()), self.places, *self._ints(32, 0, 0))
+            words = k.bind(k.call(_GATHER, "int32x4", *args), "window")
+            if len(weights) > 1 or i < self.config["tile"][1] - 1 or i == 3:
+                here.set(here.get() + self.move)
             given = [(reinterpreted(words, "int8x16"), reinterpreted(w, "int8x16")) for w in weights]
             dots += [k.instruction(self.rows["dot"], acc=constant(0, "int32"), a=a, b=b) for a, b in given]
         return joined([k.bind(d, "sum") for d in dots])
@@ -147,10 +172,10 @@ class Windows:
 
         return reinterpreted(word, "float32")
 
-    def _vector(self, values: list[int]) -> Any:
+    def _vector(self, values: list[Any]) -> Any:
         from ..tir import constant, joined
 
-        return joined([constant(v, "int32") for v in values])
+        return joined([constant(v, "int32") if isinstance(v, int) else v for v in values])
 
     def _ints(self, *values: int) -> list[Any]:
         from ..tir import constant

@@ -24,6 +24,7 @@ from .conv import Geometry
 from .dot_depthwise import absorbed, used_inputs
 
 _STEP = 16
+_FEW = 2  # tiles of a line that are written out; of other shapes, layers share a kernel
 _MOST_KERNEL = 3
 
 
@@ -54,56 +55,67 @@ def _walkable(region: Region, g: Geometry) -> bool:
     plain = g.depth == g.columns == 1 < channels and g.x.type.dtype == "int8"
     steps = g.strides[1] == g.strides[2] and all(d == 1 for d in g.dilations)
     near = all(p < k for p, k in zip(g.pads, g.kernel, strict=True))
-    return bool(lies and few and plain and steps and near and g.size[2] * channels % _STEP == 0 and channels % 8 == 0)
+    return bool(lies and few and plain and steps and near and g.size[2] * channels >= _STEP)
 
 
 def _tile(g: Geometry) -> tuple[int, int]:
-    """Lines and points of four outputs."""
-    return (2, 2) if g.strides[1] == 1 else (1, 4)
+    """Lines and points of four outputs, or of fewer where a line is shorter."""
+    return (2, 2) if g.strides[1] == 1 else (1, min(4, g.out[2]))
 
 
 def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.ndarray) -> Plan:
-    channels, out = g.group, region.outputs[0]
-    numbers = Numbers()
-    program = numbers.program(program)
+    channels, out, numbers = g.group, region.outputs[0], Numbers()
+    attrs = numbers.program(program)["rescale"]
     zero = numbers.put(region.attrs["zero_point"])
-    consts = (_table(region, g, multiplier), numbers.array)
     # four lines of the points that windows of four see, and what lies right of a line that is narrower than its border
     points = max((g.out[2] - 1) * g.strides[2] + 4, g.size[2] + g.pads[2])
     high, wide = _tile(g)
-    config: dict[str, Any] = {
-        "program": program,
-        "rows": {name: _row(region, kind) for name, kind in {"dot": "dot16", **ROWS}.items()},
-        "a": {"span": g.x.span},
-        "spans": [c.size for c in consts],
-        "zero": zero,
-        "batch": {"extent": g.batch, "a": g.x.strides[0], "y": out.strides[0]},
-        "out": g.out[1:],
-        "tile": [high, wide],
-        "stride": g.strides[1],
-        "size": g.size[1:],
-        "pad": g.pads[1:],
+    scratch = -(-points * channels * 4 // _STEP) * _STEP
+    shape = {
+        "clear": scratch // _STEP,
+        "rows": -(-g.out[1] // high),
+        "high": g.out[1] - high,
+        "tiles": g.out[2] // wide,
+        "back": -g.out[2] % wide,
+        "size": g.size[1],
         "line": g.step[1],
-        "steps": list(out.strides[2:]),
-        "chunks": g.size[2] * channels // _STEP,
+        "to": out.strides[2],
+        "point": out.strides[3],
+        "chunks": -(-g.size[2] * channels // _STEP),
+        "last": g.size[2] * channels - _STEP,
         "channels": channels,
-        "scratch": points * channels * 4,
     }
+    known = ("tiles", "back") if shape["tiles"] <= _FEW else ()
+    config: dict[str, Any] = {
+        "rescale": attrs,
+        "rows": {name: _row(region, kind) for name, kind in {"dot": "dot16", **ROWS}.items()},
+        "zero": zero,
+        "shape": {name: value if name in known else numbers.put(value) for name, value in shape.items()},
+        "batch": {"extent": 1, "a": 0, "y": 0},
+        "tile": [high, wide],
+        "even": g.out[2] % wide == 0,
+        "stride": g.strides[1],
+        "pad": g.pads[1:],
+        "numbers": len(numbers.values),
+    }
+    if g.batch > 1:
+        config["batch"] = {"extent": g.batch, "a": g.x.strides[0], "y": out.strides[0]}
+    consts = (_table(region, g, multiplier), numbers.array)
     args = (
         Arg("in", region.operand(0) or 0),
         *(Arg("const", i) for i in range(len(consts))),
         Arg("out", 0),
         Arg("worker", 0),
     )
-    rows, tiles = g.batch * -(-g.out[1] // high), -(-g.out[2] // wide)
-    cycles = rows * (8 * config["chunks"] + channels * (32 + (18 if high > 1 else 22) * tiles))
-    lead = _lead(region, config)
+    each = 8 * shape["chunks"] + channels * (32 + (18 if high > 1 else 22) * -(-g.out[2] // wide))
+    cycles = g.batch * shape["rows"] * each
+    lead = _lead(region, g)
     return Plan(
         "helium_windows",
         (Draft(KernelSpec("helium_windows", config), args),),
         cost=0.5 * cycles / GHZ + 50,  # in the scale of helium_depthwise's estimates
         consts=consts,
-        worker_bytes=config["scratch"],
+        worker_bytes=scratch,
         overlaps=() if lead is None else ((region.operand(0) or 0, 0, lead),),
         detail="depthwise windows of 4x4",
     )
@@ -132,19 +144,18 @@ def _table(region: Region, g: Geometry, multiplier: np.ndarray) -> np.ndarray:
     return np.concatenate([table.reshape(-1), np.zeros(4, np.int32)])  # the last weights are read as four words
 
 
-def _lead(region: Region, config: dict[str, Any]) -> int | None:
-    steps = [config["batch"]["a"], config["batch"]["y"], config["line"], *config["steps"]]
-    if min(steps) < 0 or region.outputs[0].type.itemsize != 1 or region.operand(0) in epilogue_inputs(region):
+def _lead(region: Region, g: Geometry) -> int | None:
+    out = region.outputs[0]
+    if min([*g.x.strides, *out.strides]) < 0 or out.type.itemsize != 1 or region.operand(0) in epilogue_inputs(region):
         return None
-    (high, wide), lines = config["out"], config["tile"][0]
+    (high, wide), lines = g.out[1:], _tile(g)[0]
     pieces, top = [], 0
-    for n in range(config["batch"]["extent"]):
+    for n in range(g.batch):
         for row in range(-(-high // lines)):
             y = min(lines * row, high - lines)
-            first = n * config["batch"]["a"] + max(0, y * config["stride"] - config["pad"][0]) * config["line"]
-            last = (y + lines - 1) * config["steps"][0] + (wide - 1) * config["steps"][1]
-            end = n * config["batch"]["y"] + last
-            top = max(top, end + config["channels"])
+            first = n * g.x.strides[0] + max(0, y * g.strides[1] - g.pads[1]) * g.step[1]
+            last = (y + lines - 1) * out.strides[2] + (wide - 1) * out.strides[3]
+            top = max(top, n * out.strides[0] + last + g.group)
             pieces.append((first, top))
     return lead_of(pieces, buffered=True)
 

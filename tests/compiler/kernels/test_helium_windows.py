@@ -42,6 +42,12 @@ OTHERS = [
     layer(24, (9, 8), strides=(2, 2)),
     layer(16, (13, 20), (2, 3), strides=(3, 3)),
     replace(layer(16, (12, 14), strides=(2, 2)), x=(2, 16, 12, 14)),
+    layer(27, (6, 6), strides=(2, 2), pads=(0, 0, 1, 1)),
+    layer(5, (7, 4), strides=(2, 2)),
+    layer(107, (6, 6), zero=-128),
+    layer(7, (9, 3), zero=4),
+    replace(layer(3, (8, 8)), x=(3, 3, 8, 8)),
+    layer(19, (5, 3), (1, 1), strides=(3, 3), pads=(0, 0, 0, 0)),
 ]
 
 
@@ -65,7 +71,7 @@ def test_random_layers() -> None:
         kernel = [int(n) for n in rng.integers(1, 4, 2)]
         size = [int(k + rng.integers(1, 9)) for k in kernel]
         pads = tuple(int(p) for p in (*rng.integers(0, kernel), *rng.integers(0, kernel)))
-        made = layer(16 * int(rng.integers(1, 5)), (size[0], size[1]), (kernel[0], kernel[1]), pads=pads)
+        made = layer(int(rng.integers(16, 65)), (size[0], size[1]), (kernel[0], kernel[1]), pads=pads)
         layers.append(replace(made, zero=int(rng.integers(-128, 128)), extreme=bool(rng.random() < 0.3)))
     check(layers, "helium_windows")
 
