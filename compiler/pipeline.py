@@ -26,6 +26,7 @@ from .ir import Graph
 from .kernels.pool import compile_kernels
 from .library import build_artifact
 from .passes import canonicalize
+from .passes.channels import drop_idle_channels
 from .passes.fuse import fuse
 from .passes.signs import match_signs
 from .plan.advice import too_large, too_much_flash
@@ -83,7 +84,7 @@ def plan_program(
     built: list[Entry] = []
     tried: dict[str, list[dict[str, Any]]] = {}
     for item in entries:
-        graph = canonicalize(item.graph, check=options.check)
+        graph = drop_idle_channels(canonicalize(item.graph, check=options.check))
         _check_sizes(graph)
         check_machine(graph, machine)
         if options.max_ram is None and options.arena is None:

@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from nervure.compiler.library import measure
 from nervure.compiler.names import distinct
+from nervure.compiler.passes import canonicalize
+from nervure.compiler.passes.channels import drop_idle_channels
+from nervure.frontends.onnx import load
 from nervure.runtime.arrays import host_dtype
 from nervure.runtime.artifact import Artifact
 from nervure.targets import boards, firmware, toolchain
@@ -263,27 +266,20 @@ _KINDS = {"conv": ("conv", "dw"), "matmul": ("fc",), "pool": ("avgpool",), "soft
 
 
 def weight_bytes(path: Path) -> int:
-    """Bytes of the weights and biases in an ONNX file: in a quantized one the numbers that are dequantized (scales and
-    zero points are not weights), in a float one all float tensors of at least one axis. Output channels of a
-    convolution whose weights are all zero do not count, nor does their bias: such a channel is one number."""
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load(str(path)).graph
-    held = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            held[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    scales = {n for node in graph.node if "Linear" in node.op_type for n in node.input[1:]}
-    dequantized = {node.output[0]: node.input for node in graph.node if node.op_type == "DequantizeLinear"}
-    data = {inputs[0] for inputs in dequantized.values()}
-    floats = {n for n, a in held.items() if a.dtype == np.float32 and a.ndim > 0 and n not in scales}
-    total = sum(held[n].nbytes for n in sorted((data | floats) & set(held)))
-    for node in graph.node:
-        if node.op_type == "Conv" and node.input[1] in dequantized:
-            w, _, zero = (held[n] for n in dequantized[node.input[1]])
-            flat = w.reshape(len(w), -1) != np.asarray(zero).reshape(-1, 1)
-            total -= int((~flat.any(axis=1)).sum()) * (flat.shape[1] * w.itemsize + 4 * (len(node.input) > 2))
+    """Bytes of the weights and biases that a program of an ONNX file cannot do without: of its convolutions and
+    products, without channels that are idle (``drop_idle_channels``) or whose weights are all zero. Scales are no
+    weights."""
+    graph = drop_idle_channels(canonicalize(load(path, free_dims(path))))
+    total = 0
+    for key in graph:
+        node, args = graph.node(key), graph.args(key)
+        w = graph.constant(args[1]) if node.op.split("_")[0] in ("conv", "matmul") else None
+        if w is None:
+            continue
+        rows = w.reshape(len(w), -1) if node.op.startswith("conv") else w.reshape(-1, w.shape[-1]).T
+        bias = graph.constant(args[2]) if len(args) > 2 else None
+        each = rows.shape[1] * w.itemsize + (0 if bias is None else bias.itemsize)
+        total += int(rows.any(axis=1).sum()) * each
     return total
 
 

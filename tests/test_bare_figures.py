@@ -74,11 +74,9 @@ def test_ram_on_m4(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_code_and_constants_beyond_the_weights(name: str) -> None:
-    """Weights of channels that are all zero are in the source model and not in the library: without them VWW, whose
-    thirty layers have 11 KB of multipliers, is 2 KB over the limit; with them every model is far below it."""
+    """Without the channels of the source model that are left out: with their weights VWW's would be far below zero."""
     _, size = measured(name, "cortex-m4")
-    assert 0 < size.beyond <= (27 << 10 if name == "vww" else CODE_LIMIT)
-    assert size.kernels + size.entry + size.helpers <= 16 << 10
+    assert 0 < size.beyond <= CODE_LIMIT
     assert size.written == 0
 
 
