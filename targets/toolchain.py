@@ -173,7 +173,7 @@ def build_objects(folder: Path, kernels: Sequence[Path], machine: Machine) -> li
     """Compiles the rendered sources of ``folder`` for a static library: the images, and all code as one object in which
     the kernels are its own, so that several models may be linked into one program."""
     run_zig([*_assembler(machine), "images.S", "-o", "images.o"], folder)
-    compile_c(folder / "model.c", folder / "code.o", machine, flags=BARE_FLAGS)
+    compile_c(folder / "model.c", folder / "code.o", machine, flags=(*BARE_FLAGS, "-Oz"))  # no work is done in it
     merged = merge_objects([folder / "code.o", *kernels], folder / "model.o")
     own = {name for path in kernels for name, _, _ in elf.functions(path.read_bytes())}
     merged.write_bytes(any_float_abi(elf.made_local(merged.read_bytes(), own)))

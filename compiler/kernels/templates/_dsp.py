@@ -85,7 +85,7 @@ class Requantized(Tiles):
     def __init__(self, k: Any, config: dict[str, Any]) -> None:
         self.k, self.config = k, config
         a, row = config["a"], config["row"]
-        k.noalias = not config["overlaps"]
+        k.noalias, k.pointers = not config["overlaps"], False
         self.a = k.arg("a", a["dtype"], a["span"])
         self.weights = k.arg("w", "int32", config["weights"])
         self.row = k.arg("row", config["steps"]["to"], row) if row else None
@@ -135,7 +135,7 @@ class Evaluated(Tiles):
 
         self.k, self.config = k, config
         program, a = config["program"], config["a"]
-        k.noalias = not config["overlaps"]
+        k.noalias, k.pointers = not config["overlaps"], False
         self.a = k.arg("a", a["dtype"], a["span"])
         self.weights = k.arg("w", "int32", config["weights"])
         numbers = k.arg("numbers", "int32", config["numbers"]) if config["numbers"] else None

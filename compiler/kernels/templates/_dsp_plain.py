@@ -23,7 +23,7 @@ def emit(k: Any, config: dict[str, Any]) -> None:
     from ..tir import minimum
 
     points, to = config["points"], config["steps"]["to"]
-    k.noalias = not config["overlaps"]
+    k.noalias, k.pointers = not config["overlaps"], False
     a, w = k.arg("a", config["dtype"], 1), k.arg("w", "int32", 1)
     row = k.arg("row", to, 1) if config["row"] else None
     y, scratch = k.arg("y", to, 1), k.arg("scratch", "int32", 1)

@@ -53,7 +53,7 @@ def _in_place(region: Region, g: Geometry, walk: Walk) -> tuple[tuple[int, int],
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    k.noalias = not config["overlaps"]
+    k.noalias, k.pointers = not config["overlaps"], False
     Emitter(k, config).run()
 
 
