@@ -45,7 +45,7 @@ def counted(said: str) -> list[int]:
 def check_keywords(folder: Path, target: str, ticks: int) -> None:
     """The classes are those of the artifact on this machine; the instructions are those that the plugin counts."""
     example = load("kws")
-    words = sys.modules["words"]
+    words = sys.modules["spoken_words"]
     _, program = example.build(folder, target)
     done = firmware.simulate(program, get(target), count=True, icount=True)
     assert done.status == 0, done.said
@@ -119,7 +119,7 @@ def test_the_head_learns_and_survives_100_resets(tmp_path):
 
 def check_device_blob(example: ModuleType, folder: Path, blob: bytes) -> None:
     """What was learned on the board goes on here: the same bytes, the same network."""
-    _, weight, _ = example.cut(sys.modules["words"].spotter(folder), folder)
+    _, weight, _ = example.cut(sys.modules["spoken_words"].spotter(folder), folder)
     net = nv.Sequential([layers.Dense(12, activation="softmax", input_dim=len(weight))], name="head")
     optimizer = nv.optimizers.SGD(0.01, momentum=0.9)
     training = nv.Training("sparse_categorical_crossentropy", optimizer, ["accuracy"], batch=10, weighted=True)
@@ -137,7 +137,7 @@ def test_other_moments_without_the_models(tmp_path, stand_in):
 def test_five_resets(tmp_path, monkeypatch):
     """The same with a body that is made in a moment."""
     example = load("personalise")
-    words = sys.modules["words"]
+    words = sys.modules["spoken_words"]
     net = nv.Sequential(
         [
             layers.Permute((3, 1, 2), input_shape=(49, 10, 1)),

@@ -17,7 +17,7 @@ from nervure.targets import boards, firmware
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import words as example  # noqa: E402
+import spoken_words as example  # noqa: E402
 
 CTYPES = {"int8": "int8_t", "uint8": "uint8_t", "float32": "float"}
 

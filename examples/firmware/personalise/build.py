@@ -20,7 +20,7 @@ from onnx import numpy_helper
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import words as example  # noqa: E402
+import spoken_words as example  # noqa: E402
 
 MICROPHONE = np.array([-15, 7, -4, 3.5, 2, -3, 1.5, -1, 1, 0.5], np.float32).reshape(10, 1)  # colours the sound
 

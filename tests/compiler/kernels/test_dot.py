@@ -13,6 +13,8 @@ from nervure.compiler.kernels.templates import plans
 from nervure.compiler.kernels.templates._dot_plan import cover, kit
 from nervure.targets import MACHINES, x86
 
+SYSTEMS = [m for m in MACHINES.values() if m.system == "linux"]  # others have templates of their own
+
 SHAPES = [  # x, w, strides, pads, dilations, group
     ((1, 16, 14, 14), (32, 16, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
     ((1, 3, 33, 31), (24, 3, 3, 3), (2, 2), (0, 0, 1, 1), (1, 1), 1),
@@ -224,7 +226,7 @@ def test_extremes_do_not_saturate():
             check_region(region, arrays, template="dot_conv")
 
 
-@pytest.mark.parametrize("machine", [*MACHINES.values(), x86.BASE], ids=lambda m: m.name)
+@pytest.mark.parametrize("machine", [*SYSTEMS, x86.BASE], ids=lambda m: m.name)
 @pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_every_machine_has_exact_instructions(machine, dtype):
     found = kit(machine, dtype)

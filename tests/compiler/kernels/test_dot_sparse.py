@@ -26,6 +26,8 @@ from nervure.errors import MissingTool
 from nervure.targets import MACHINES, x86
 from test_dot import ACTIVATIONS, SHAPES, conv, product, requantized
 
+SYSTEMS = [m for m in MACHINES.values() if m.system == "linux"]  # others have templates of their own
+
 PATTERNS = {
     "blocks": (Pattern(4, 16), 0.75),
     "2:4": (Pattern(1, 1, 2, 4), None),
@@ -248,7 +250,7 @@ def test_a_pattern_for_each_output_takes_no_more_steps_than_it_keeps(keep):
     assert len(form.schedule.group) == 64 * keep // 4 // 4
 
 
-@pytest.mark.parametrize("machine", [*MACHINES.values(), x86.BASE], ids=lambda m: m.name)
+@pytest.mark.parametrize("machine", [*SYSTEMS, x86.BASE], ids=lambda m: m.name)
 def test_every_machine_picks(machine):
     found = kit(machine, "uint8")
     tried = kinds(machine, found, 640)
@@ -258,7 +260,7 @@ def test_every_machine_picks(machine):
             assert row.lanes >= size and (kind.window <= NIBBLE or row.kind == "pick")
 
 
-@pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda m: m.name)
+@pytest.mark.parametrize("machine", SYSTEMS, ids=lambda m: m.name)
 @pytest.mark.parametrize("text, part", [("block", 0.25), ("1:4", 0.375), ("2:4", 0.75)])
 def test_bytes_and_estimates_fall_with_the_weights(text, part, machine):
     """On every machine, blocks of its own width, and N:M for each output."""
