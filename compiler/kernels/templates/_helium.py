@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 ROWS = {"round": "round", "half": "narrow.even.int16", "byte": "narrow.even.int8"}  # that ``rescaled`` asks for
+SMALL = 1 << 16  # instructions; a layer of more is worth a kernel of its own, which knows its shape
 _SCATTER = "llvm.arm.mve.vstr.scatter.offset.p0.v4i32.v4i32"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ...ops.integers import NARROW
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from . import _helium_depthwise
+from . import _helium_depthwise, helium_windows
 from ._helium_depthwise import HEAD, LANES
 from ._numbers import Numbers
 from ._tile import GHZ, fits
@@ -25,6 +25,7 @@ from .helium_dot import copied_lines, lead
 
 _ROWS = {"even": "narrow.even.int16", "odd": "narrow.odd.int16"}
 _MOST_TAPS = 64  # which are written out
+_OWN = 6000  # instructions that these 1.5 KB for one shape must save where there is a kernel that layers share
 
 
 def plan(region: Region) -> list[Plan]:
@@ -103,7 +104,7 @@ def _finished(region: Region, config: dict[str, Any], consts: tuple[np.ndarray, 
     return Plan(
         "helium_depthwise",
         (Draft(KernelSpec("helium_depthwise", config), args),),
-        cost=_cycles(config) / GHZ + 50,
+        cost=(_cycles(config) + (0.5 * _OWN if helium_windows.plan(region) else 0)) / GHZ + 50,
         consts=consts,
         worker_bytes=config["scratch"],
         overlaps=() if found is None else ((region.operand(0) or 0, 0, found),),

@@ -19,9 +19,11 @@ import numpy as np
 from ...ops.integers import NARROW
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
-from . import _helium_dot, _helium_live
+from . import _helium_dot, _helium_live, _helium_plain
 from ._dot_plan import folded
+from ._helium import SMALL
 from ._helium_dot import FEW, GROUP, REACH, STEP
+from ._helium_plain import MOST
 from ._numbers import Numbers
 from ._overlap import lead_of
 from ._tile import GHZ, epilogue_inputs, epilogue_work, fits, inplace_pairs
@@ -75,7 +77,11 @@ def plan(region: Region) -> list[Plan]:
     if packed is None or packed.offset is not None:
         return []
     live = live_columns(region, weights)
-    return [_plan(region, row.name, walk, packed, only) for only in (None, live)[: 1 + (live is not None)]]
+    kinds = [None] if live is None or live.whole else [None, live]
+    made = [_plan(region, row.name, walk, packed, only) for only in kinds]
+    if live is not None and _plain(walk, live) and min(p.cost for p in made) * GHZ / 2 < SMALL:
+        return [_plain_plan(region, row.name, walk, packed, live)]
+    return made
 
 
 # -- walks ---------------------------------------------------------------------------------------------------------
@@ -230,6 +236,62 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any, live: Live | None 
     )
 
 
+def _plain(walk: Walk, live: Live) -> bool:
+    """Whether points are one run of bytes each, side by side."""
+    outer = math.prod(o["extent"] for o in walk.outer) * walk.line["extent"]
+    runs = walk.copy is None and not walk.taps and walk.run == walk.point["a"]
+    return runs and outer == 1 < walk.point["extent"] and len(live.multiplier) <= MOST
+
+
+def _plain_plan(region: Region, row: str, walk: Walk, weights: Any, live: Live) -> Plan:
+    """The plan of the kernel that layers of one depth share."""
+    points, columns, numbers, run = walk.point["extent"], len(live.multiplier), Numbers(), _run(walk)
+    block = min(points, _BLOCK)
+    shape = {
+        "points": points,
+        "block": block,
+        "blocks": -(-points // block),
+        "groups": live.columns.size // GROUP,
+        "to": region.outputs[0].strides[walk.axes["point"]],
+        "chunks": 0 if live.whole else -(-columns // STEP),
+        "last": (columns - STEP) // 4,
+        "head": 0 if live.whole else columns // 4,
+    }
+    config: dict[str, Any] = {
+        "rescale": numbers.program(live.program)["rescale"],
+        "rows": live.rows(region),
+        "row": row,
+        "shape": {name: numbers.put(value) for name, value in shape.items()},
+        "point": {"a": walk.point["a"]},
+        "taps": [],
+        "run": run,
+        "depth": walk.steps * STEP,
+        "tile": 2,
+        "odd": points % 2 > 0,
+        "one": numbers.put(1) if run["steps"] - run["late"] > run["each"] else None,
+        "jump": numbers.put(REACH * STEP) if run["each"] > FEW else None,
+    }
+    config["numbers"] = len(numbers.values)
+    table = live.table(_starts(region, weights, 0), short=True)
+    consts = (_packed(weights.steps[..., live.columns]), table, numbers.array)
+    a = region.operand(0) or 0
+    whole = {**vars(walk), **config, "columns": {"count": columns}, "point": {**walk.point, "block": block}}
+    found = lead(region, whole)
+    return Plan(
+        "helium_dot",
+        (
+            Draft(
+                KernelSpec("helium_dot.plain", config),
+                (Arg("in", a), *(Arg("const", i) for i in range(3)), Arg("out", 0)),
+            ),
+        ),
+        cost=_cycles(region, whole, live.columns.size) / GHZ + 50,
+        consts=consts,
+        overlaps=() if found is None else ((a, 0, found),),
+        detail=f"dot16 2x{GROUP} plain" + ("" if live.whole else f", {live.columns.size} of {columns}"),
+    )
+
+
 def _run(walk: Walk) -> dict[str, Any]:
     """A run's bytes and steps; ``late``: the last step begins before the bytes that are left; ``each``: steps that are
     written out, all of them where that are eight or less and nothing is around them."""
@@ -320,5 +382,5 @@ TEMPLATE = Template(
     "helium_dot",
     ("conv_integer", "matmul_integer"),
     plan,
-    {"helium_dot": _helium_dot.emit, "helium_dot.live": _helium_live.emit},
+    {"helium_dot": _helium_dot.emit, "helium_dot.live": _helium_live.emit, "helium_dot.plain": _helium_plain.emit},
 )

@@ -8,6 +8,7 @@ taps that they replace.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _helium_windows
-from ._helium import ROWS
+from ._helium import ROWS, SMALL
 from ._helium_windows import TABLE
 from ._numbers import Numbers
 from ._overlap import lead_of
@@ -24,7 +25,7 @@ from .conv import Geometry
 from .dot_depthwise import absorbed, used_inputs
 
 _STEP = 16
-_FEW = 2  # tiles of a line that are written out; of other shapes, layers share a kernel
+_FEW = 2  # tiles of a line that are written out: there, what is read for each channel counts
 _MOST_KERNEL = 3
 
 
@@ -85,7 +86,10 @@ def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.n
         "last": g.size[2] * channels - _STEP,
         "channels": channels,
     }
-    known = ("tiles", "back") if shape["tiles"] <= _FEW else ()
+    each = 8 * shape["chunks"] + channels * (32 + (18 if high > 1 else 22) * -(-g.out[2] // wide))
+    work = g.batch * shape["rows"] * each
+    known: Iterable[str] = ("tiles", "back") if shape["back"] and shape["tiles"] <= _FEW else ()
+    known = shape if known and work >= SMALL else known
     config: dict[str, Any] = {
         "rescale": attrs,
         "rows": {name: _row(region, kind) for name, kind in {"dot": "dot16", **ROWS}.items()},
@@ -107,13 +111,11 @@ def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.n
         Arg("out", 0),
         Arg("worker", 0),
     )
-    each = 8 * shape["chunks"] + channels * (32 + (18 if high > 1 else 22) * -(-g.out[2] // wide))
-    cycles = g.batch * shape["rows"] * each
     lead = _lead(region, g)
     return Plan(
         "helium_windows",
         (Draft(KernelSpec("helium_windows", config), args),),
-        cost=0.5 * cycles / GHZ + 50,  # in the scale of helium_depthwise's estimates
+        cost=0.5 * work / GHZ + 50,  # in the scale of helium_depthwise's estimates
         consts=consts,
         worker_bytes=scratch,
         overlaps=() if lead is None else ((region.operand(0) or 0, 0, lead),),

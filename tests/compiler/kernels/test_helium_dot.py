@@ -55,6 +55,7 @@ PRUNED = [
     Layer((1, 32, 7, 5), (32, 32, 1, 1), zero=5, live=9),
     Layer((1, 16, 6, 5), (20, 16, 3, 3), pads=(1, 1, 1, 1), zero=7, live=6),
     Layer((1, 16, 67, 3), (64, 16, 1, 1), live=40),  # several blocks, the last with a point left over
+    Layer((1, 64, 32, 32), (64, 64, 1, 1), live=50),  # work enough for a kernel of its own
 ]
 OTHERS += [
     Layer((1, 128, 3, 3), (128, 128, 1, 1), zero=9, live=0),
@@ -65,6 +66,17 @@ OTHERS += [
     Layer((1, 16, 30), (16, 16, 1), strides=(1,), pads=(0, 0), dilations=(1,), live=3, tensor=True),
     Layer((1, 32, 6, 6), (32, 32, 1, 1), residual=True, live=9),
     Layer((5, 70), (70, 32), zero=5, live=8),
+    Layer((1, 64, 33, 31), (32, 64, 1, 1), zero=5),  # work enough for a kernel of its own
+    Layer((1, 48, 3, 3), (3, 48, 1, 1), zero=5),
+    Layer((1, 16, 13, 5), (261, 16, 1, 1), zero=5),  # more columns than a byte counts
+    Layer((1, 32, 13, 10), (256, 32, 1, 1), zero=5, live=201, to="uint8"),
+    Layer((1, 256, 2, 1), (8, 256, 1, 1), zero=0),
+]
+# 1x1 convolutions of one depth, whose points are even in number.
+ALIKE = [
+    Layer((1, 32, 6, 5), (8, 32, 1, 1), zero=9),
+    Layer((1, 32, 12, 12), (31, 32, 1, 1), zero=-7),
+    Layer((1, 32, 4, 4), (64, 32, 1, 1), live=9),
 ]
 
 
@@ -107,6 +119,12 @@ def test_random_layers(seed: int) -> None:
         live = int(rng.integers(0, columns)) if rng.random() < 0.5 else None
         layers[-1] = replace(layers[-1], **given, residual=bool(rng.random() < 0.3), live=live)
     check(layers, "helium_dot")
+
+
+def test_layers_of_one_depth_share_a_kernel() -> None:
+    names = {planned(layer_region(layer, 0)[0], "helium_dot").phases[0].spec.name for layer in ALIKE}
+    assert len(names) == 1
+    check(ALIKE, "helium_dot")
 
 
 def test_it_is_the_cheapest_where_it_fits() -> None:

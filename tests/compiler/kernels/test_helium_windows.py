@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helium_cases import Layer, check, layer_region
+from helium_cases import Layer, check, layer_region, planned
 from nervure import targets
 from nervure.compiler.kernels.templates import plans
 
@@ -85,6 +85,11 @@ def test_the_cheapest_where_it_fits() -> None:
 def test_other_layers_are_left_to_others(other: dict[str, object]) -> None:
     region, _ = layer_region(layer(16, (9, 9), **other), 0)
     assert all(p.template != "helium_windows" for p in plans(region))
+
+
+def test_layers_of_other_shapes_share_a_kernel() -> None:
+    alike = [layer(16, (12, 12)), layer(23, (17, 6)), layer(64, (8, 10), zero=5)]
+    assert len({planned(layer_region(each, 0)[0], "helium_windows").phases[0].spec.name for each in alike}) == 1
 
 
 def test_other_machines_have_no_such_plan() -> None:
