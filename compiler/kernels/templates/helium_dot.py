@@ -55,6 +55,10 @@ class Walk:
         return self.copy is None
 
     @property
+    def form(self) -> str:
+        return "direct" if self.copy is None else "columns" if self.copy["gather"] else "lines"
+
+    @property
     def steps(self) -> int:
         return math.prod(t for t, _ in self.taps) * -(-self.run // STEP)
 
@@ -172,8 +176,7 @@ def _copied(g: Geometry, outer: list[dict[str, Any]], axes: dict[str, Any]) -> W
 
 def _plan(region: Region, row: str, walk: Walk, weights: Any, live: Live | None = None) -> Plan:
     columns = weights.sums.shape[1]
-    tile = min(2, walk.point["extent"])
-    numbers = Numbers()
+    tile, numbers = min(2, walk.point["extent"]), Numbers()
     program = numbers.program(serialize(region) if live is None else live.program)
     if walk.copy is not None:
         flip = 128 if walk.copy["flip"] else 0
@@ -215,24 +218,28 @@ def _plan(region: Region, row: str, walk: Walk, weights: Any, live: Live | None 
         "scratch": walk.scratch,
         **kinds,
     }
-    args = (
-        Arg("in", region.operand(0) or 0),
-        *(Arg("const", i) for i in range(len(consts))),
-        *(Arg("in", i) for i in reads),
-        *(Arg("out", j) for j in range(len(region.outputs))),
-        *([Arg("worker", 0)] if walk.scratch else []),
-    )
     found = lead(region, config)
-    form = "direct" if walk.copy is None else "columns" if walk.copy["gather"] else "lines"
+    kind, worked = ("helium_dot", columns) if live is None else ("helium_dot.live", live.columns.size)
+    args = _args(region, len(consts), reads, walk.scratch)
     return Plan(
         "helium_dot",
-        (Draft(KernelSpec("helium_dot" if live is None else "helium_dot.live", config), args),),
-        cost=_cycles(region, config, columns if live is None else live.columns.size) / GHZ + 50,
+        (Draft(KernelSpec(kind, config), args),),
+        cost=_cycles(region, config, worked) / GHZ + 50,
         consts=consts,
         worker_bytes=walk.scratch,
         inplace=inplace_pairs(region),
         overlaps=() if found is None else ((region.operand(0) or 0, 0, found),),
-        detail=f"dot16 {tile}x{GROUP} {form}{'' if live is None else f', {live.columns.size} of {columns}'}",
+        detail=f"dot16 {tile}x{GROUP} {walk.form}" + (f", {worked} of {columns}" if live else ""),
+    )
+
+
+def _args(region: Region, consts: int, reads: list[int], scratch: int) -> tuple[Arg, ...]:
+    return (
+        Arg("in", region.operand(0) or 0),
+        *(Arg("const", i) for i in range(consts)),
+        *(Arg("in", i) for i in reads),
+        *(Arg("out", j) for j in range(len(region.outputs))),
+        *([Arg("worker", 0)] if scratch else []),
     )
 
 

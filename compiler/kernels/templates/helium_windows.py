@@ -72,20 +72,7 @@ def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.n
     points = max((g.out[2] - 1) * g.strides[2] + 4, g.size[2] + g.pads[2])
     high, wide = _tile(g)
     scratch = -(-points * channels * 4 // _STEP) * _STEP
-    shape = {
-        "clear": scratch // _STEP,
-        "rows": -(-g.out[1] // high),
-        "high": g.out[1] - high,
-        "tiles": g.out[2] // wide,
-        "back": -g.out[2] % wide,
-        "size": g.size[1],
-        "line": g.step[1],
-        "to": out.strides[2],
-        "point": out.strides[3],
-        "chunks": -(-g.size[2] * channels // _STEP),
-        "last": g.size[2] * channels - _STEP,
-        "channels": channels,
-    }
+    shape = _shape(g, out.strides, scratch)
     each = 8 * shape["chunks"] + channels * (32 + (18 if high > 1 else 22) * -(-g.out[2] // wide))
     work = g.batch * shape["rows"] * each
     known: Iterable[str] = ("tiles", "back") if shape["back"] and shape["tiles"] <= _FEW else ()
@@ -121,6 +108,25 @@ def _plan(region: Region, g: Geometry, program: dict[str, Any], multiplier: np.n
         overlaps=() if lead is None else ((region.operand(0) or 0, 0, lead),),
         detail="depthwise windows of 4x4",
     )
+
+
+def _shape(g: Geometry, out: tuple[int, ...], scratch: int) -> dict[str, int]:
+    """What tells layers of one kernel apart; ``out``: strides of the result."""
+    high, wide = _tile(g)
+    return {
+        "clear": scratch // _STEP,
+        "rows": -(-g.out[1] // high),
+        "high": g.out[1] - high,
+        "tiles": g.out[2] // wide,
+        "back": -g.out[2] % wide,
+        "size": g.size[1],
+        "line": g.step[1],
+        "to": out[2],
+        "point": out[3],
+        "chunks": -(-g.size[2] * g.group // _STEP),
+        "last": g.size[2] * g.group - _STEP,
+        "channels": g.group,
+    }
 
 
 def _row(region: Region, kind: str) -> str:
