@@ -183,10 +183,9 @@ def lines(row: Mapping[str, Any]) -> list[str]:
         )
     patches = row.get("patches")
     if patches:
-        said.append(
-            f"  computed in {patches['name']}: {count(patches['repeated_flops'])} FLOP more "
-            f"({patches['repeated_part']:.1%}); whole layers need {size(patches['whole_bytes'])}"
-        )
+        repeated = f"{count(patches['repeated_flops'])} FLOP more ({patches['repeated_part']:.1%})"
+        work = f": {repeated}; whole layers need" if patches["repeated_flops"] else "; the fastest ones need"
+        said.append(f"  computed in {patches['name']}{work} {size(patches['whole_bytes'])}")
     if row["instructions"] is not None:
         said.append(f"  {count(row['instructions'])} instructions a run, counted in the emulator (not cycles)")
     return said
