@@ -18,8 +18,9 @@ from ..spec import Arg, Draft, KernelSpec, Plan, Region
 from ._dsp_taps import Taps, taps_of
 from ._fixed import Fixed, fixed, reach
 from ._numbers import Numbers
-from ._tile import GHZ, fits, inplace_pairs
+from ._tile import GHZ, inplace_pairs
 from .conv import Geometry
+from .dot_depthwise import known_geometry, used_inputs
 
 GROUP = 4  # channels of a word
 _MOST_SCRATCH = 16 << 10
@@ -57,16 +58,8 @@ class Walk:
 
 def accepted(region: Region) -> Geometry | None:
     """The convolution, if it is of 8 bits with known weights, and the machine multiplies pairs."""
-    if region.op != "conv_integer" or region.machine.instruction("pair") is None or not fits(region):
-        return None
-    at = [region.operand(i) for i in range(3)]
-    if at[0] is None or at[1] is None or region.anchor_type.rank > 4 or region.anchor_type.dtype != "int32":
-        return None
-    w, bias = region.inputs[at[1]], None if at[2] is None else region.inputs[at[2]]
-    if w.const is None or w.type.dtype != "int8" or (bias is not None and bias.const is None):
-        return None
-    g = Geometry(region)
-    return g if g.x.type.dtype in NARROW and len(region.outputs) == 1 else None
+    g = known_geometry(region) if region.machine.instruction("pair") is not None else None
+    return g if g is not None and g.x.type.dtype in NARROW and len(region.outputs) == 1 else None
 
 
 def axis_of(region: Region, g: Geometry, i: int) -> Axis:
@@ -93,7 +86,7 @@ def proposal(
     if rule is not None:
         config["rule"] = {"shift": rule.shift, "offset": numbers.put(rule.offset)}
     program = numbers.program(program)
-    config["reads"] = program_inputs(program)
+    config["reads"] = used_inputs(program)
     alone = rule is not None and program["results"] == program["anchor"]
     config.update({"rescale": program["rescale"]} if alone else {"program": program})
     config["overlaps"] = bool(own)
@@ -203,19 +196,6 @@ def rescaling(region: Region, program: Program, g: Geometry) -> tuple[Program, F
     nodes = [*program["nodes"][:at], anchor, *program["nodes"][at + 1 :]]
     changed = {**program, "nodes": nodes, "anchor": [len(program["inputs"]) + at], "rescale": node["attrs"]}
     return changed, rule
-
-
-def program_inputs(program: Program) -> list[int]:
-    """Region inputs that the program still reads."""
-    first = len(program["inputs"])
-    stack, seen = list(program["results"]), set()
-    while stack:
-        v = stack.pop()
-        if v not in seen:
-            seen.add(v)
-            node = program["nodes"][v - first] if v >= first else {"op": "input"}
-            stack += [a for a in node.get("args", ()) if a is not None] if node["op"] != "anchor" else []
-    return sorted(v for v in seen if v < first)
 
 
 def _constants(region: Region, g: Geometry, walk: Walk, rule: Fixed | None) -> list[np.ndarray]:

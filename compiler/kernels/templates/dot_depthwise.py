@@ -52,15 +52,9 @@ class Group:
 
 def plan(region: Region) -> list[Plan]:
     """One plan, where the machine has such an instruction, the weights are known, and channels are adjacent."""
-    if region.op != "conv_integer" or region.small or not fits(region):
+    g = None if region.small else known_geometry(region)
+    if g is None:
         return []
-    at = [region.operand(i) for i in range(3)]
-    if at[0] is None or at[1] is None or region.anchor_type.rank > 4 or region.anchor_type.dtype != "int32":
-        return []
-    w, bias = region.inputs[at[1]], None if at[2] is None else region.inputs[at[2]]
-    if w.const is None or w.type.dtype != "int8" or (bias is not None and bias.const is None):
-        return []
-    g = Geometry(region)
     wide = any(o.strides[1] != 1 for o in (g.x, *region.outputs))
     if g.group == 1 or g.depth != 1 or g.columns != 1 or wide or g.x.type.dtype not in NARROW:
         return []
@@ -255,6 +249,19 @@ def absorbed(region: Region, program: Program, widths: list[int]) -> tuple[Progr
     nodes = [*program["nodes"][:at], anchor, *program["nodes"][at + 1 :]]
     changed = {**program, "nodes": nodes, "anchor": [len(program["inputs"]) + at], "rescale": node["attrs"]}
     return changed, np.broadcast_to(array.reshape(-1), (channels,))
+
+
+def known_geometry(region: Region) -> Geometry | None:
+    """The convolution of 8-bit integers with int32 sums, where weights and bias are known; None for other regions."""
+    if region.op != "conv_integer" or not fits(region):
+        return None
+    at = [region.operand(i) for i in range(3)]
+    if at[0] is None or at[1] is None or region.anchor_type.rank > 4 or region.anchor_type.dtype != "int32":
+        return None
+    w, bias = region.inputs[at[1]], None if at[2] is None else region.inputs[at[2]]
+    if w.const is None or w.type.dtype != "int8" or (bias is not None and bias.const is None):
+        return None
+    return Geometry(region)
 
 
 def used_inputs(program: Program) -> list[int]:

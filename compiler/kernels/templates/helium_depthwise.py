@@ -18,9 +18,9 @@ from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _helium_depthwise, helium_windows
 from ._helium_depthwise import HEAD, LANES
 from ._numbers import Numbers
-from ._tile import GHZ, fits
+from ._tile import GHZ
 from .conv import Geometry
-from .dot_depthwise import absorbed, used_inputs
+from .dot_depthwise import absorbed, known_geometry, used_inputs
 from .helium_dot import copied_lines, lead
 
 _ROWS = {"even": "narrow.even.int16", "odd": "narrow.odd.int16"}
@@ -31,15 +31,9 @@ _OWN = 6000  # instructions that these 1.5 KB for one shape must save where ther
 def plan(region: Region) -> list[Plan]:
     """One plan, where the machine has the instructions, weights, bias and multipliers are known, and channels are
     adjacent."""
-    if region.op != "conv_integer" or region.machine.instruction(_ROWS["even"]) is None or not fits(region):
+    g = known_geometry(region) if region.machine.instruction(_ROWS["even"]) is not None else None
+    if g is None:
         return []
-    at = [region.operand(i) for i in range(3)]
-    if at[0] is None or at[1] is None or region.anchor_type.rank > 4 or region.anchor_type.dtype != "int32":
-        return []
-    w, bias = region.inputs[at[1]], None if at[2] is None else region.inputs[at[2]]
-    if w.const is None or w.type.dtype != "int8" or (bias is not None and bias.const is None):
-        return []
-    g = Geometry(region)
     wide = any(o.strides[1] != 1 for o in (g.x, *region.outputs)) or any(s < 0 for s in g.x.strides)
     if g.depth != 1 or g.columns != 1 or wide or g.x.type.dtype not in NARROW or math.prod(g.kernel) > _MOST_TAPS:
         return []

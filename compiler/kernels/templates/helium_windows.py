@@ -20,9 +20,9 @@ from ._helium import ROWS, SMALL
 from ._helium_windows import TABLE
 from ._numbers import Numbers
 from ._overlap import lead_of
-from ._tile import GHZ, epilogue_inputs, fits
+from ._tile import GHZ, epilogue_inputs
 from .conv import Geometry
-from .dot_depthwise import absorbed, used_inputs
+from .dot_depthwise import absorbed, known_geometry, used_inputs
 
 _STEP = 16
 _FEW = 2  # tiles of a line that are written out: there, what is read for each channel counts
@@ -32,15 +32,9 @@ _MOST_KERNEL = 3
 def plan(region: Region) -> list[Plan]:
     """One plan, where the machine has the instructions, all constants are known, lines are runs of bytes, and nothing
     but the requantization follows."""
-    if region.op != "conv_integer" or region.machine.instruction("dot16") is None or not fits(region):
+    g = known_geometry(region) if region.machine.instruction("dot16") is not None else None
+    if g is None or region.anchor_type.rank != 4:
         return []
-    at = [region.operand(i) for i in range(3)]
-    if at[0] is None or at[1] is None or region.anchor_type.rank != 4 or region.anchor_type.dtype != "int32":
-        return []
-    w, bias = region.inputs[at[1]], None if at[2] is None else region.inputs[at[2]]
-    if w.const is None or w.type.dtype != "int8" or (bias is not None and bias.const is None):
-        return []
-    g = Geometry(region)
     program, multiplier = absorbed(region, serialize(region), [])
     if multiplier is None or not _walkable(region, g) or program["results"] != program["anchor"]:
         return []
