@@ -43,7 +43,7 @@ def test_person_detection_in_less_ram_computes_the_same(limit: int, patches: boo
     bare = nv.compile(path, "cortex-m4", dims=free_dims(path), max_ram=limit, out=tmp_path / "bare.a").artifact
     entry, tried = bare.entries[0], bare.meta["patches"]["infer"]
     assert entry.arena_bytes() <= limit < tried[0]["arena_bytes"]
-    assert (tried[-1]["flops"] > 0) == patches and tried[-1]["flops"] < 0.1 * sum(s["flops"] for s in entry.steps)
+    assert (tried[-1]["flops"] > 0) == patches and tried[-1]["flops"] < 0.125 * sum(s["flops"] for s in entry.steps)
     inputs = random_inputs(bare, seed=5)
     here = nv.compile(path, dims=free_dims(path), out=tmp_path / "here.so")
     (wanted,) = load(here.artifact.path).run(None, dict(zip((p.name for p in entry.inputs), inputs, strict=True)))
