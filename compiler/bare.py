@@ -94,18 +94,9 @@ def model_c(program: Program, align: int, style: Style | None = None) -> str:
 
 def _head(program: Program, align: int) -> str:
     name = prefix(program)
+    declared = render.kernel_declarations(program, "const void *")
     images = "".join(f"extern const unsigned char {name}_{n}_image[];\n" for n in render.images(program))
-    return "\n".join(p for p in ('#include "model.h"\n', STRING, kernel_declarations(program), images) if p)
-
-
-def kernel_declarations(program: Program) -> str:
-    declared = {
-        p.kernel: ["const void *"] * len(p.args) + ["int32_t"] * 2 * p.ranged
-        for e in program.entries
-        for s in e.steps
-        for p in s.phases
-    }
-    return "".join(f"void {k}({', '.join(declared[k]) or 'void'});\n" for k in sorted(declared))
+    return "\n".join(p for p in ('#include "model.h"\n', STRING, declared, images) if p)
 
 
 def _keeps(program: Program) -> bool:

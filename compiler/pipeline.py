@@ -178,18 +178,9 @@ def compile_entries(
 
     ``meta``: further facts (plain data) for the artifact, such as ``training``.
     """
-    options = options or Options()
-    tell = progress or (lambda stage, done, total: None)
-    tell("planning", 0, 1)
-    program, pool = plan_program(entries, machine, options, meta)
-    with temporary_folder() as folder:
-        objects = compile_kernels(
-            list(pool.drafts.values()), machine, folder, lambda done, total: tell("kernels", done, total)
-        )
-        tell("linking", 0, 1)
-        artifact = build_artifact(program, objects, machine, out)
-    tell("done", 1, 1)
-    return artifact
+    return _made(
+        entries, machine, options, progress, meta, "linking", lambda p, _, o: build_artifact(p, o, machine, out)
+    )
 
 
 def emit_entries(
@@ -203,17 +194,34 @@ def emit_entries(
     """As ``compile_entries``, but writes portable C99: ``out`` and its header. ``machine`` is the target, which is
     planned for as a C compiler shows it (``targets.portable``). One thread. ``NervureError`` names what has no form
     in C."""
-    options, seen = options or Options(), portable(machine)
+    seen = portable(machine)
+
+    def write(program: Program, pool: Pool, files: Sequence[Path]) -> Artifact:
+        texts = {file.stem: json.loads(file.read_text()) for file in files}
+        return emit_c(program, pool, texts, seen, out)
+
+    return _made(entries, seen, options, progress, meta, "writing", write)
+
+
+def _made(
+    entries: Sequence[EntryGraph],
+    machine: Machine,
+    options: Options | None,
+    progress: Progress | None,
+    meta: Mapping[str, Any] | None,
+    stage: str,
+    finish: Callable[[Program, Pool, list[Path]], Artifact],
+) -> Artifact:
+    """Plans the entries and makes their kernels; ``finish``, the stage of that name, makes the artifact of them."""
     tell = progress or (lambda stage, done, total: None)
     tell("planning", 0, 1)
-    program, pool = plan_program(entries, seen, options, meta)
+    program, pool = plan_program(entries, machine, options or Options(), meta)
     with temporary_folder() as folder:
         files = compile_kernels(
-            list(pool.drafts.values()), seen, folder, lambda done, total: tell("kernels", done, total)
+            list(pool.drafts.values()), machine, folder, lambda done, total: tell("kernels", done, total)
         )
-        texts = {file.stem: json.loads(file.read_text()) for file in files}
-    tell("writing", 0, 1)
-    artifact = emit_c(program, pool, texts, seen, out)
+        tell(stage, 0, 1)
+        artifact = finish(program, pool, files)
     tell("done", 1, 1)
     return artifact
 

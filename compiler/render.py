@@ -155,7 +155,7 @@ def model_c(program: Program, machine: Machine) -> str:
     entries = [_entry_tables(program, e, i, thunks) for i, e in enumerate(program.entries)]
     parts = [
         '#include "model.h"\n#include "nervure.h"\n',
-        _kernel_declarations(program),
+        kernel_declarations(program),
         "".join(f"extern const char nervure_{n}_image[];\n" for n in images(program)),
         "".join(f"{text}\n" for text in thunks.texts),
         *entries,
@@ -167,9 +167,10 @@ def model_c(program: Program, machine: Machine) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _kernel_declarations(program: Program) -> str:
+def kernel_declarations(program: Program, pointer: str = "void *") -> str:
+    """The prototypes of all kernels, whose pointers are of that type."""
     declared = {
-        p.kernel: ["void *"] * len(p.args) + ["int32_t"] * 2 * p.ranged
+        p.kernel: [pointer] * len(p.args) + ["int32_t"] * 2 * p.ranged
         for e in program.entries
         for s in e.steps
         for p in s.phases

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,15 @@ def bare_complaints(items: Sequence[Item], target: str, folder: Path) -> tuple[A
             if not np.array_equal(got, want):
                 found.append(f"{name}: differs in {int((got != want).sum())} of {want.size} places")
     return artifact, found
+
+
+def check_layers(layers: Sequence[Any], graph_of: Callable[[Any, int], Item], template: str, target: str, folder: Path):
+    """Every layer gives the references' bits, by a kernel of that template."""
+    items = [graph_of(layer, number) for number, layer in enumerate(layers)]
+    artifact, wrong = bare_complaints(items, target, folder)
+    assert not wrong, "\n".join(f"{w} {layers[int(w.split(':')[0].split('_')[1])]}" for w in wrong)
+    others = [layers[i] for i, (name, *_) in enumerate(items) if template not in kernels(artifact, name)]
+    assert not others
 
 
 def kernels(artifact: Artifact, name: str) -> set[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from bare_cases import bare_complaints, kernels, last, moved, put_out
+from bare_cases import check_layers, last, moved, put_out
 from nervure.compiler.ir import Graph
 from nervure.compiler.kernels.templates import dsp_few
 from nervure.compiler.plan import entry
@@ -77,11 +77,7 @@ def graph_of(layer: Layer, number: int) -> tuple[str, Graph, list[np.ndarray]]:
 
 
 def check(layers: list[Layer], target: str, folder) -> None:
-    items = [graph_of(layer, number) for number, layer in enumerate(layers)]
-    artifact, wrong = bare_complaints(items, target, folder)
-    assert not wrong, "\n".join(f"{w} {layers[int(w.split(':')[0].split('_')[1])]}" for w in wrong)
-    others = [layers[i] for i, (name, *_) in enumerate(items) if "dsp_few" not in kernels(artifact, name)]
-    assert not others
+    check_layers(layers, graph_of, "dsp_few", target, folder)
 
 
 def test_usual_layers(tmp_path):
