@@ -14,7 +14,7 @@ from ..runtime.arrays import check_array, host_dtype
 from ..runtime.artifact import DIGEST_BYTES, FORMAT, Artifact, digest_of, find_note, read_artifact
 from ..targets import Machine, elf, emulator, firmware, toolchain
 from ..targets.files import header_of, temporary_folder, write_atomic
-from . import bare, render
+from . import bare, device, render
 from .names import entry_names, prefix
 from .plan.liveness import stored_rows
 from .program import Entry, Port, Program, Step, Stored
@@ -22,7 +22,9 @@ from .program import Entry, Port, Program, Step, Stored
 
 def build_artifact(program: Program, objects: Sequence[Path], machine: Machine, out: Path) -> Artifact:
     """Writes what runs on ``machine``: a shared library where there is a system to load it, else a static one."""
-    return {"linux": build_library, "bare": build_archive}[machine.system](program, objects, machine, out)
+    return {"linux": build_library, "bare": build_archive, "cuda": build_library}[machine.system](
+        program, objects, machine, out
+    )
 
 
 def build_archive(program: Program, objects: Sequence[Path], machine: Machine, out: Path) -> Artifact:
@@ -66,15 +68,24 @@ def build_library(program: Program, objects: Sequence[Path], machine: Machine, o
     """
     out = Path(out)
     with temporary_folder() as folder:
-        files = render.sources(program, machine)
+        code, more = _device_code(program, objects, machine) if machine.gpu else (None, {})
+        files = render.sources(program, machine, code)
         for name, data in files.items():
             (folder / name).write_bytes(data)
-        block = bytes(DIGEST_BYTES) + json.dumps(describe(program, machine), **CANONICAL).encode()
-        library = toolchain.build(folder, objects, machine, name=prefix(program), block=block)
+        block = bytes(DIGEST_BYTES) + json.dumps(describe(program, machine) | more, **CANONICAL).encode()
+        library = toolchain.build(folder, [] if machine.gpu else objects, machine, name=prefix(program), block=block)
         data = seal(library.read_bytes())
     write_atomic(out, data, mode=0o755)
     write_atomic(out.with_suffix(".h"), files["model.h"])
     return read_artifact(out)
+
+
+def _device_code(program: Program, files: Sequence[Path], machine: Machine) -> tuple[render.DeviceCode, dict[str, Any]]:
+    """What a GPU runs, and what the artifact says of it."""
+    kernels = device.read_kernels(files)
+    modules = device.compile_images(kernels, machine)
+    tables = device.tables(program, machine, kernels, modules)
+    return render.DeviceCode(tables, device.image_files(modules)), {"gpu": device.facts(machine, kernels, modules)}
 
 
 def run_elsewhere(

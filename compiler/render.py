@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,16 +24,25 @@ REGION_BASE = len(FIXED_BASES)
 HEADER_BYTES, WORKER_BYTES = 1024, 64  # as in runtime/c/nervure.h
 
 
-def sources(program: Program, machine: Machine) -> dict[str, bytes]:
+@dataclass(frozen=True)
+class DeviceCode:
+    """What a program has whose kernels run on a GPU: C tables in place of those that call kernels, and images."""
+
+    tables: str
+    images: Mapping[str, bytes]
+
+
+def sources(program: Program, machine: Machine, device: DeviceCode | None = None) -> dict[str, bytes]:
     """The generated files by name: ``model.c``, ``model.h``, ``images.S``, ``api.map`` and one ``.bin`` an image."""
     check(program)
+    held = images(program) | dict(device.images if device else {})
     files = {
-        "model.c": model_c(program, machine).encode(),
+        "model.c": model_c(program, machine, device).encode(),
         "model.h": header(program).encode(),
-        "images.S": images_s(program).encode(),
+        "images.S": images_s(held).encode(),
         "api.map": f"{{ global: {prefix(program)}_*; local: *; }};\n".encode(),
     }
-    return files | {f"{name}.bin": data for name, data in images(program).items()}
+    return files | {f"{name}.bin": data for name, data in held.items()}
 
 
 MAX_TASKS = 1_000_000  # NERVURE_MAX_TASKS of the C runtime
@@ -150,18 +160,18 @@ def signature(program: Program) -> bytes:
 # -- model.c -------------------------------------------------------------------------------------------------------
 
 
-def model_c(program: Program, machine: Machine) -> str:
+def model_c(program: Program, machine: Machine, device: DeviceCode | None = None) -> str:
     thunks = _Thunks(program)
-    entries = [_entry_tables(program, e, i, thunks) for i, e in enumerate(program.entries)]
+    entries = [_ports(e, i) + ("" if device else _calls(e, i, thunks)) for i, e in enumerate(program.entries)]
     parts = [
-        '#include "model.h"\n#include "nervure.h"\n',
-        kernel_declarations(program),
+        '#include "model.h"\n#include "nervure.h"\n' + ('#include "gpu.h"\n' if device else ""),
+        device.tables if device else kernel_declarations(program),
         "".join(f"extern const char nervure_{n}_image[];\n" for n in images(program)),
         "".join(f"{text}\n" for text in thunks.texts),
         *entries,
-        _entry_table(program),
+        _entry_table(program, calls=device is None),
         _features(machine.features),
-        _program_record(program, machine),
+        _program_record(program, machine, gpu=device is not None),
         _functions(program),
     ]
     return "\n".join(part for part in parts if part)
@@ -207,12 +217,18 @@ class _Thunks:
         return f"{base} + {ref.offset}" if ref.offset else base
 
 
-def _table(ctype: str, name: str, rows: Iterable[str]) -> str:
+def table(ctype: str, name: str, rows: Iterable[str]) -> str:
     body = "".join(f"    {row},\n" for row in rows)
     return f"static const {ctype} {name}[] = {{\n{body}}};\n" if body else ""
 
 
-def _entry_tables(program: Program, entry: Entry, number: int, thunks: _Thunks) -> str:
+def _ports(entry: Entry, number: int) -> str:
+    return table("nervure_port", f"inputs_{number}", map(_port, entry.inputs)) + table(
+        "nervure_port", f"outputs_{number}", map(_port, entry.outputs)
+    )
+
+
+def _calls(entry: Entry, number: int, thunks: _Thunks) -> str:
     rows: list[str] = []
     ends: list[str] = []
     for step in entry.steps:
@@ -221,32 +237,27 @@ def _entry_tables(program: Program, entry: Entry, number: int, thunks: _Thunks) 
             own = f"{phase.scratch.index}, {phase.scratch.offset}"
             rows.append(f"{{{thunks.name(phase)}, {phase.tasks}, {int(ranged)}, {own}}}")
         ends.append(str(len(rows)))
-    return (
-        _table("nervure_phase", f"phases_{number}", rows)
-        + _table("int32_t", f"step_ends_{number}", ends)
-        + _table("nervure_port", f"inputs_{number}", map(_port, entry.inputs))
-        + _table("nervure_port", f"outputs_{number}", map(_port, entry.outputs))
-    )
+    return table("nervure_phase", f"phases_{number}", rows) + table("int32_t", f"step_ends_{number}", ends)
 
 
 def _port(port: Port) -> str:
     return f"{{{port.slot.offset}, {port.type.nbytes}, {port.slot.index}, {port.type.itemsize}}}"
 
 
-def _entry_table(program: Program) -> str:
+def _entry_table(program: Program, *, calls: bool = True) -> str:
     rows = []
     for i, e in enumerate(program.entries):
-        phases = any(s.phases for s in e.steps)
+        phases = calls and any(s.phases for s in e.steps)
         fields = [
             f"phases_{i}" if phases else "0",
-            f"step_ends_{i}" if e.steps else "0",
+            f"step_ends_{i}" if calls and e.steps else "0",
             f"inputs_{i}" if e.inputs else "0",
             f"outputs_{i}" if e.outputs else "0",
             *map(str, (len(e.steps), len(e.inputs), len(e.outputs))),
             *(str(int(flag)) for flag in (e.updates_params, e.reads_derived, e.flush_denormals)),
         ]
         rows.append(f"{{{', '.join(fields)}}}")
-    return _table("nervure_entry", "entries", rows)
+    return table("nervure_entry", "entries", rows)
 
 
 def _features(features: tuple[Feature, ...]) -> str:
@@ -260,7 +271,7 @@ def _features(features: tuple[Feature, ...]) -> str:
             rows.append(
                 f"{{{text}, {leaf}u, {subleaf}, {('eax', 'ebx', 'ecx', 'edx').index(register)}, {f.bit}, {f.saved}}}"
             )
-    return _table("nervure_feature", "features", rows)
+    return table("nervure_feature", "features", rows)
 
 
 def _tensor(row: tuple[str, Stored]) -> str:
@@ -268,7 +279,7 @@ def _tensor(row: tuple[str, Stored]) -> str:
     return f"{{{stored.offset}, {stored.type.nbytes}, {FIXED_BASES[kind]}}}"
 
 
-def _program_record(program: Program, machine: Machine) -> str:
+def _program_record(program: Program, machine: Machine, *, gpu: bool = False) -> str:
     held = images(program)
 
     def block(name: str, stored: Sequence[Stored]) -> str:
@@ -300,12 +311,13 @@ def _program_record(program: Program, machine: Machine) -> str:
         "most_outputs": outputs,
         "refresh": refresh,
         "signature": f"{{{', '.join(map(str, signature(program)))}}}",
+        **({"gpu": "&gpu_program"} if gpu else {}),
     }
     tables = (
-        _table("size_t", "region_bytes", (str(r.nbytes) for r in program.regions))
-        + _table("size_t", "param_offsets", (str(s.offset) for s in program.params))
-        + _table("size_t", "state_offsets", (str(s.offset) for s in program.states))
-        + _table("nervure_tensor", "tensors", map(_tensor, transferred(program)))
+        table("size_t", "region_bytes", (str(r.nbytes) for r in program.regions))
+        + table("size_t", "param_offsets", (str(s.offset) for s in program.params))
+        + table("size_t", "state_offsets", (str(s.offset) for s in program.states))
+        + table("nervure_tensor", "tensors", map(_tensor, transferred(program)))
     )
     body = "".join(f"    .{k} = {v},\n" for k, v in fields.items())
     return f"{tables}static const nervure_program program = {{\n{body}}};\n"
@@ -371,13 +383,13 @@ def _functions(program: Program) -> str:
 # -- images --------------------------------------------------------------------------------------------------------
 
 
-def images_s(program: Program) -> str:
+def images_s(held: Iterable[str]) -> str:
     """Assembler text that embeds the images (an order of magnitude faster than a C array) and the artifact's block.
 
     ``NERVURE_BLOCK`` is the file with the block; it becomes an ELF note, which is found without section headers.
     """
     text = '.section .note.GNU-stack,"",%progbits\n'
-    for name in images(program):
+    for name in held:
         symbol = f"nervure_{name}_image"
         text += f'.section .rodata.{name},"a",%progbits\n.balign {ALIGN}\n.globl {symbol}\n.hidden {symbol}\n'
         text += f'{symbol}:\n.incbin "{name}.bin"\n'

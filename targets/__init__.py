@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import NervureError
-from . import arm, cortex_m, x86
+from . import arm, cortex_m, cuda, x86
 from .machine import Call, Feature, Instruction, Machine
 
 __all__ = ["Call", "Feature", "Instruction", "Machine", "get", "host", "instruction", "names"]
 
-MACHINES: dict[str, Machine] = {m.name: m for m in (*x86.MACHINES, *arm.MACHINES, *cortex_m.MACHINES)}
+MACHINES: dict[str, Machine] = {m.name: m for m in (*x86.MACHINES, *arm.MACHINES, *cortex_m.MACHINES, *cuda.MACHINES)}
 
 
 def names() -> list[str]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .gpu import Gpu
+
 
 @dataclass(frozen=True, slots=True)
 class Feature:
@@ -99,7 +101,8 @@ class Machine:
     cycle that one core can stream from there; ``memory_bandwidth_all`` is the limit of all cores together. ``l3``
     is 0 where there is none. ``emulator`` is the command that runs a program of this machine elsewhere,
     ``emulator_packages`` the Debian packages that bring it. ``system`` is what lies under a program: ``linux``, or
-    ``bare`` where nothing does; it decides what a compile writes. ``align`` is the alignment of buffers in the arena
+    ``bare`` where nothing does, ``cuda`` where kernels run on a ``gpu``
+    beside the host; it decides what a compile writes. ``align`` is the alignment of buffers in the arena
     and of packed weights, ``float64`` whether the core computes in that type, ``board`` the memory map
     (``targets.boards``) of the machine that the emulator plays.
     """
@@ -139,6 +142,7 @@ class Machine:
     align: int = 64
     float64: bool = True
     board: str | None = None
+    gpu: Gpu | None = None
     readable: bool = False  # kernels are short loops that people read, rather than the fastest tiles
 
     @property
@@ -181,6 +185,8 @@ class Machine:
                 value = [[i.name, i.kind, i.lanes, i.per_cycle] for i in value]
             elif key == "features":
                 value = [f.name for f in value]
+            elif isinstance(value, Gpu):
+                value = value.record()
             elif isinstance(value, Tiles):
                 value = [list(f) for f in value.functions]
             elif isinstance(value, tuple):

@@ -23,6 +23,7 @@ from .machine import Machine
 
 RUNTIME = Path(__file__).parent.parent / "runtime" / "c"
 RUNTIME_FILES = ("nervure.c", "transfer.c", "pool.c", "cpu.c")
+GPU_FILES = ("cuda/gpu.c", "transfer.c", "cpu.c")  # where kernels run on a GPU
 BARE_FLAGS = (
     *(
         "-std=c99",
@@ -50,7 +51,7 @@ _UNWRITABLE = re.compile(
     r"NoSpaceLeft|No space left|AccessDenied|PermissionDenied|Permission denied|ReadOnlyFileSystem|Read-only|"
     r"FileTooBig|File too large|DiskQuota"
 )
-SYSTEM_LIBRARIES = ("libc.so.", "libm.so.", "libpthread.so.", "ld-linux")
+SYSTEM_LIBRARIES = ("libc.so.", "libm.so.", "libpthread.so.", "libdl.so.", "ld-linux")
 
 
 class ToolError(RuntimeError):
@@ -98,7 +99,7 @@ def _call_zig(args: Sequence[str], folder: Path, shared: Path) -> tuple[int, str
 def compile_c(source: Path, out: Path, machine: Machine, *, baseline: bool = False, flags: Sequence[str] = ()) -> Path:
     """Compiles one C or assembler file to ``out``, for the machine itself or for the baseline of its family."""
     cpu = machine.zig_baseline if baseline else machine.zig_cpu
-    include = ("-I", ".", "-I", str(RUNTIME))
+    include = ("-I", ".", "-I", str(RUNTIME), "-I", str(RUNTIME / "cuda"))
     place = ("-o", os.path.relpath(out, source.parent))
     run_zig(
         ["cc", "-target", machine.zig_target, f"-mcpu={cpu}", *C_FLAGS, *include, *flags, "-c", source.name, *place],
@@ -129,7 +130,7 @@ def link_library(folder: Path, objects: Sequence[str], machine: Machine, *, name
             *("cc", "-target", machine.zig_target, f"-mcpu={machine.zig_baseline}", "-shared", "-O2", "-g0", "-s"),
             *objects,
             *(f"-Wl,--version-script={api}", "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,--build-id=none"),
-            *(f"-Wl,-soname,{name}.so", "-lm", "-lpthread", "-o", out),
+            *(f"-Wl,-soname,{name}.so", "-lm", "-lpthread", *(["-ldl"] if machine.gpu else []), "-o", out),
         ],
         folder,
     )
@@ -160,8 +161,8 @@ def build(folder: Path, kernels: Sequence[Path], machine: Machine, *, name: str,
     run_zig(["clang", "-target", str(machine.llvm["mtriple"]), f"-mcpu={machine.mcpu}", *assemble], folder)
     compile_c(folder / "model.c", folder / "model.o", machine, baseline=True)
     objects = ["model.o", "images.o"]
-    for source in RUNTIME_FILES:
-        copy = folder / source
+    for source in GPU_FILES if machine.gpu else RUNTIME_FILES:
+        copy = folder / Path(source).name
         copy.write_bytes((RUNTIME / source).read_bytes())
         objects.append(compile_c(copy, copy.with_suffix(".o"), machine, baseline=True).name)
     if kernels:

@@ -40,7 +40,7 @@ def lower(functions: list[Any], llvm: dict[str, Any]) -> Any:
     with tvm.transform.PassContext(opt_level=3):
         module = passes.BindTarget(target.with_host(target))(module)
         module = each(module, pointer_parameters)
-        module = tvm.ir.transform.Sequential(_loop_passes())(module)
+        module = tvm.ir.transform.Sequential(loop_passes())(module)
         module = each(module, lambda f: _range_parameters(_check_scratch(f)))
         module = tvm.ir.transform.Sequential([passes.LowerTVMBuiltin(), passes.LowerIntrin()])(module)
     return each(module, _fenced)
@@ -77,7 +77,7 @@ def each(module: Any, change: Any) -> Any:
     return tvm.IRModule({var.name_hint: change(f) for var, f in module.functions.items()})
 
 
-def _loop_passes() -> list[Any]:
+def loop_passes() -> list[Any]:
     return [
         passes.FlattenBuffer(),
         passes.BF16ComputeLegalize(),  # without the two bfloat16 passes LLVM crashes on such code

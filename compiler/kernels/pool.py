@@ -168,7 +168,7 @@ def compile_kernels(
     """
     distinct = {d.spec.name: d for d in drafts}
     row, row_text, root = machine.record(), machine_key(machine), cache_dir() / "kernels"
-    suffix = ".json" if machine.llvm["kind"] == "c" else ".o"
+    suffix = ".o" if machine.llvm["kind"] == "llvm" else ".json"
     done = 0
 
     def finish() -> None:
@@ -210,6 +210,7 @@ def _compile(draft: Draft, row: Mapping[str, Any], target: Path) -> None:
                 "name": spec.name,
                 "machine": row,
                 "tasks": draft.tasks,
+                "workers": [i for i, arg in enumerate(draft.args) if arg.kind == "worker"],
                 "out": str(target),
             }
         )

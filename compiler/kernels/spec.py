@@ -179,6 +179,7 @@ class Template:
     ops: tuple[str, ...]
     plan: Planner
     emitters: Mapping[str, Callable[..., None]]  # spec.template -> emit(builder, config)
+    device: bool = False  # for a GPU (its builder is a device.DeviceBuilder), not for CPUs
 
 
 def machine_key(machine: Machine) -> str:

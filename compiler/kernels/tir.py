@@ -79,7 +79,7 @@ class Register:
 
     def __init__(self, builder: Builder, dtype: str, lanes: int, name: str) -> None:
         self.lanes, self.dtype = lanes, dtype
-        self.buffer = tirx.decl_buffer((lanes,), dtype, name=name, data_alignment=64)
+        self.buffer = tirx.decl_buffer((lanes,), dtype, name=name, data_alignment=64, scope=builder.scope)
         self._builder = builder
         builder.emit(AllocBuffer(self.buffer, _ON_STACK))
 
@@ -101,6 +101,8 @@ class Register:
 
 class Builder:
     """One kernel under construction. ``machine`` is the machine's kernel row (a dict), for emitters that need it."""
+
+    scope = "global"  # where registers and arrays live, in TVM's words
 
     def __init__(self, name: str, machine: dict[str, Any]) -> None:
         self.name, self.machine = name, machine
@@ -127,7 +129,7 @@ class Builder:
 
     def array(self, dtype: str, size: int, name: str = "t") -> Any:
         """A small array on the stack (at most 16 KB); larger scratch is asked for as a ``worker`` argument."""
-        buffer = tirx.decl_buffer((size,), dtype, name=self._fresh(name), data_alignment=64)
+        buffer = tirx.decl_buffer((size,), dtype, name=self._fresh(name), data_alignment=64, scope=self.scope)
         self.emit(AllocBuffer(buffer, _ON_STACK))
         return buffer
 

@@ -15,12 +15,20 @@ from typing import Any
 
 def build(template: str, config: dict[str, Any], name: str, machine: dict[str, Any]) -> tuple[Any, int | None]:
     """The PrimFunc of one kernel and the extent of its parallel loop (None when it has none)."""
+    builder = written(template, config, name, machine)
+    return builder.function(), builder.tasks
+
+
+def written(template: str, config: dict[str, Any], name: str, machine: dict[str, Any]) -> Any:
+    """The builder that a template's emitter has written to."""
     from .templates import emitter
     from .tir import Builder
 
+    if machine["llvm"]["kind"] == "cuda":
+        from .device import DeviceBuilder as Builder
     builder = Builder(name, machine)
     emitter(template)(builder, config)
-    return builder.function(), builder.tasks
+    return builder
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -29,10 +37,17 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     if request.get("template") == "test.abort" and os.environ.get("NERVURE_TEST_ABORT"):
         os.abort()
     try:
-        function, tasks = build(request["template"], request["config"], request["name"], request["machine"])
-        if tasks != request["tasks"]:
-            return {"ok": False, "error": f"the kernel has {tasks} tasks, its plan says {request['tasks']}"}
-        if request["machine"]["llvm"]["kind"] == "c":
+        builder = written(request["template"], request["config"], request["name"], request["machine"])
+        if builder.tasks != request["tasks"]:
+            return {"ok": False, "error": f"the kernel has {builder.tasks} tasks, its plan says {request['tasks']}"}
+        kind = request["machine"]["llvm"]["kind"]
+        if kind == "cuda":
+            from .device import text
+
+            Path(request["out"]).write_text(json.dumps(text(builder, request["workers"])))
+            return {"ok": True}
+        function = builder.function()
+        if kind == "c":
             write_text(function, Path(request["out"]))
         else:
             write_object([function], request["machine"]["llvm"], Path(request["out"]))

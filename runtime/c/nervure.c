@@ -245,7 +245,7 @@ int nervure_profile(nervure_context *c, nervure_clock clock, void *user, uint64_
 }
 
 const char *nervure_status_text(const nervure_program *p, int status) {
-    static const char *const texts[NERVURE_STATUS_COUNT] = {
+    static const char *const texts[NERVURE_DRIVER] = {
         "ok",
         "a pointer is NULL that must not be",
         "the memory block is smaller than the context needs",
@@ -260,7 +260,7 @@ const char *nervure_status_text(const nervure_program *p, int status) {
         "these are no exported parameters and states, or damaged ones",
         "these are the parameters and states of another model",
     };
-    if (status >= 0 && status < NERVURE_STATUS_COUNT) return texts[status];
+    if (status >= 0 && status < NERVURE_DRIVER) return texts[status];
     if (status >= NERVURE_FEATURE && status < NERVURE_FEATURE + p->feature_count)
         return p->features[status - NERVURE_FEATURE].text;
     return "not a status of this library";

@@ -31,6 +31,12 @@ enum {
     NERVURE_SPACE,
     NERVURE_DAMAGED,
     NERVURE_FOREIGN,
+    NERVURE_DRIVER,        /* of a GPU, from here on */
+    NERVURE_OLD_DRIVER,
+    NERVURE_NO_DEVICE,
+    NERVURE_ARCHITECTURE,
+    NERVURE_DEVICE_MEMORY,
+    NERVURE_DEVICE,
     NERVURE_STATUS_COUNT,
     NERVURE_FEATURE = 100 /* + index of the feature that this CPU lacks */
 };
@@ -96,6 +102,7 @@ typedef struct {
     int32_t most_inputs, most_outputs; /* of any entry */
     int32_t refresh;                   /* entry that rebuilds derived copies, or -1 */
     uint8_t signature[32];             /* of the names, types and shapes of params and states */
+    const struct nervure_gpu_program *gpu; /* NULL: it runs on the CPU */
 } nervure_program;
 
 typedef uint64_t (*nervure_clock)(void *user);

@@ -77,8 +77,12 @@ def emitter(name: str) -> Callable[..., None]:
 
 
 def plans(region: Region) -> list[Plan]:
-    """Every template's proposals for a region, cheapest first (ties by template name: deterministic)."""
-    found = [plan for t in templates() if region.op in t.ops for plan in t.plan(region)]
+    """Every template's proposals for a region, cheapest first (ties by template name: deterministic). On a GPU those
+    for CPUs, run task by task, are for what has no other."""
+    gpu = region.machine.gpu is not None
+    found = [plan for t in templates() if t.device == gpu and region.op in t.ops for plan in t.plan(region)]
+    if gpu and not found:
+        found = [plan for t in templates() if not t.device and region.op in t.ops for plan in t.plan(region)]
     if region.machine.readable:  # C for people: where there are plain loops, they are it
         found = [p for p in found if p.template == "plain"] or found
     return sorted(found, key=lambda p: (p.cost, p.template, p.detail))

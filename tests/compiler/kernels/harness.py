@@ -147,7 +147,7 @@ def run_region(
 
     for draft in plan.phases:
         function = load(draft, region.machine)
-        if draft.tasks is None:
+        if draft.tasks is None or region.machine.gpu is not None:
             function(*(pointer(a, 0) for a in draft.args))
             continue
         cuts = [draft.tasks * i // pieces for i in range(pieces + 1)]
@@ -161,8 +161,10 @@ def run_region(
 
 
 def load(draft: Draft, machine: Machine) -> Any:
-    """The kernel as a ctypes function."""
+    """The kernel as a ctypes function; a GPU's as one that this CPU plays."""
     key = (draft.spec.name, machine.name)
+    if key not in _loaded and machine.gpu is not None:
+        _loaded[key] = _emulated(draft, machine)
     if key not in _loaded:
         row = machine.record()
         template, config = json.loads(draft.spec.canonical)  # as it reaches a worker
@@ -177,6 +179,26 @@ def load(draft: Draft, machine: Machine) -> Any:
         found.restype = None
         _loaded[key] = found
     return _loaded[key]
+
+
+def _emulated(draft: Draft, machine: Machine) -> Callable[..., None]:
+    from nervure.compiler.kernels import device
+    from nervure.targets import emulation
+
+    template, config = json.loads(draft.spec.canonical)
+    builder = worker.written(template, config, draft.spec.name, machine.record())
+    assert builder.tasks == draft.tasks, f"the kernel has {builder.tasks} tasks, its plan says {draft.tasks}"
+    made = device.text(builder, [i for i, a in enumerate(draft.args) if a.kind == "worker"])
+    path = Path(_folder.name) / f"{len(_loaded)}.so"
+    path.write_bytes(emulation.compile_kernels([(draft.spec.name, made["source"])]))
+    function = getattr(ctypes.CDLL(str(path)), f"{draft.spec.name}_launch")
+
+    def launch(*pointers: ctypes.c_void_p) -> None:
+        given = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(p) for p in pointers))
+        status = function(given, made["blocks"], made["threads"], made["shared"])
+        assert status == 0, "threads of a block wait for those that never come"
+
+    return launch
 
 
 def check_region(

@@ -1,0 +1,99 @@
+/* What kernels call on the GPU, beside CUDA C++ itself. A kernel's text follows this file; targets/emulation has the
+ * same functions for the CPU. Sources: "Parallel Thread Execution ISA", CUDA C++ Programming Guide. */
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+typedef unsigned uint;
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef __nv_bfloat16 nv_bfloat16;
+
+extern __shared__ __align__(16) char nv_shared[]; /* as many bytes as the launch asks for */
+
+#define NV static __device__ __forceinline__
+
+NV float nv_float32_from_bits(uint32_t bits) { return __uint_as_float(bits); }
+NV double nv_float64_from_bits(uint64_t bits) { return __longlong_as_double((long long)bits); }
+NV half nv_float16_from_bits(uint32_t bits) { return __ushort_as_half((unsigned short)bits); }
+
+/* Sums over the lanes of a warp take their neighbour's value; every lane takes part. */
+NV float nv_shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
+NV int nv_shuffle_xor_int(int value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
+NV float nv_shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+NV int nv_shuffle_int(int value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+NV void nv_warp_barrier() { __syncwarp(); }
+
+/* d += a b of one warp; the layout of a lane's registers is PTX's for mma.m16n8k*. */
+NV void nv_mma_f16(float *d, const uint32_t *a, const uint32_t *b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+NV void nv_mma_bf16(float *d, const uint32_t *a, const uint32_t *b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+NV void nv_mma_tf32(float *d, const uint32_t *a, const uint32_t *b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+NV void nv_mma_s8(int32_t *d, const uint32_t *a, const uint32_t *b) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+NV void nv_mma_u8s8(int32_t *d, const uint32_t *a, const uint32_t *b) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+/* float32 as the tensor cores want it: rounded to 10 bits of fraction. */
+NV uint32_t nv_tf32(float value) {
+    uint32_t bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+    return bits;
+}
+
+/* Four (two) 8x8 matrices of 16-bit numbers from shared memory, as mma wants them; `row` is this lane's row. */
+NV void nv_ldmatrix4(uint32_t *to, const void *row) {
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+NV void nv_ldmatrix2(uint32_t *to, const void *row) {
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1]) : "r"(at) : "memory");
+}
+NV void nv_ldmatrix4_transposed(uint32_t *to, const void *row) {
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+
+/* 16 (4) bytes from global to shared memory while the threads go on; zeros where `valid` is 0. Copies are closed into
+ * groups; nv_copies_wait0, 1 and 2 wait until at most so many groups are still on their way. */
+NV void nv_copy16(void *to, const void *from, int valid) {
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    int bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+}
+NV void nv_copy4(void *to, const void *from, int valid) {
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    int bytes = valid ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+}
+NV void nv_copies_close() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+NV void nv_copies_wait0() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+NV void nv_copies_wait1() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+NV void nv_copies_wait2() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }

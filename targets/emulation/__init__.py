@@ -1,0 +1,83 @@
+"""An Nvidia GPU played by this CPU, for tests without one: kernels' texts compiled as C++, and a driver that runs them.
+
+``emulated(machine)`` is a GPU target whose artifacts hold such kernels instead of machine code; everything else of them
+is as on a GPU. ``driver()`` is the library that stands in for ``libcuda.so.1``. Blocks run one after the other; the
+threads of a block are coroutines that give way at barriers and where a warp exchanges values, so that what they compute
+does not depend on chance.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from ..files import cache_dir, temporary_folder, write_atomic
+from ..machine import Machine
+from ..toolchain import run_zig
+
+HERE = Path(__file__).parent
+NAME = "{} (emulated)"
+_TARGET = ("-target", "x86_64-linux-gnu")
+_FLAGS = ("-O1", "-g0", "-shared", "-fPIC", "-fno-exceptions", "-fno-rtti", "-nostdinc++", "-Wno-everything")
+_SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
+
+
+def emulated(machine: Machine) -> Machine:
+    """``machine`` with a GPU that this CPU plays."""
+    return replace(machine, name=NAME.format(machine.name), emulator=("emulation",))
+
+
+def compile_kernels(kernels: Sequence[tuple[str, str]]) -> bytes:
+    """A library of kernels (name, text), each as a function ``NAME_launch(arguments, blocks, threads, shared)``."""
+    texts = [HERE.joinpath("device.h").read_text(), *(text for _, text in kernels)]
+    texts += [_launcher(text) for _, text in kernels]
+    return _library("kernels.cpp", "\n".join(texts), ())
+
+
+def _launcher(text: str) -> str:
+    found = _SIGNATURE.search(text)
+    assert found is not None, text[:200]
+    name, parameters = found[1], [p.strip() for p in found[2].split(",") if p.strip()]
+    types = [p.rsplit(" ", 1)[0].replace("__restrict__", "") for p in parameters]
+    given = ", ".join(f"*({t}*)emu_arguments[{i}]" for i, t in enumerate(types))
+    return (
+        f"static void {name}_body(void **emu_arguments) {{ {name}({given}); }}\n"
+        f'extern "C" int {name}_launch(void **arguments, unsigned blocks, unsigned threads, unsigned shared) '
+        f"{{ return emu_launch({name}_body, arguments, blocks, threads, shared); }}\n"
+    )
+
+
+@cache
+def driver() -> Path:
+    """The library that stands in for ``libcuda.so.1``, by that name in a folder of its own."""
+    data = _library("driver.cpp", (HERE / "driver.cpp").read_text(), ("-Wl,-soname,libcuda.so.1", "-ldl"))
+    path = cache_dir() / "emulation" / hashlib.sha256(data).hexdigest()[:16] / "libcuda.so.1"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data, mode=0o755)
+    return path
+
+
+def install() -> None:
+    """Loads the driver into this process: whoever asks for ``libcuda.so.1`` from now on gets it."""
+    ctypes.CDLL(str(driver()), mode=ctypes.RTLD_GLOBAL)
+
+
+def _library(name: str, text: str, flags: Sequence[str]) -> bytes:
+    """The text as a shared library, from the cache where it is there."""
+    key = hashlib.sha256("\0".join((text, *_FLAGS, *flags)).encode()).hexdigest()
+    path = cache_dir() / "emulation" / key[:2] / key
+    if path.exists():
+        return path.read_bytes()
+    with temporary_folder() as folder:
+        (folder / name).write_text(text)
+        run_zig(["c++", *_TARGET, *_FLAGS, name, *flags, "-o", "library.so"], folder)
+        data = (folder / "library.so").read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+    return data
