@@ -26,6 +26,10 @@ def get(name: str) -> Machine:
     """The machine of that name; ``NervureError`` naming the closest one if there is none."""
     if name == "host":
         return host()
+    if name.endswith(cuda.EMULATED) and name.removesuffix(cuda.EMULATED) in MACHINES:  # a GPU played by this CPU
+        from .emulation import emulated
+
+        return emulated(MACHINES[name.removesuffix(cuda.EMULATED)])
     if name not in MACHINES:
         close = get_close_matches(name, names(), 1)
         hint = f"did you mean {close[0]!r}? " if close else ""

@@ -16,12 +16,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from ..cuda import EMULATED
 from ..files import cache_dir, temporary_folder, write_atomic
 from ..machine import Machine
 from ..toolchain import run_zig
 
 HERE = Path(__file__).parent
-NAME = "{} (emulated)"
 _TARGET = ("-target", "x86_64-linux-gnu")
 _FLAGS = ("-O1", "-g0", "-shared", "-fPIC", "-fno-exceptions", "-fno-rtti", "-nostdinc++", "-Wno-everything")
 _SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
@@ -29,7 +29,7 @@ _SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*
 
 def emulated(machine: Machine) -> Machine:
     """``machine`` with a GPU that this CPU plays."""
-    return replace(machine, name=NAME.format(machine.name), emulator=("emulation",))
+    return replace(machine, name=machine.name + EMULATED, emulator=("emulation",))
 
 
 def compile_kernels(kernels: Sequence[tuple[str, str]]) -> bytes:
