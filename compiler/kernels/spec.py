@@ -27,11 +27,13 @@ INLINED = ("copy", "transpose", "slice", "expand")  # movement that kernels read
 @dataclass(frozen=True)
 class Operand:
     """One tensor at the border of a region: logical type, element strides for each logical axis (what the layout
-    pass chose; a view's strides are its base's), and the array where it is a constant."""
+    pass chose; a view's strides are its base's), and the array where it is a constant. ``aligned``: bytes (a power of
+    two, 16 at most) that the first element's address is a multiple of, for loads of several elements."""
 
     type: TensorType
     strides: tuple[int, ...]
     const: np.ndarray | None = None
+    aligned: int = 16
 
     @property
     def span(self) -> int:

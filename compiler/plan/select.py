@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import gcd, inf
 
 import numpy as np
 
@@ -98,9 +98,11 @@ def _with_plan(job: Job, plan: Plan) -> Job:
 def _operand(layout: Layout, value: Value) -> Operand:
     place = layout.places[value]
     array = layout.graph.constant(value)
-    return Operand(layout.graph.type(value), place.strides, array)
+    type = layout.graph.type(value)
+    return Operand(type, place.strides, array, gcd(place.offset * type.itemsize, ALIGNED))
 
 
+ALIGNED = 16  # bytes: what ``Operand.aligned`` counts to; buffers themselves begin at multiples of more
 _NO_PLAN = Plan("", (), 0.0)
 _WORTH = 1.25  # times the cost of the cheapest plan, for one that needs less RAM where much is alive
 
@@ -154,7 +156,9 @@ def copy_job(layout: Layout, value: Value, target: Value, machine: Machine, choi
     """A copy of ``value`` to where ``target`` lies or, for a concat, to a part of it; with the cheapest plan."""
     graph = layout.graph
     body = copy_body(graph, value, target.node)
-    out = Operand(graph.type(value), layout.places[target].strides)
+    type, place = graph.type(value), layout.places[target]
+    part = graph.node(target.node).op == "concat"  # which may begin at any element
+    out = Operand(type, place.strides, aligned=type.itemsize if part else gcd(place.offset * type.itemsize, ALIGNED))
     region = Region(body, (_operand(layout, value),), (out,), machine, choices.exact, choices.small)
     return Job(target.node, "copy", (value,), (target,), region, usable_plans(region)[0])
 
