@@ -39,6 +39,8 @@ static size_t elf_bytes(const unsigned char *image) {
     return (size_t)sections + (size_t)each * count;
 }
 
+struct loaded { void *library; int file; };
+
 API cuModuleLoadData(void **module, const void *image) {
     if (memcmp(image, "\177ELF", 4) != 0) return NO_BINARY;
     int file = memfd_create("kernels", 0);
@@ -50,16 +52,26 @@ API cuModuleLoadData(void **module, const void *image) {
     }
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", file);
-    *module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (*module == NULL) fprintf(stderr, "%s\n", dlerror());
-    close(file);
-    return *module != NULL ? OK : NO_BINARY;
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (library == NULL) fprintf(stderr, "%s\n", dlerror()), close(file);
+    if (library == NULL) return NO_BINARY;
+    loaded *held = (loaded *)malloc(sizeof(loaded));
+    if (held == NULL) return OUT_OF_MEMORY;
+    *held = loaded{library, file}; /* open as long: dlopen knows libraries by the name, which is its number */
+    *module = held;
+    return OK;
 }
-API cuModuleUnload(void *module) { return dlclose(module) == 0 ? OK : INVALID; }
+API cuModuleUnload(void *module) {
+    loaded *held = (loaded *)module;
+    int status = dlclose(held->library);
+    close(held->file);
+    free(held);
+    return status == 0 ? OK : INVALID;
+}
 API cuModuleGetFunction(void **function, void *module, const char *name) {
     char symbol[512];
     snprintf(symbol, sizeof symbol, "%s_launch", name);
-    *function = dlsym(module, symbol);
+    *function = dlsym(((loaded *)module)->library, symbol);
     return *function != NULL ? OK : NOT_FOUND;
 }
 API cuFuncSetAttribute(void *, int, int) { return OK; }
