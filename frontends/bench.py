@@ -129,9 +129,10 @@ def _call(request: Mapping[str, Any]) -> Callable[[], Any]:
     with np.load(request["data"]) as held:
         inputs = {n: held[f"a{i}"] for i, n in enumerate(request["names"])}
     if request["kind"] == "nervure":
-        from ..runtime.session import load
+        from ..runtime.artifact import read_artifact
+        from .twin import open_session
 
-        session = load(request["path"], request["threads"])
+        session = open_session(read_artifact(request["path"]), request["threads"])
         if request["mode"] == "run":
             return lambda: session.run(None, inputs)
         session.bind(inputs)

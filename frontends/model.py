@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import NervureError
 from ..runtime.artifact import Artifact, Port
-from ..runtime.session import Session, load
+from ..runtime.session import Session
 from ..targets.files import header_of, write_atomic
 
 
@@ -67,8 +67,9 @@ class Model:
             from .emulated import Emulated
 
             return Emulated(self.artifact)
-        self.artifact.check_host()
-        return load(self.artifact.path, self.threads)
+        from .twin import open_session
+
+        return open_session(self.artifact, self.threads)
 
     @cached_property
     def report(self) -> Report:

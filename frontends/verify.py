@@ -12,8 +12,8 @@ import numpy as np
 from ..compiler.library import run_elsewhere
 from ..errors import MissingTool, NervureError, printable
 from ..runtime.artifact import Artifact, Port
-from ..runtime.session import load
 from ..targets import get
+from .twin import open_session
 
 TOLERANCE = {"default": 1e-3, "exact": 2e-5}
 # where floats are quantized between, a rounding that flips moves a whole step: the root mean square counts
@@ -127,7 +127,7 @@ def verify(
     a model in float."""
     session = reference_session(model)
     names = [o.name for o in session.get_outputs()]
-    run = built if built is not None else load(artifact.path) if _runs_here(artifact) else None
+    run = built if built is not None else open_session(artifact) if _runs_here(artifact) else None
     checks = []
     for label, inputs in sets.items():
         theirs = session.run(None, dict(inputs))

@@ -63,6 +63,12 @@ class Gpu:
         """The tensor-core instruction for that type of factors, or None."""
         return next((m for m in self.matrices if m.inputs == inputs), None)
 
+    def runs_on(self, architecture: int) -> bool:
+        """Whether a device of that compute capability runs the code: machine code goes on within a major number
+        (CUDA C++ Programming Guide, "Binary Compatibility"), PTX on whatever is newer."""
+        same = any(n // 10 == architecture // 10 and n <= architecture for n in self.images)
+        return same or (self.ptx is not None and self.ptx <= architecture)
+
     def record(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)

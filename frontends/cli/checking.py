@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import NervureError
 from ...runtime.artifact import Artifact
+from ..twin import needs_twin, twin
 from ..verify import Check, random_inputs, verify
 from .network import Network, reference_file
 
@@ -84,6 +85,8 @@ def runs_here(artifact: Artifact) -> bool:
 def check(model: Network, artifact: Artifact, sets: Sets, tolerance: float, session: Any = None) -> Verdict:
     """Compares with ONNX Runtime; raises ``MissingTool`` where that or the emulator is not installed. ``session``: what
     runs the artifact, where that is neither this machine nor the emulator."""
+    if session is None and needs_twin(artifact):
+        session = twin(artifact, model.source, model.dims, model.shapes)
     if session is None and not runs_here(artifact):
         from ...targets import emulator, get
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import NervureError
 from ...runtime.artifact import Artifact, read_artifact
-from ...runtime.session import Session, load
+from ...runtime.session import Session
 from .network import Network, is_library, network
 
 
@@ -60,7 +60,13 @@ def open_model(
 def open_session(text: str, stack: ExitStack, threads: int, dims: Sequence[str], shapes: Sequence[str]) -> Session:
     path, _ = open_model(text, stack, threads=threads, dims=dims, shapes=shapes)
     refuse_bare(read_artifact(path))
-    return load(path, threads)
+    return _opened(path, threads)
+
+
+def _opened(path: Path, threads: int) -> Session:
+    from ..twin import open_session
+
+    return open_session(read_artifact(path), threads)
 
 
 def _same_target(path: Path, target: str | None, board: str | None) -> None:
@@ -100,8 +106,8 @@ def open_runnable(
             where=text,
             hint="--target cortex-m4; for this machine, nervure bench and nervure profile measure time",
         )
-    if artifact.bare is None and target in (None, "host"):
-        return load(path, threads)
+    if "gpu" in artifact.block or (artifact.bare is None and target in (None, "host")):
+        return _opened(path, threads)
     from .microcontroller import Elsewhere
 
     return Elsewhere(artifact, counted)

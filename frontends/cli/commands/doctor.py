@@ -16,6 +16,7 @@ _USES = {
     "": "run compiled models",
     "compile": "compile models, the command line",
     "verify": "compare with ONNX Runtime",
+    "cuda": "compile for Nvidia GPUs",
 }
 
 
@@ -62,6 +63,7 @@ def examine() -> dict[str, Any]:
         "packages": packages,
         "missing": missing,
         "cpu": cpu(),
+        "gpu": gpu(),
         "cache": _cache(),
         "emulators": emulators,
     }
@@ -94,6 +96,33 @@ def cpu() -> dict[str, Any]:
         "l2_bytes": machine.l2,
         "l3_bytes": machine.l3,
     }
+
+
+def gpu() -> dict[str, Any]:
+    """The Nvidia driver, its devices with the targets that run on each, and what compiles kernels; ``why`` where one of
+    them is not there."""
+    from dataclasses import asdict
+
+    from ....errors import NervureError
+    from ....runtime.driver import find_driver
+    from ....targets import MACHINES
+    from ....targets.nvrtc import compiler_version
+
+    facts: dict[str, Any] = {"driver": None, "cuda": None, "devices": [], "compiler": None, "why": None}
+    try:
+        facts["compiler"] = compiler_version()
+    except NervureError as error:
+        facts["why"] = error.what
+    try:
+        driver = find_driver()
+    except NervureError as error:
+        return facts | {"why": error.what}
+    targets = {m.name: m.gpu for m in MACHINES.values() if m.gpu is not None}
+    rows = [
+        asdict(d) | {"targets": [n for n, g in targets.items() if g is not None and g.runs_on(d.architecture)]}
+        for d in driver.devices
+    ]
+    return facts | {"driver": True, "cuda": ".".join(map(str, driver.cuda)), "devices": rows}
 
 
 def _packages() -> list[dict[str, Any]]:
@@ -182,6 +211,8 @@ def _show(facts: dict[str, Any]) -> None:
         screen.print(cell(f"     target host = {cpu_facts['host']}, {cpu_facts['vector_bits']} bit vectors"))
         for line in _wrapped(cpu_facts["features"]):
             screen.print(cell(f"     {line}"))
+    for line in _gpu_lines(facts["gpu"]):
+        screen.print(cell(line))
     parts = ", ".join(f"{k} {size(v)}" for k, v in cache["parts"].items())
     state = "" if cache["writable"] else " (not writable: set NERVURE_CACHE_DIR)"
     screen.print(cell(f"cache: {cache['folder']}, {size(cache['bytes'])}{f' ({parts})' if parts else ''}{state}"))
@@ -208,6 +239,20 @@ def _show(facts: dict[str, Any]) -> None:
     for m in facts["missing"]:
         row(made, m["name"], m["use"], m["command"])
     screen.print(made)
+
+
+def _gpu_lines(facts: dict[str, Any]) -> list[str]:
+    from ..console import size
+
+    compiled = f"kernels are compiled by {facts['compiler']}" if facts["compiler"] else "no compiler for kernels"
+    if not facts["devices"]:
+        return [f"GPU: none ({facts['why']}); {compiled}"]
+    lines = [f"GPU: driver for CUDA {facts['cuda']}; {compiled}"]
+    for d in facts["devices"]:
+        about = f"sm_{d['architecture']}, {d['multiprocessors']} multiprocessors, {size(d['memory'])}"
+        runs = f"runs {', '.join(d['targets'])}" if d["targets"] else "no target is for it"
+        lines.append(f"     {d['number']}: {d['name']}, {about}; {runs}")
+    return lines
 
 
 def _wrapped(words: list[str], width: int = 90) -> list[str]:

@@ -56,6 +56,7 @@ def _show(rows: list[dict[str, Any]], known: list[Board]) -> None:
         if own:
             screen.print(made)
             screen.print()
+    _show_gpus(screen, [t for t in rows if t["system"] == "cuda"])
     if not known:
         return
     made = table("Boards (--board; a TOML file of your own works too)", "board", "target", "flash", "RAM", "what it is")
@@ -63,6 +64,19 @@ def _show(rows: list[dict[str, Any]], known: list[Board]) -> None:
         ram = " + ".join(f"{size(m.size)} {m.name}" for m in b.of("ram"))
         row(made, b.name, b.core, size(b.size("flash")), ram, b.title)
     screen.print(made)
+
+
+def _show_gpus(screen: Any, rows: list[dict[str, Any]]) -> None:
+    from ..console import cell, row, table
+
+    if not rows:
+        return
+    made = table("GPUs (NAME-emulated: played by this CPU)", "target", "host", "tuned for", "code", "runs here")
+    for t in rows:
+        runs = cell(t["runs_here"], "green") if t["available"] else cell(f"{t['runs_here']} ({t['hint']})", "yellow")
+        row(made, t["name"], t["family"], t["board"], ", ".join(t["features"]), runs)
+    screen.print(made)
+    screen.print()
 
 
 def _show_board(board: Board) -> None:
@@ -112,11 +126,30 @@ def _target(name: str) -> dict[str, Any]:
         "vector_bits": machine.vector_bytes * 8,
         "registers": machine.registers,
         "features": [f.name for f in machine.features] if machine.system == "linux" else _abilities(machine),
+        **({"board": machine.gpu.board} if machine.gpu else {}),
     } | how_it_runs(machine)
+
+
+def _by_gpu(machine: Any) -> dict[str, Any]:
+    """As ``how_it_runs``, of a target for GPUs: the devices here that its machine code, or its PTX, is for."""
+    from ....runtime.driver import find_driver
+    from ....targets.cuda import EMULATED
+
+    try:
+        devices = find_driver().devices
+    except NervureError as error:
+        return {"available": False, "runs_here": "no", "hint": f"{error.what}; {machine.name}{EMULATED} plays it"}
+    for device in devices:
+        if machine.gpu.runs_on(device.architecture):
+            return {"available": True, "runs_here": device.name, "hint": ""}
+    return {"available": False, "runs_here": "no", "hint": f"{devices[0].name} is of another architecture"}
 
 
 def _abilities(machine: Any) -> list[str]:
     """What a core has, where there is no /proc/cpuinfo to name it: its numbers, then its rows of instructions."""
+    if machine.gpu is not None:
+        ptx = [f"PTX {machine.gpu.ptx}"] if machine.gpu.ptx else []
+        return [*(f"sm_{n}" for n in machine.gpu.images), *ptx]
     floats = "float32" if not machine.float64 else "float32 float64"
     return [floats, *dict.fromkeys(i.name for i in machine.instructions)]
 
@@ -125,6 +158,8 @@ def how_it_runs(machine: Any) -> dict[str, Any]:
     """``runs_here``: natively, by an emulator, or not; ``hint`` says what would change that."""
     from ....targets import emulator
 
+    if machine.gpu is not None:
+        return _by_gpu(machine)
     try:
         command = emulator.command(machine)
     except NervureError as error:
