@@ -35,6 +35,7 @@ class DeviceBuilder(Builder):
     """A kernel of ``blocks`` blocks of ``threads`` threads each."""
 
     scope = "local"
+    widens = True
 
     def __init__(self, name: str, machine: dict[str, Any]) -> None:
         super().__init__(name, machine)
@@ -81,6 +82,9 @@ class DeviceBuilder(Builder):
     def run(self, function: str, *args: Expr) -> None:
         """As ``device``, for its effect: a statement."""
         self.emit(tirx.Evaluate(tirx.call_extern("void", function, *map(_pointer, args))))
+
+    def prefetch(self, buffer: Any, index: Expr, *, write: bool = False, locality: int = 3) -> None:
+        """Nothing: other warps run while one waits."""
 
     def fma(self, a: Expr, b: Expr, c: Expr) -> Expr:
         """a * b + c with one rounding (float32)."""
@@ -188,7 +192,7 @@ def _shared_pointers(source: str, k: DeviceBuilder) -> str:
 
 
 _SIZES = {
-    **{"float": 4, "half": 2, "nv_bfloat16": 2, "__nv_bfloat16": 2, "double": 8},
+    **{"uchar": 1, "ushort": 2, "float": 4, "half": 2, "nv_bfloat16": 2, "__nv_bfloat16": 2, "double": 8},
     **{"signed char": 1, "char": 1, "unsigned char": 1, "int8_t": 1, "uint8_t": 1, "short": 2, "unsigned short": 2},
     **{"int": 4, "unsigned int": 4, "uint": 4, "int64_t": 8, "uint64_t": 8, "long long": 8, "unsigned long long": 8},
     **{"int16_t": 2, "uint16_t": 2, "int32_t": 4, "uint32_t": 4},
