@@ -1,6 +1,6 @@
 """A model for a GPU, run without one: an artifact whose kernels this CPU plays (``targets.emulation``).
 
-``nv.compile(net, "cuda-sm80-emulated")`` makes such an artifact. ``twin`` makes it for an artifact of machine code, from
+``nv.compile(net, "cuda-sm80-emulated")`` makes such an artifact. ``twin`` makes it for one of machine code, from
 the same network and options, and sees to it that it holds the very same kernels: a kernel's name is a digest of
 everything that it is made from.
 """
