@@ -11,10 +11,11 @@ from typing import Any
 
 from tvm import tirx
 
-from .functions import COORDINATE, FUNCTIONS, MOVES
-from .tir import Builder, Expr, constant, lanes_of, reinterpreted, splat
+from .functions import COORDINATE, FUNCTIONS, MOVES, cast
+from .tir import Builder, Expr, constant, dtype_of, lanes_of, reinterpreted, splat
 
 Coord = tuple[Any, int | None]
+HALVES = ("float16", "bfloat16")
 
 
 def scalar_coords(indices: Sequence[Expr]) -> list[Coord]:
@@ -28,6 +29,9 @@ class Evaluator:
 
     Values with several users are computed once into a register: ``begin()`` forgets them, and must be called wherever
     the coordinates' loop variables change (at the top of each innermost body).
+
+    Where the builder says so (``widens``: GPUs) values of float16 and bfloat16 are float32 from load to store, so that
+    fused work rounds once: ``value`` then gives float32, ``result`` and ``store`` the element type of the result.
     """
 
     def __init__(
@@ -66,7 +70,8 @@ class Evaluator:
 
     def result(self, index: int, coords: list[Coord], lanes: int = 1) -> Expr:
         """The value of result ``index`` there, of the result's element type."""
-        return splat(self.value(self.program["results"][index], coords, lanes), lanes)
+        value = splat(self.value(self.program["results"][index], coords, lanes), lanes)
+        return cast(value, self.program["outputs"][index]["dtype"]) if self.k.widens else value
 
     def store(self, index: int, buffer: Any, coords: list[Coord], lanes: int = 1) -> None:
         """Evaluates result ``index`` and stores it by the output operand's strides."""
@@ -131,6 +136,8 @@ class Evaluator:
         if key in self._held:
             return self._held[key]
         found = self._compute(at, coords, lanes)
+        if self.k.widens and not isinstance(found, int | float) and dtype_of(found) in HALVES:
+            found = cast(found, "float32")
         if self._uses.get(at, 0) > 1 and not isinstance(found, int | float):
             found = self.k.bind(found)
         self._held[key] = found

@@ -103,6 +103,7 @@ class Builder:
     """One kernel under construction. ``machine`` is the machine's kernel row (a dict), for emitters that need it."""
 
     scope = "global"  # where registers and arrays live, in TVM's words
+    widens = False  # an evaluator holds float16 and bfloat16 as float32
 
     def __init__(self, name: str, machine: dict[str, Any]) -> None:
         self.name, self.machine = name, machine
