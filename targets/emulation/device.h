@@ -129,3 +129,27 @@ static inline float nv_shuffle_xor(float value, int lanes) { return emu_exchange
 static inline int nv_shuffle_xor_int(int value, int lanes) { return emu_exchange(value, (emu.now % 32) ^ lanes); }
 static inline float nv_shuffle(float value, int lane) { return emu_exchange(value, lane); }
 static inline int nv_shuffle_int(int value, int lane) { return emu_exchange(value, lane); }
+
+/* N neighbours as one access, whose address must be a multiple of its size, as another type; `pad` where not `valid`. */
+template <int N, class T> struct nv_pack { T at[N]; };
+static inline int emu_misplaced(const void *at, size_t size) { /* a fault on a GPU; here what follows is wrong */
+    if ((uintptr_t)at % size == 0) return 0;
+    fprintf(stderr, "emulation: an access of %zu bytes at an address that is no multiple of it\n", size);
+    return 1;
+}
+template <int N, class To, class From> static inline void nv_read(To *to, const From *from, int valid, To pad) {
+    if (valid) {
+        nv_pack<N, From> got;
+        if (emu_misplaced(from, sizeof got)) memset((void *)&got, 0xc5, sizeof got);
+        else memcpy((void *)&got, (const void *)from, sizeof got);
+#pragma unroll
+        for (int i = 0; i < N; i++) to[i] = (To)got.at[i];
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) to[i] = pad;
+    }
+}
+template <int N, class To, class From> static inline void nv_read(To *to, const From *from) { nv_read<N>(to, from, 1, To()); }
+template <int N, class T> static inline void nv_write(T *to, const T *from) {
+    if (!emu_misplaced(to, N * sizeof(T))) memcpy((void *)to, (const void *)from, N * sizeof(T));
+}

@@ -97,3 +97,23 @@ NV void nv_copies_close() { asm volatile("cp.async.commit_group;" ::: "memory");
 NV void nv_copies_wait0() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 NV void nv_copies_wait1() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 NV void nv_copies_wait2() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }
+
+/* N neighbours as one access, whose address must be a multiple of its size, as another type; `pad` where not `valid`. */
+template <int N, class T> struct alignas(N * sizeof(T)) nv_pack { T at[N]; };
+template <int N, class To, class From> NV void nv_read(To *to, const From *from, int valid, To pad) {
+    if (valid) {
+        nv_pack<N, From> got = *(const nv_pack<N, From> *)from;
+#pragma unroll
+        for (int i = 0; i < N; i++) to[i] = (To)got.at[i];
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) to[i] = pad;
+    }
+}
+template <int N, class To, class From> NV void nv_read(To *to, const From *from) { nv_read<N>(to, from, 1, To()); }
+template <int N, class T> NV void nv_write(T *to, const T *from) {
+    nv_pack<N, T> put;
+#pragma unroll
+    for (int i = 0; i < N; i++) put.at[i] = from[i];
+    *(nv_pack<N, T> *)to = put;
+}
