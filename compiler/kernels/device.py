@@ -24,11 +24,20 @@ from tvm.ir import Range
 from tvm.tirx import AllocBuffer, AttrStmt, For, ForKind, IfThenElse
 from tvm.tirx import transform as passes
 
+from .lanewise import lanewise
 from .lower import each, loop_passes, pointer_parameters
 from .tir import Builder, Expr
 
 THREADS = 64  # of a block, where a kernel for CPUs is run task by task
 _ALIGN = 16  # bytes of a buffer in shared memory: the widest load
+
+
+NATIVE = {  # functions of vecmath.py that are CUDA's: 2 ulp or less but erf and pow, 4 (Programming Guide, appendix on
+    # mathematical functions). Not sine, cosine and tangent, which keep digits of pi in local memory.
+    **{n: f"{n}f" for n in ("exp", "expm1", "log", "log1p", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh")},
+    **{n: f"{n}f" for n in ("asin", "acos", "atan", "erf", "fmod", "sqrt", "rsqrt", "floor", "ceil", "trunc")},
+    **{"nearbyint": "rintf", "exp_fast": "expf", "_pow_float": "powf", "sigmoid": "nv_sigmoid"},
+}
 
 
 class DeviceBuilder(Builder):
@@ -110,6 +119,7 @@ def text(builder: Builder, workers: list[int]) -> dict[str, Any]:
     target = tvm.target.Target(machine)
     with tvm.transform.PassContext(opt_level=3):
         module = tvm.IRModule({builder.name: function.with_attr("calling_conv", 2)})
+        module = each(module, lambda f: _nan_kept(lanewise(f)))
         module = passes.BindTarget(target)(module)
         module = each(module, pointer_parameters)
         module = tvm.ir.transform.Sequential(loop_passes())(module)
@@ -145,6 +155,22 @@ def _task_by_task(func: Any, k: DeviceBuilder, alone: bool) -> Any:
         k.emit(tvm_ffi.structural_mutate(func.body, ((For, rewrite),)))
     k.contract = not any("int8" in str(p.dtype) for p in func.params)
     return tirx.PrimFunc(func.params, made(), func.ret_type, func.attrs)
+
+
+def _nan_kept(func: Any) -> Any:
+    """Maxima and minima of float32 in which NaN wins, as it does on CPUs: CUDA's own drop it."""
+
+    def kept(name: str) -> Any:
+        def rewrite(value: Any, mutator: Any) -> Any:
+            value = mutator.default_mutate(value)
+            if str(value.ty.dtype) != "float32":
+                return value
+            return tirx.call_pure_extern("float32", name, value.a, value.b)
+
+        return rewrite
+
+    rules = ((tirx.Max, kept("nv_max")), (tirx.Min, kept("nv_min")))
+    return tirx.PrimFunc(func.params, tvm_ffi.structural_mutate(func.body, rules), func.ret_type, func.attrs)
 
 
 def _exact_constants(func: Any) -> Any:
