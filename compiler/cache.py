@@ -1,11 +1,13 @@
 """The two caches' common part: where they lie, how an entry is written and verified, and what pins a compile.
 
-An entry holds its own digest and is written beside and renamed: torn writes and concurrent compiles do no harm.
+An entry holds its own digest and is written beside and renamed: torn writes and concurrent compiles do no harm. Each
+part (``kernels``, ``artifacts``, ``images``) is bounded: what was not read for longest goes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -17,6 +19,8 @@ from ..errors import MissingTool, NervureError
 from ..targets.files import cache_dir, writable, write_atomic
 from .ir import Graph
 
+LIMIT = 8 << 30  # bytes of a part, unless NERVURE_CACHE_LIMIT (in MiB) says otherwise
+_FOLDERS = 256  # of a part: entries lie in folders by the first two digits of their digest, each with its share
 _PINNED = ("apache-tvm", "apache-tvm-ffi", "ziglang")
 _PACKAGE = Path(__file__).parent.parent
 _SOURCES = ("compiler", "targets", "runtime", "frontends/onnx")
@@ -29,7 +33,11 @@ def read_entry(path: Path) -> bytes | None:
     except OSError:
         return None
     payload = held[32:]
-    return payload if len(held) > 32 and hashlib.sha256(payload).digest() == held[:32] else None
+    if len(held) <= 32 or hashlib.sha256(payload).digest() != held[:32]:
+        return None
+    with suppress(OSError):
+        os.utime(path)  # read now: it goes last
+    return payload
 
 
 def write_entry(path: Path, payload: bytes) -> None:
@@ -37,6 +45,30 @@ def write_entry(path: Path, payload: bytes) -> None:
     with suppress(NervureError), writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, hashlib.sha256(payload).digest() + payload)
+        _trim(path)
+
+
+def _trim(fresh: Path) -> None:
+    """Bounds the folder of an entry that was just written. That entry stays, whatever its size."""
+    limit = _limit() // _FOLDERS
+    found = []
+    for other in fresh.parent.iterdir():
+        with suppress(OSError):  # another process may have taken it away
+            facts = other.stat()
+            found.append((facts.st_mtime_ns, other.name, facts.st_size))
+    total = sum(size for _, _, size in found)
+    for _, name, size in sorted(found):
+        if total <= limit:
+            return
+        if name.partition(".")[0] != fresh.name.partition(".")[0]:  # a library and its header go together
+            with suppress(OSError):
+                (fresh.parent / name).unlink()
+            total -= size
+
+
+def _limit() -> int:
+    text = os.environ.get("NERVURE_CACHE_LIMIT", "")
+    return int(text) << 20 if text.isdigit() else LIMIT
 
 
 @cache
