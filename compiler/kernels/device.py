@@ -44,6 +44,7 @@ class DeviceBuilder(Builder):
     """A kernel of ``blocks`` blocks of ``threads`` threads each."""
 
     scope = "local"
+    native = NATIVE
     widens = True
 
     def __init__(self, name: str, machine: dict[str, Any]) -> None:

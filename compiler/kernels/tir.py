@@ -7,7 +7,7 @@ TVM, and they are loaded in worker processes only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,6 +103,7 @@ class Builder:
     """One kernel under construction. ``machine`` is the machine's kernel row (a dict), for emitters that need it."""
 
     scope = "global"  # where registers and arrays live, in TVM's words
+    native: Mapping[str, str] = {}  # functions of float32 scalars (of vecmath.py) that the machine's compiler has
     widens = False  # an evaluator holds float16 and bfloat16 as float32
 
     def __init__(self, name: str, machine: dict[str, Any]) -> None:

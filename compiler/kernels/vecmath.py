@@ -88,6 +88,11 @@ def _called(k: Builder, name: str, *args: Expr) -> Expr:
     return k.bind(tirx.call_pure_extern(dtype, function, *args))
 
 
+def _native(k: Builder, name: str, *args: Expr) -> Expr:
+    """The function of that name that the machine's compiler has."""
+    return k.bind(tirx.call_pure_extern(as_dtype("float32", lanes_of(args[0])), k.native[name], *args))
+
+
 def _typed(libm: str | None = None) -> Callable[[Function], Function]:
     """The function for every float type: written for float32, by libm's ``libm`` for float64 (None: as written)."""
 
@@ -102,6 +107,8 @@ def _typed(libm: str | None = None) -> Callable[[Function], Function]:
             if dtype in ("float16", "bfloat16"):
                 wide = typed(k, *(k.bind(tirx.Cast(as_dtype("float32", lanes), a)) for a in args))
                 return tirx.Cast(as_dtype(dtype, lanes), wide)
+            if k.native.get(function.__name__) and dtype == "float32":
+                return _native(k, function.__name__, *args)
             if k.calls and dtype == "float32":
                 return _called(k, function.__name__, *args)
             return function(k, *(k.bind(a) for a in args))
@@ -256,6 +263,8 @@ def exp(k: Builder, x: Expr) -> Expr:
 def exp_fast(k: Builder, x: Expr, *, negative: bool = False) -> Expr:
     """exp(x) of float32 for use inside other functions: 0 below -87.7, infinity above 88.3. ``negative`` promises
     that x <= 0 (or NaN)."""
+    if k.native:
+        return _native(k, "exp_fast", x)
     if k.calls:
         return _called(k, "exp_fast", x)
     return _exp_fast(k, x, negative)

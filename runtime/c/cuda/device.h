@@ -29,7 +29,18 @@ NV float nv_shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xfffff
 NV int nv_shuffle_xor_int(int value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 NV float nv_shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 NV int nv_shuffle_int(int value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+NV double nv_shuffle_xor_double(double value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
+NV int64_t nv_shuffle_xor_int64(int64_t value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
+NV double nv_shuffle_double(double value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+NV int64_t nv_shuffle_int64(int64_t value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 NV void nv_warp_barrier() { __syncwarp(); }
+
+/* 2^x to 2 ulp (PTX: relative error up to 2^-22); subnormal results are 0. */
+NV float nv_exp2(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
 
 /* d += a b of one warp; the layout of a lane's registers is PTX's for mma.m16n8k*. */
 NV void nv_mma_f16(float *d, const uint32_t *a, const uint32_t *b) {
@@ -116,4 +127,59 @@ template <int N, class T> NV void nv_write(T *to, const T *from) {
 #pragma unroll
     for (int i = 0; i < N; i++) put.at[i] = from[i];
     *(nv_pack<N, T> *)to = put;
+}
+
+/* NaN wins, as where a CPU compares (PTX: max.NaN, from compute capability 8.0 on). */
+NV float nv_max(float a, float b) {
+    float c;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+    return c;
+}
+NV float nv_min(float a, float b) {
+    float c;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+    return c;
+}
+NV float nv_sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
+
+/* n neighbours between memory and registers (`n` is known when this is compiled), 16 bytes at once where the address
+ * is a multiple of that. */
+template <class U, class T> NV void nv_load_by(T *to, const T *from, int n) {
+    if ((size_t)from % sizeof(U) == 0) {
+#pragma unroll
+        for (int i = 0; i < (int)(n * sizeof(T) / sizeof(U)); i++) {
+            U piece = ((const U *)from)[i];
+            memcpy(to + i * sizeof(U) / sizeof(T), &piece, sizeof(U));
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < n; i++) to[i] = from[i];
+    }
+}
+template <class U, class T> NV void nv_store_by(T *to, const T *from, int n) {
+    if ((size_t)to % sizeof(U) == 0) {
+#pragma unroll
+        for (int i = 0; i < (int)(n * sizeof(T) / sizeof(U)); i++) {
+            U piece;
+            memcpy(&piece, from + i * sizeof(U) / sizeof(T), sizeof(U));
+            ((U *)to)[i] = piece;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < n; i++) to[i] = from[i];
+    }
+}
+template <class T> NV void nv_load(T *to, const T *from, int n) {
+    const int bytes = n * (int)sizeof(T);
+    if (bytes % 16 == 0) nv_load_by<uint4>(to, from, n);
+    else if (bytes % 8 == 0) nv_load_by<uint2>(to, from, n);
+    else if (bytes % 4 == 0) nv_load_by<uint>(to, from, n);
+    else nv_load_by<T>(to, from, n);
+}
+template <class T> NV void nv_store(T *to, const T *from, int n) {
+    const int bytes = n * (int)sizeof(T);
+    if (bytes % 16 == 0) nv_store_by<uint4>(to, from, n);
+    else if (bytes % 8 == 0) nv_store_by<uint2>(to, from, n);
+    else if (bytes % 4 == 0) nv_store_by<uint>(to, from, n);
+    else nv_store_by<T>(to, from, n);
 }
