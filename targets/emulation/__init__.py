@@ -47,6 +47,7 @@ def _launcher(text: str) -> str:
     given = ", ".join(f"*({t}*)emu_arguments[{i}]" for i, t in enumerate(types))
     return (
         f"static void {name}_body(void **emu_arguments) {{ {name}({given}); }}\n"
+        f'extern "C" const int {name}_arguments = {len(types)};\n'
         f'extern "C" int {name}_launch(void **arguments, unsigned blocks, unsigned threads, unsigned shared) '
         f"{{ return emu_launch({name}_body, arguments, blocks, threads, shared); }}\n"
     )
@@ -55,7 +56,8 @@ def _launcher(text: str) -> str:
 @cache
 def driver() -> Path:
     """The library that stands in for ``libcuda.so.1``, by that name in a folder of its own."""
-    data = _library("driver.cpp", (HERE / "driver.cpp").read_text(), ("-Wl,-soname,libcuda.so.1", "-ldl"))
+    text = "".join((HERE / name).read_text() for name in ("driver.cpp", "streams.cpp"))
+    data = _library("driver.cpp", text, ("-Wl,-soname,libcuda.so.1", "-ldl"))
     path = cache_dir() / "emulation" / hashlib.sha256(data).hexdigest()[:16] / "libcuda.so.1"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
