@@ -6,7 +6,8 @@ agree, or None where ``base`` is itself a vector of indices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
@@ -67,6 +68,13 @@ class Evaluator:
     def begin(self) -> None:
         self._held.clear()
         self._kept.clear()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is computed inside, under a condition, is forgotten afterwards; what was known before is not."""
+        before = dict(self._held)
+        yield
+        self._held = before
 
     def result(self, index: int, coords: list[Coord], lanes: int = 1) -> Expr:
         """The value of result ``index`` there, of the result's element type."""

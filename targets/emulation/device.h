@@ -1,155 +1,390 @@
-/* What runtime/c/cuda/device.h and CUDA C++ give a kernel, for the CPU. */
-#include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <ucontext.h>
-
+/* What runtime/c/cuda/device.h and CUDA C++ give a kernel, for the CPU: the same names with the same meaning. Sources:
+ * CUDA C++ Programming Guide, CUDA Math API, "Parallel Thread Execution ISA". */
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__
+#define NV static inline
 typedef unsigned uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 
-/* -- threads of a block as coroutines ----------------------------------------------------------------------------- */
+#define EMU_EXPORT __attribute__((visibility("default")))
+extern "C" EMU_EXPORT emu_engine *emu_machine;
+emu_engine *emu_machine;
+#define threadIdx (emu_machine->thread)
+#define blockIdx (emu_machine->block)
+#define nv_shared (emu_machine->shared)
+#define __syncthreads() emu_machine->barrier()
+#define __syncwarp(...) emu_machine->warp(EMU_MEET, nullptr)
 
-struct emu_dim3 { unsigned x, y, z; };
-enum { EMU_MOST = 1024, EMU_STACK = 64 << 10, EMU_READY = 0, EMU_BARRIER, EMU_WARP, EMU_DONE };
-struct emu_thread { ucontext_t context; int state; uint32_t deposit[16]; };
+/* -- what the compiler's check of alignment calls: a GPU stops at such an address ---------------------------------- */
 
-static thread_local struct {
-    emu_thread *thread;
-    char *stacks, *shared;
-    unsigned now, count;
-    emu_dim3 block;
-    ucontext_t main;
-    void (*body)(void **);
-    void **arguments;
-} emu;
-
-static emu_dim3 emu_thread_index() { emu_dim3 i = {emu.now, 0, 0}; return i; }
-#define threadIdx emu_thread_index()
-#define blockIdx emu.block
-#define nv_shared emu.shared
-
-static void emu_entry() {
-    emu.body(emu.arguments);
-    emu.thread[emu.now].state = EMU_DONE;
-    swapcontext(&emu.thread[emu.now].context, &emu.main);
+extern "C" __attribute__((visibility("hidden"))) void __ubsan_handle_type_mismatch_minimal() {
+    emu_machine->fail("an address that is not a multiple of what is read or written there");
 }
 
-static void emu_wait(int state) {
-    emu.thread[emu.now].state = state;
-    swapcontext(&emu.thread[emu.now].context, &emu.main);
+/* -- numbers of 16 bits -------------------------------------------------------------------------------------------- */
+
+template <class To, class From> NV To emu_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From), "of one size");
+    To to;
+    __builtin_memcpy(&to, &from, sizeof to);
+    return to;
 }
 
-static void emu_release(unsigned first, unsigned end, int state) {
-    for (unsigned i = first; i < end; i++)
-        if (emu.thread[i].state == state) emu.thread[i].state = EMU_READY;
+NV float emu_from_half(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+    if (exponent == 0) return emu_bits<float>(sign | emu_bits<uint32_t>((float)fraction * 0x1p-24f));
+    return emu_bits<float>(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
+}
+NV uint16_t emu_to_half(float value) { /* to the nearest, ties to even */
+    uint32_t bits = emu_bits<uint32_t>(value), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    if (size > 0x7f800000) return 0x7fff;
+    if (size >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
+    if (size < 0x38800000) /* a fraction of 2^-24: what is left of it beside 0.5 */
+        return (uint16_t)(sign | (emu_bits<uint32_t>(emu_bits<float>(size) + 0.5f) - 0x3f000000));
+    return (uint16_t)(sign | (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13);
+}
+NV float emu_from_bfloat(uint16_t bits) { return emu_bits<float>((uint32_t)bits << 16); }
+NV uint16_t emu_to_bfloat(float value) {
+    uint32_t bits = emu_bits<uint32_t>(value);
+    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+/* A double on its way to 16 bits must not be rounded twice: what float cannot hold goes into its last bit. */
+NV float emu_towards_odd(double value) {
+    float near = (float)value;
+    uint32_t bits = emu_bits<uint32_t>(near);
+    if ((double)near == value || value != value || (bits & 0x7fffffff) >= 0x7f800000) return near;
+    if ((near > value) == (value > 0)) bits--; /* rounded away from zero */
+    return emu_bits<float>(bits | 1);
 }
 
-/* Runs whoever can run; threads that wait for their warp or for all go on when the last has come. */
-static int emu_block() {
-    for (;;) {
-        unsigned done = 0, ran = 0;
-        for (unsigned first = 0; first < emu.count; first += 32) {
-            unsigned end = first + 32 < emu.count ? first + 32 : emu.count, waiting = 0, over = 0;
-            for (unsigned i = first; i < end; i++) {
-                if (emu.thread[i].state == EMU_READY) {
-                    emu.now = i;
-                    ran++;
-                    swapcontext(&emu.main, &emu.thread[i].context);
-                }
-                waiting += emu.thread[i].state == EMU_WARP;
-                over += emu.thread[i].state == EMU_DONE;
-            }
-            if (waiting == end - first) emu_release(first, end, EMU_WARP), ran++;
-            done += over;
-        }
-        if (done == emu.count) return 0;
-        if (ran == 0) {
-            for (unsigned i = 0; i < emu.count; i++)
-                if (emu.thread[i].state != EMU_BARRIER) return 1; /* some wait for those that never come */
-            emu_release(0, emu.count, EMU_BARRIER);
-        }
+#define EMU_NUMBER(TYPE, TO, FROM)                                                                                    \
+    struct TYPE {                                                                                                     \
+        uint16_t bits;                                                                                                \
+        TYPE() = default;                                                                                             \
+        TYPE(float v) : bits(TO(v)) {}                                                                                \
+        TYPE(double v) : bits(TO(emu_towards_odd(v))) {}                                                              \
+        TYPE(int v) : TYPE((double)v) {}                                                                              \
+        TYPE(unsigned v) : TYPE((double)v) {}                                                                         \
+        TYPE(short v) : TYPE((double)v) {}                                                                            \
+        TYPE(unsigned short v) : TYPE((double)v) {}                                                                   \
+        TYPE(long v) : TYPE((double)v) {}                                                                             \
+        TYPE(unsigned long v) : TYPE((double)v) {}                                                                    \
+        TYPE(long long v) : TYPE((double)v) {}                                                                        \
+        TYPE(unsigned long long v) : TYPE((double)v) {}                                                               \
+        operator float() const { return FROM(bits); }                                                                 \
+    };                                                                                                                \
+    NV TYPE operator+(TYPE a, TYPE b) { return TYPE((float)a + (float)b); }                                           \
+    NV TYPE operator-(TYPE a, TYPE b) { return TYPE((float)a - (float)b); }                                           \
+    NV TYPE operator*(TYPE a, TYPE b) { return TYPE((float)a * (float)b); }                                           \
+    NV TYPE operator/(TYPE a, TYPE b) { return TYPE((float)a / (float)b); }                                           \
+    NV TYPE operator-(TYPE a) { a.bits ^= 0x8000; return a; }                                                         \
+    NV TYPE operator+(TYPE a) { return a; }                                                                           \
+    NV TYPE &operator+=(TYPE &a, TYPE b) { return a = a + b; }                                                        \
+    NV TYPE &operator-=(TYPE &a, TYPE b) { return a = a - b; }                                                        \
+    NV TYPE &operator*=(TYPE &a, TYPE b) { return a = a * b; }                                                        \
+    NV TYPE &operator/=(TYPE &a, TYPE b) { return a = a / b; }                                                        \
+    NV bool operator<(TYPE a, TYPE b) { return (float)a < (float)b; }                                                 \
+    NV bool operator>(TYPE a, TYPE b) { return (float)a > (float)b; }                                                 \
+    NV bool operator<=(TYPE a, TYPE b) { return (float)a <= (float)b; }                                               \
+    NV bool operator>=(TYPE a, TYPE b) { return (float)a >= (float)b; }                                               \
+    NV bool operator==(TYPE a, TYPE b) { return (float)a == (float)b; }                                               \
+    NV bool operator!=(TYPE a, TYPE b) { return (float)a != (float)b; }
+EMU_NUMBER(half, emu_to_half, emu_from_half)
+EMU_NUMBER(nv_bfloat16, emu_to_bfloat, emu_from_bfloat)
+typedef half __half;
+typedef nv_bfloat16 __nv_bfloat16;
+
+/* -- vectors ------------------------------------------------------------------------------------------------------- */
+
+#define EMU_VECTOR2(NAME, T, ALIGN)                                                                                   \
+    struct alignas(ALIGN) NAME { T x, y; };                                                                           \
+    NV NAME make_##NAME(T x, T y) { NAME v; v.x = x, v.y = y; return v; }
+#define EMU_VECTOR3(NAME, T, ALIGN)                                                                                   \
+    struct alignas(ALIGN) NAME { T x, y, z; };                                                                        \
+    NV NAME make_##NAME(T x, T y, T z) { NAME v; v.x = x, v.y = y, v.z = z; return v; }
+#define EMU_VECTOR4(NAME, T, ALIGN)                                                                                   \
+    struct alignas(ALIGN) NAME { T x, y, z, w; };                                                                     \
+    NV NAME make_##NAME(T x, T y, T z, T w) { NAME v; v.x = x, v.y = y, v.z = z, v.w = w; return v; }
+#define EMU_VECTORS(NAME, T, SIZE)                                                                                    \
+    struct alignas(SIZE) NAME##1 { T x; };                                                                            \
+    NV NAME##1 make_##NAME##1(T x) { NAME##1 v; v.x = x; return v; }                                                  \
+    EMU_VECTOR2(NAME##2, T, 2 * SIZE)                                                                                 \
+    EMU_VECTOR3(NAME##3, T, SIZE)                                                                                     \
+    EMU_VECTOR4(NAME##4, T, 4 * SIZE > 16 ? 16 : 4 * SIZE)
+EMU_VECTORS(char, signed char, 1)
+EMU_VECTORS(uchar, unsigned char, 1)
+EMU_VECTORS(short, short, 2)
+EMU_VECTORS(ushort, unsigned short, 2)
+EMU_VECTORS(int, int, 4)
+EMU_VECTORS(uint, unsigned, 4)
+EMU_VECTORS(longlong, long long, 8)
+EMU_VECTORS(ulonglong, unsigned long long, 8)
+EMU_VECTORS(float, float, 4)
+EMU_VECTORS(double, double, 8)
+EMU_VECTOR2(half2, half, 4)
+EMU_VECTOR4(half4, half, 8)
+EMU_VECTOR2(nv_bfloat162, nv_bfloat16, 4)
+EMU_VECTOR4(nv_bfloat164, nv_bfloat16, 8)
+typedef half2 __half2;
+typedef nv_bfloat162 __nv_bfloat162;
+
+NV unsigned __pack_half2(half x, half y) { return (unsigned)y.bits << 16 | x.bits; }
+NV unsigned __pack_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return (unsigned)y.bits << 16 | x.bits; }
+
+/* -- functions of CUDA C++ ----------------------------------------------------------------------------------------- */
+
+#define EMU_MATH1(NAME) extern "C" float NAME##f(float); extern "C" double NAME(double);
+#define EMU_MATH2(NAME) extern "C" float NAME##f(float, float); extern "C" double NAME(double, double);
+EMU_MATH1(acos) EMU_MATH1(acosh) EMU_MATH1(asin) EMU_MATH1(asinh) EMU_MATH1(atan) EMU_MATH1(atanh) EMU_MATH1(cbrt)
+EMU_MATH1(ceil) EMU_MATH1(cos) EMU_MATH1(cosh) EMU_MATH1(erf) EMU_MATH1(erfc) EMU_MATH1(exp) EMU_MATH1(exp2)
+EMU_MATH1(expm1) EMU_MATH1(fabs) EMU_MATH1(floor) EMU_MATH1(lgamma) EMU_MATH1(log) EMU_MATH1(log10) EMU_MATH1(log1p)
+EMU_MATH1(log2) EMU_MATH1(nearbyint) EMU_MATH1(rint) EMU_MATH1(round) EMU_MATH1(sin) EMU_MATH1(sinh) EMU_MATH1(sqrt)
+EMU_MATH1(tan) EMU_MATH1(tanh) EMU_MATH1(tgamma) EMU_MATH1(trunc)
+EMU_MATH2(atan2) EMU_MATH2(copysign) EMU_MATH2(fdim) EMU_MATH2(fmax) EMU_MATH2(fmin) EMU_MATH2(fmod) EMU_MATH2(hypot)
+EMU_MATH2(nextafter) EMU_MATH2(pow) EMU_MATH2(remainder)
+extern "C" float fmaf(float, float, float), ldexpf(float, int), frexpf(float, int *), modff(float, float *);
+extern "C" double fma(double, double, double), ldexp(double, int);
+extern "C" int abs(int);
+NV long long llabs(long long v) { return v < 0 ? -v : v; }
+NV float exp10f(float v) { return powf(10.0f, v); }
+NV float rsqrtf(float v) { return 1.0f / sqrtf(v); }
+NV double rsqrt(double v) { return 1.0 / sqrt(v); }
+NV float log(float v) { return logf(v); }
+NV float exp(float v) { return expf(v); }
+NV float sqrt(float v) { return sqrtf(v); }
+NV float fabs(float v) { return fabsf(v); }
+NV float floor(float v) { return floorf(v); }
+NV float ceil(float v) { return ceilf(v); }
+NV float erf(float v) { return erff(v); }
+NV float tanh(float v) { return tanhf(v); }
+NV float pow(float v, float e) { return powf(v, e); }
+NV float fma(float a, float b, float c) { return fmaf(a, b, c); }
+template <class T> NV bool isnan(T v) { return v != v; }
+template <class T> NV bool isinf(T v) { return v == v && v - v != v - v; }
+template <class T> NV bool isfinite(T v) { return v - v == v - v; }
+NV float __expf(float v) { return expf(v); }
+NV float __exp10f(float v) { return exp10f(v); }
+NV float __logf(float v) { return logf(v); }
+NV float __log2f(float v) { return log2f(v); }
+NV float __sinf(float v) { return sinf(v); }
+NV float __cosf(float v) { return cosf(v); }
+NV float __tanf(float v) { return tanf(v); }
+NV float __powf(float v, float e) { return powf(v, e); }
+NV float __fdividef(float a, float b) { return a / b; }
+NV float __saturatef(float v) { return v > 0.0f ? (v < 1.0f ? v : 1.0f) : 0.0f; }
+NV float __fadd_rn(float a, float b) { return a + b; }
+NV float __fsub_rn(float a, float b) { return a - b; }
+NV float __fmul_rn(float a, float b) { return a * b; }
+NV float __fdiv_rn(float a, float b) { return a / b; }
+NV float __fsqrt_rn(float a) { return sqrtf(a); }
+NV float __frcp_rn(float a) { return 1.0f / a; }
+NV float __frsqrt_rn(float a) { return (float)(1.0 / sqrt((double)a)); }
+NV float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+NV double __dmul_rn(double a, double b) { return a * b; }
+NV double __dadd_rn(double a, double b) { return a + b; }
+
+/* A GPU's conversions stop at the ends of the type, and NaN becomes 0. */
+NV int __float2int_rz(float v) {
+    return v != v ? 0 : v >= 2147483648.0f ? 2147483647 : v < -2147483648.0f ? (int)-2147483648LL : (int)v;
+}
+NV int __float2int_rn(float v) { return __float2int_rz(rintf(v)); }
+NV int __float2int_rd(float v) { return __float2int_rz(floorf(v)); }
+NV int __float2int_ru(float v) { return __float2int_rz(ceilf(v)); }
+NV unsigned __float2uint_rz(float v) { return !(v > 0.0f) ? 0 : v >= 4294967296.0f ? 4294967295u : (unsigned)v; }
+NV unsigned __float2uint_rn(float v) { return __float2uint_rz(rintf(v)); }
+NV float __int2float_rn(int v) { return (float)v; }
+NV float __uint2float_rn(unsigned v) { return (float)v; }
+NV int __float_as_int(float v) { return emu_bits<int>(v); }
+NV unsigned __float_as_uint(float v) { return emu_bits<unsigned>(v); }
+NV float __int_as_float(int v) { return emu_bits<float>(v); }
+NV float __uint_as_float(unsigned v) { return emu_bits<float>(v); }
+NV double __longlong_as_double(long long v) { return emu_bits<double>(v); }
+NV long long __double_as_longlong(double v) { return emu_bits<long long>(v); }
+
+NV int __popc(unsigned v) { return __builtin_popcount(v); }
+NV int __clz(int v) { return v == 0 ? 32 : __builtin_clz((unsigned)v); }
+NV int __ffs(int v) { return __builtin_ffs(v); }
+NV int __mulhi(int a, int b) { return (int)((long long)a * b >> 32); }
+NV unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((unsigned long long)a * b >> 32); }
+NV unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
+    unsigned long long both = (unsigned long long)b << 32 | a;
+    unsigned found = 0;
+    for (int i = 0; i < 4; i++) {
+        unsigned chosen = s >> 4 * i & 15, byte = (unsigned)(both >> 8 * (chosen & 7)) & 255;
+        found |= (chosen & 8 ? (byte & 128 ? 255u : 0u) : byte) << 8 * i;
     }
-}
-
-static int emu_launch(void (*body)(void **), void **arguments, unsigned blocks, unsigned threads, unsigned shared) {
-    emu.thread = (emu_thread *)calloc(threads, sizeof(emu_thread));
-    emu.stacks = (char *)malloc((size_t)threads * EMU_STACK);
-    emu.shared = (char *)aligned_alloc(256, (shared + 255u) / 256u * 256u + 256u);
-    emu.body = body, emu.arguments = arguments, emu.count = threads;
-    int status = 0;
-    for (unsigned b = 0; status == 0 && b < blocks; b++) {
-        emu.block.x = b;
-        memset(emu.shared, 0xc5, shared);
-        for (unsigned i = 0; i < threads; i++) {
-            getcontext(&emu.thread[i].context);
-            emu.thread[i].context.uc_stack.ss_sp = emu.stacks + (size_t)i * EMU_STACK;
-            emu.thread[i].context.uc_stack.ss_size = EMU_STACK;
-            emu.thread[i].context.uc_link = NULL;
-            makecontext(&emu.thread[i].context, emu_entry, 0);
-            emu.thread[i].state = EMU_READY;
-        }
-        status = emu_block();
-    }
-    free(emu.thread), free(emu.stacks), free(emu.shared);
-    return status;
-}
-
-#define __syncthreads() emu_wait(EMU_BARRIER)
-#define nv_warp_barrier() emu_wait(EMU_WARP)
-
-/* -- types and functions of CUDA C++ ------------------------------------------------------------------------------ */
-
-template <class T> static inline T max(T a, T b) { return a > b ? a : b; }
-template <class T> static inline T min(T a, T b) { return a < b ? a : b; }
-static inline float max(float a, float b) { return fmaxf(a, b); }
-static inline float min(float a, float b) { return fminf(a, b); }
-
-template <class To, class From> static inline To emu_bits(From from) { To to; memcpy(&to, &from, sizeof to); return to; }
-static inline float nv_float32_from_bits(uint32_t bits) { return emu_bits<float>(bits); }
-static inline double nv_float64_from_bits(uint64_t bits) { return emu_bits<double>(bits); }
-
-/* every lane's value, after all have come */
-template <class T> static inline T emu_exchange(T value, unsigned lane) {
-    memcpy(emu.thread[emu.now].deposit, &value, sizeof value);
-    emu_wait(EMU_WARP);
-    T found;
-    memcpy(&found, emu.thread[emu.now / 32 * 32 + lane % 32].deposit, sizeof found);
-    emu_wait(EMU_WARP); /* nobody deposits anew before all have read */
     return found;
 }
-static inline float nv_shuffle_xor(float value, int lanes) { return emu_exchange(value, (emu.now % 32) ^ lanes); }
-static inline int nv_shuffle_xor_int(int value, int lanes) { return emu_exchange(value, (emu.now % 32) ^ lanes); }
-static inline float nv_shuffle(float value, int lane) { return emu_exchange(value, lane); }
-static inline int nv_shuffle_int(int value, int lane) { return emu_exchange(value, lane); }
+NV int __dp4a(int a, int b, int c) {
+    for (int i = 0; i < 4; i++) c += (int)(signed char)(a >> 8 * i) * (int)(signed char)(b >> 8 * i);
+    return c;
+}
+NV unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
+    for (int i = 0; i < 4; i++) c += (a >> 8 * i & 255) * (b >> 8 * i & 255);
+    return c;
+}
+template <class T> NV T __ldg(const T *at) { return *at; }
+template <class T> NV T atomicAdd(T *at, T v) { T old = *at; *at = old + v; return old; }
+template <class T> NV T atomicMax(T *at, T v) { T old = *at; if (v > old) *at = v; return old; }
+template <class T> NV T atomicMin(T *at, T v) { T old = *at; if (v < old) *at = v; return old; }
+
+template <class A, class B> struct emu_wider { typedef decltype(true ? A() : B()) type; };
+template <class A, class B> NV typename emu_wider<A, B>::type max(A a, B b) {
+    typedef typename emu_wider<A, B>::type T;
+    return (T)a > (T)b ? (T)a : (T)b;
+}
+template <class A, class B> NV typename emu_wider<A, B>::type min(A a, B b) {
+    typedef typename emu_wider<A, B>::type T;
+    return (T)a < (T)b ? (T)a : (T)b;
+}
+NV float max(float a, float b) { return fmaxf(a, b); }
+NV float min(float a, float b) { return fminf(a, b); }
+NV double max(double a, double b) { return fmax(a, b); }
+NV double min(double a, double b) { return fmin(a, b); }
+NV half max(half a, half b) { return half(fmaxf(a, b)); }
+NV half min(half a, half b) { return half(fminf(a, b)); }
+NV nv_bfloat16 max(nv_bfloat16 a, nv_bfloat16 b) { return nv_bfloat16(fmaxf(a, b)); }
+NV nv_bfloat16 min(nv_bfloat16 a, nv_bfloat16 b) { return nv_bfloat16(fminf(a, b)); }
+
+NV float __half2float(half v) { return v; }
+NV half __float2half(float v) { return half(v); }
+NV half __float2half_rn(float v) { return half(v); }
+NV float __bfloat162float(nv_bfloat16 v) { return v; }
+NV nv_bfloat16 __float2bfloat16(float v) { return nv_bfloat16(v); }
+NV nv_bfloat16 __float2bfloat16_rn(float v) { return nv_bfloat16(v); }
+NV unsigned short __half_as_ushort(half v) { return v.bits; }
+NV half __ushort_as_half(unsigned short bits) { half v; v.bits = bits; return v; }
+NV unsigned short __bfloat16_as_ushort(nv_bfloat16 v) { return v.bits; }
+NV nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { nv_bfloat16 v; v.bits = bits; return v; }
+NV half2 __floats2half2_rn(float x, float y) { return make_half2(half(x), half(y)); }
+NV half2 __float22half2_rn(float2 v) { return make_half2(half(v.x), half(v.y)); }
+NV float2 __half22float2(half2 v) { return make_float2(v.x, v.y); }
+NV nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return make_nv_bfloat162(nv_bfloat16(x), nv_bfloat16(y)); }
+NV float2 __bfloat1622float2(nv_bfloat162 v) { return make_float2(v.x, v.y); }
+
+#define EMU_SIXTEEN1(NAME, OF)                                                                                        \
+    NV half NAME(half v) { return half(OF((float)v)); }                                                               \
+    NV nv_bfloat16 NAME(nv_bfloat16 v) { return nv_bfloat16(OF((float)v)); }
+#define EMU_SIXTEEN2(NAME, OF)                                                                                        \
+    NV half NAME(half a, half b) { return half(OF((float)a, (float)b)); }                                             \
+    NV nv_bfloat16 NAME(nv_bfloat16 a, nv_bfloat16 b) { return nv_bfloat16(OF((float)a, (float)b)); }
+EMU_SIXTEEN1(hexp, expf) EMU_SIXTEEN1(hexp2, exp2f) EMU_SIXTEEN1(hexp10, exp10f) EMU_SIXTEEN1(hlog, logf)
+EMU_SIXTEEN1(hlog2, log2f) EMU_SIXTEEN1(hlog10, log10f) EMU_SIXTEEN1(hsqrt, sqrtf) EMU_SIXTEEN1(hrsqrt, rsqrtf)
+EMU_SIXTEEN1(hrcp, __frcp_rn) EMU_SIXTEEN1(hsin, sinf) EMU_SIXTEEN1(hcos, cosf) EMU_SIXTEEN1(hfloor, floorf)
+EMU_SIXTEEN1(hceil, ceilf) EMU_SIXTEEN1(htrunc, truncf) EMU_SIXTEEN1(hrint, rintf) EMU_SIXTEEN1(htanh, tanhf)
+EMU_SIXTEEN1(htan, tanf) EMU_SIXTEEN1(hatan, atanf) EMU_SIXTEEN1(herf, erff) EMU_SIXTEEN1(__habs, fabsf)
+EMU_SIXTEEN2(hpow, powf) EMU_SIXTEEN2(__hmax, fmaxf) EMU_SIXTEEN2(__hmin, fminf)
+NV half __hadd(half a, half b) { return a + b; }
+NV half __hsub(half a, half b) { return a - b; }
+NV half __hmul(half a, half b) { return a * b; }
+NV half __hfma(half a, half b, half c) { return half(emu_towards_odd((double)(float)a * (double)(float)b + (double)(float)c)); }
+NV bool __hgt(half a, half b) { return a > b; }
+NV bool __hlt(half a, half b) { return a < b; }
+
+/* -- device.h ------------------------------------------------------------------------------------------------------ */
+
+NV float nv_float32_from_bits(uint32_t bits) { return emu_bits<float>(bits); }
+NV double nv_float64_from_bits(uint64_t bits) { return emu_bits<double>(bits); }
+NV half nv_float16_from_bits(uint32_t bits) { return __ushort_as_half((unsigned short)bits); }
+
+template <class T> NV T emu_exchange(T value, int lane) {
+    emu_exchange_operand o = {};
+    __builtin_memcpy(&o.value, &value, sizeof value);
+    o.lane = (unsigned)lane & 31u;
+    emu_machine->warp(EMU_EXCHANGE, &o);
+    __builtin_memcpy(&value, &o.result, sizeof value);
+    return value;
+}
+NV int emu_lane() { return (int)(threadIdx.x & 31u); }
+template <class T> NV T __shfl_sync(unsigned, T v, int lane, int width = 32) {
+    return emu_exchange(v, (emu_lane() & ~(width - 1)) | (lane & (width - 1)));
+}
+template <class T> NV T __shfl_xor_sync(unsigned, T v, int lanes, int = 32) { return emu_exchange(v, emu_lane() ^ lanes); }
+template <class T> NV T __shfl_down_sync(unsigned, T v, int by, int width = 32) {
+    int lane = emu_lane(), inside = (lane & (width - 1)) + by;
+    return emu_exchange(v, inside < width ? lane + by : lane);
+}
+template <class T> NV T __shfl_up_sync(unsigned, T v, int by, int width = 32) {
+    int lane = emu_lane(), inside = (lane & (width - 1)) - by;
+    return emu_exchange(v, inside >= 0 ? lane - by : lane);
+}
+NV float nv_shuffle_xor(float value, int lanes) { return emu_exchange(value, emu_lane() ^ lanes); }
+NV int nv_shuffle_xor_int(int value, int lanes) { return emu_exchange(value, emu_lane() ^ lanes); }
+NV float nv_shuffle(float value, int lane) { return emu_exchange(value, lane); }
+NV int nv_shuffle_int(int value, int lane) { return emu_exchange(value, lane); }
+NV void nv_warp_barrier() { emu_machine->warp(EMU_MEET, nullptr); }
+
+#define EMU_MMA(NAME, D, OPERATION)                                                                                   \
+    NV void NAME(D *d, const uint32_t *a, const uint32_t *b) {                                                        \
+        emu_mma_operand o = {d, a, b};                                                                                \
+        emu_machine->warp(OPERATION, &o);                                                                             \
+    }
+EMU_MMA(nv_mma_f16, float, EMU_MMA_F16)
+EMU_MMA(nv_mma_bf16, float, EMU_MMA_BF16)
+EMU_MMA(nv_mma_tf32, float, EMU_MMA_TF32)
+EMU_MMA(nv_mma_s8, int32_t, EMU_MMA_S8)
+EMU_MMA(nv_mma_u8s8, int32_t, EMU_MMA_U8S8)
+NV uint32_t nv_tf32(float value) { /* to the nearest, ties away from zero */
+    uint32_t bits = emu_bits<uint32_t>(value);
+    if ((bits & 0x7f800000) == 0x7f800000) return bits;
+    return (bits + 0x1000) & 0xffffe000;
+}
+
+#define EMU_LDMATRIX(NAME, OPERATION)                                                                                 \
+    NV void NAME(uint32_t *to, const void *row) {                                                                     \
+        emu_matrix_operand o = {to, row};                                                                             \
+        emu_machine->warp(OPERATION, &o);                                                                             \
+    }
+EMU_LDMATRIX(nv_ldmatrix4, EMU_LDMATRIX4)
+EMU_LDMATRIX(nv_ldmatrix2, EMU_LDMATRIX2)
+EMU_LDMATRIX(nv_ldmatrix4_transposed, EMU_LDMATRIX4_T)
+
+NV void nv_copy16(void *to, const void *from, int valid) { emu_machine->copy(to, from, 16, valid); }
+NV void nv_copy4(void *to, const void *from, int valid) { emu_machine->copy(to, from, 4, valid); }
+NV void nv_copies_close() { emu_machine->copies_close(); }
+NV void nv_copies_wait0() { emu_machine->copies_wait(0); }
+NV void nv_copies_wait1() { emu_machine->copies_wait(1); }
+NV void nv_copies_wait2() { emu_machine->copies_wait(2); }
+NV double nv_shuffle_xor_double(double value, int lanes) { return emu_exchange(value, emu_lane() ^ lanes); }
+NV int64_t nv_shuffle_xor_int64(int64_t value, int lanes) { return emu_exchange(value, emu_lane() ^ lanes); }
+NV double nv_shuffle_double(double value, int lane) { return emu_exchange(value, lane); }
+NV int64_t nv_shuffle_int64(int64_t value, int lane) { return emu_exchange(value, lane); }
+NV float nv_exp2(float x) { float r = exp2f(x); return fabsf(r) < 1.17549435e-38f ? 0.0f : r; }
+
+NV float nv_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+template <class T> NV void nv_load(T *to, const T *from, int n) { memcpy((void *)to, (const void *)from, n * sizeof(T)); }
+template <class T> NV void nv_store(T *to, const T *from, int n) { memcpy((void *)to, (const void *)from, n * sizeof(T)); }
+NV double nv_shuffle_xor_double(double value, int lanes) { return emu_exchange(value, emu_lane() ^ lanes); }
+NV int64_t nv_shuffle_xor_int64(int64_t value, int lanes) { return emu_exchange(value, emu_lane() ^ lanes); }
+NV double nv_shuffle_double(double value, int lane) { return emu_exchange(value, lane); }
+NV int64_t nv_shuffle_int64(int64_t value, int lane) { return emu_exchange(value, lane); }
+NV float nv_exp2(float x) { return exp2f(x); }
 
 /* N neighbours as one access, whose address must be a multiple of its size, as another type; `pad` where not `valid`. */
-template <int N, class T> struct nv_pack { T at[N]; };
-static inline int emu_misplaced(const void *at, size_t size) { /* a fault on a GPU; here what follows is wrong */
-    if ((uintptr_t)at % size == 0) return 0;
-    fprintf(stderr, "emulation: an access of %zu bytes at an address that is no multiple of it\n", size);
-    return 1;
-}
-template <int N, class To, class From> static inline void nv_read(To *to, const From *from, int valid, To pad) {
+template <int N, class T> struct alignas(N * sizeof(T)) nv_pack { T at[N]; };
+template <int N, class To, class From> NV void nv_read(To *to, const From *from, int valid, To pad) {
     if (valid) {
-        nv_pack<N, From> got;
-        if (emu_misplaced(from, sizeof got)) memset((void *)&got, 0xc5, sizeof got);
-        else memcpy((void *)&got, (const void *)from, sizeof got);
-#pragma unroll
+        nv_pack<N, From> got = *(const nv_pack<N, From> *)from;
         for (int i = 0; i < N; i++) to[i] = (To)got.at[i];
     } else {
-#pragma unroll
         for (int i = 0; i < N; i++) to[i] = pad;
     }
 }
-template <int N, class To, class From> static inline void nv_read(To *to, const From *from) { nv_read<N>(to, from, 1, To()); }
-template <int N, class T> static inline void nv_write(T *to, const T *from) {
-    if (!emu_misplaced(to, N * sizeof(T))) memcpy((void *)to, (const void *)from, N * sizeof(T));
+template <int N, class To, class From> NV void nv_read(To *to, const From *from) { nv_read<N>(to, from, 1, To()); }
+template <int N, class T> NV void nv_write(T *to, const T *from) {
+    nv_pack<N, T> put;
+    for (int i = 0; i < N; i++) put.at[i] = from[i];
+    *(nv_pack<N, T> *)to = put;
 }
+
+/* NaN wins, as where a CPU compares. */
+NV float nv_max(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
+NV float nv_min(float a, float b) { return a != a ? a : b != b ? b : a < b ? a : b; }
+NV float nv_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+template <class T> NV void nv_load(T *to, const T *from, int n) { for (int i = 0; i < n; i++) to[i] = from[i]; }
+template <class T> NV void nv_store(T *to, const T *from, int n) { for (int i = 0; i < n; i++) to[i] = from[i]; }

@@ -14,6 +14,7 @@ NAMES = (
     "conv",
     "conv_grad_weight",
     "conv_transpose",
+    "cuda_reduce",
     "depthwise",
     "dot_conv",
     "dot_depthwise",

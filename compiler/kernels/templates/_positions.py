@@ -8,7 +8,7 @@ from ...ops.numeric import highest, lowest, numpy_dtype
 from ._rows import Spot, Unit
 
 
-class _Better:
+class Better:
     """Compares (value, position) pairs: the larger or smaller value, of equal ones the first or last; NaN wins."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ def positions(fold: Any, unit: Unit) -> None:
 
     from ..tir import constant, select, splat
 
-    k, dtype, better = fold.k, fold.dtypes[0], _Better(fold.c)
+    k, dtype, better = fold.k, fold.dtypes[0], Better(fold.c)
     slots = fold.walk.slots(unit, 1)
     best = {s: k.register(dtype, w) for s, w in slots.items()}
     where = {s: k.register("int32", w) for s, w in slots.items()}
@@ -76,11 +76,11 @@ def positions(fold: Any, unit: Unit) -> None:
         if fold.walk.across:
             pairs = [_across(k, better, *p) for p in pairs]
         while len(pairs) > 1:
-            pairs = [_better_pair(k, better, pairs[0], pairs[1]), *pairs[2:]]
+            pairs = [better_pair(k, better, pairs[0], pairs[1]), *pairs[2:]]
         fold.store(coords, lanes, [pairs[0][1]])
 
 
-def _better_pair(k: Any, better: _Better, a: Any, b: Any) -> tuple[Any, Any]:
+def better_pair(k: Any, better: Better, a: Any, b: Any) -> tuple[Any, Any]:
     from ..tir import select
 
     (x, i), (y, j) = ((k.bind(v) for v in pair) for pair in (a, b))
@@ -88,7 +88,7 @@ def _better_pair(k: Any, better: _Better, a: Any, b: Any) -> tuple[Any, Any]:
     return k.bind(select(wins, y, x)), k.bind(select(wins, j, i))
 
 
-def _across(k: Any, better: _Better, value: Any, index: Any) -> tuple[Any, Any]:
+def _across(k: Any, better: Better, value: Any, index: Any) -> tuple[Any, Any]:
     """The best pair of a vector's lanes."""
     from tvm import tirx
 
@@ -100,5 +100,5 @@ def _across(k: Any, better: _Better, value: Any, index: Any) -> tuple[Any, Any]:
             tuple(tirx.Shuffle([v], [tirx.IntImm("int32", at + i) for i in range(half)]) for v in (value, index))
             for at in (0, half)
         ]
-        value, index = _better_pair(k, better, *halves)
+        value, index = better_pair(k, better, *halves)
     return value, index

@@ -31,7 +31,7 @@ _SPLIT_FROM = 1 << 16  # elements that are worth folding in parts
 def plan(region: Region) -> list[Plan]:
     body, attrs = region.body, region.attrs
     x = body.type(source(region))
-    if region.op == "reductions" and not _one_walk(region):
+    if region.op == "reductions" and not one_walk(region):
         return []
     named: tuple[int, ...] = (attrs["axis"],) if region.op in POSITIONS else attrs["axes"]
     axes = normalise_axes(named, x.rank)
@@ -57,10 +57,10 @@ def plan(region: Region) -> list[Plan]:
     tasks = config["walk"]["tasks"]
     draft = Draft(KernelSpec("reduce", config), (*inputs, *outputs), tasks if tasks > 1 else None)
     detail = "reduce across" if config["walk"]["across"] else "reduce columns"
-    return [Plan("reduce", (draft,), cost, inplace=_updates(region), detail=detail)]
+    return [Plan("reduce", (draft,), cost, inplace=updates(region), detail=detail)]
 
 
-def _one_walk(region: Region) -> bool:
+def one_walk(region: Region) -> bool:
     """Whether several anchors are folds of one shape over the same axes, of which none needs another, and everything
     that comes out is of their results' shape."""
     body, before = region.body, ancestors(region)
@@ -79,7 +79,7 @@ def _wide(folds: Sequence[str]) -> int:
     return 4 if len(folds) <= 3 else 2
 
 
-def _updates(region: Region) -> tuple[tuple[int, int], ...]:
+def updates(region: Region) -> tuple[tuple[int, int], ...]:
     """Inputs that an output may take over: those that only the work on the result reads, at its own place."""
     before = ancestors(region)
     return tuple(
@@ -162,7 +162,7 @@ def _in_parts(
         drafts,
         cost + 1000,
         shared_bytes=8 * step * parts * len(folds),
-        inplace=_updates(region),
+        inplace=updates(region),
         detail=f"reduce in {parts} parts",
     )
 
@@ -186,7 +186,7 @@ def combiner(op: str, dtype: str) -> tuple[Callable[[Any, Any], Any], Any]:
     return (maximum if largest else minimum), start
 
 
-class _Fold:
+class Fold:
     """One kernel of this template: all folds of the region in one walk."""
 
     def __init__(self, k: Any, config: dict[str, Any], *, joins: bool = False) -> None:
@@ -276,13 +276,13 @@ class _Fold:
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    fold = _Fold(k, config)
+    fold = Fold(k, config)
     fold.outputs()
     fold.walk.run(_finish(fold) if config["folds"][0] in FOLDS else lambda unit: positions(fold, unit))
 
 
 def emit_partial(k: Any, config: dict[str, Any]) -> None:
-    fold = _Fold(k, config)
+    fold = Fold(k, config)
     fold.held()
 
     def body(unit: Unit) -> None:
@@ -296,13 +296,13 @@ def emit_partial(k: Any, config: dict[str, Any]) -> None:
 
 
 def emit_join(k: Any, config: dict[str, Any]) -> None:
-    fold = _Fold(k, config, joins=True)
+    fold = Fold(k, config, joins=True)
     fold.outputs()
     fold.held()
     fold.walk.run(_finish(fold))
 
 
-def _finish(fold: _Fold) -> Callable[[Unit], None]:
+def _finish(fold: Fold) -> Callable[[Unit], None]:
     def body(unit: Unit) -> None:
         slots = fold.folded(unit)
         for column, coords, lanes in fold.walk.results(unit):
