@@ -28,6 +28,7 @@ from .library import build_artifact
 from .passes import canonicalize
 from .passes.channels import drop_idle_channels
 from .passes.fuse import fuse
+from .passes.half import half, half_type
 from .passes.signs import match_signs
 from .plan.advice import too_large, too_much_flash
 from .plan.derive import Derived
@@ -44,7 +45,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How to compile. ``precision="exact"``: no Winograd, no approximations. ``optimize="size"``: weights as they are.
+    """How to compile. ``precision="exact"``: no Winograd, no approximations, no TF32; ``"fp16"`` and ``"bf16"``: half
+    types in a GPU's memory (``passes.half``). ``optimize="size"``: weights as they are.
     ``max_ram`` (bytes) bounds the arena of ``threads`` workers. ``fast``, ``spare``, ``arena`` and ``flash`` are the
     memories of a board (``plan.regions.board_memory``): those beside the arena that take what is touched most often,
     those that help where the arena is too small, the arena's own capacity, and the bytes for code and constants."""
@@ -87,6 +89,8 @@ def plan_program(
         graph = drop_idle_channels(canonicalize(item.graph, check=options.check))
         _check_sizes(graph)
         check_machine(graph, machine)
+        dtype = half_type(options.precision, machine, graph)
+        graph = graph if dtype is None else half(graph, dtype)
         if options.max_ram is None and options.arena is None:
             built.append(_build(graph, item, machine, options, pool))
         else:

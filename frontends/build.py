@@ -20,6 +20,7 @@ from ..compiler.cache import cache_dir, graph_digest, pins, read_entry, source_d
 from ..compiler.ir import Graph
 from ..compiler.kernels.spec import machine_key
 from ..compiler.names import identifier
+from ..compiler.passes.half import PRECISIONS
 from ..compiler.pipeline import EntryGraph, Options, Progress, compile_entries, emit_entries
 from ..compiler.plan.regions import board_memory
 from ..errors import NervureError
@@ -63,16 +64,17 @@ def compile(
     board, by its name or as the path of a TOML file; what does not fit its memory ends in an error that says what
     would. ``dims`` binds named dimensions (``{"batch": 8}``; several values, ``{"batch": (1, 8)}``,
     make one plan each in the same artifact); ``shapes`` gives whole input shapes. ``precision="exact"`` leaves out
-    Winograd and approximations. ``max_ram`` (bytes) bounds the arena of ``threads`` workers; a training step
-    computes activations again instead of keeping them where that makes it fit. ``training`` adds the entry
-    points ``train_step`` and ``evaluate`` to a network of the DSL, ``steps`` one's own (networks whose functions
-    call ``nv.minimize``; ``source`` may then be a list of networks). ``out``: where to write the library (its C header
-    goes beside it); without it, a temporary place. ``emit="c"`` writes portable C99 for the target instead of a
-    library, ``out`` is then a file NAME.c: a ``Source`` comes back, a model that is built with zig when it is called.
+    Winograd, approximations and TF32; ``"fp16"`` and ``"bf16"``, for GPUs, hold weights and activations in half types.
+    ``max_ram`` (bytes) bounds the arena of ``threads`` workers; a training step computes activations again instead of
+    keeping them where that makes it fit. ``training`` adds the entry points ``train_step`` and ``evaluate`` to a
+    network of the DSL, ``steps`` one's own (networks whose functions call ``nv.minimize``; ``source`` may then be a
+    list of networks). ``out``: where to write the library (its C header goes beside it); without it, a temporary
+    place. ``emit="c"`` writes portable C99 for the target instead of a library, ``out`` is then a file NAME.c: a
+    ``Source`` comes back, a model that is built with zig when it is called.
 
     Raises ``NervureError`` for a model that cannot be read, bound or compiled, and where ``out`` cannot be written.
     """
-    _known("precision", precision, ("default", "exact"))
+    _known("precision", precision, ("default", "exact", *PRECISIONS))
     _known("optimize", optimize, ("speed", "size"))
     _known("emit", emit, ("library", "c"))
     machine = get_target(target, board)

@@ -11,6 +11,8 @@ import typer
 class Precision(enum.StrEnum):
     default = "default"
     exact = "exact"
+    fp16 = "fp16"
+    bf16 = "bf16"
 
 
 class Optimize(enum.StrEnum):
@@ -70,7 +72,11 @@ Shapes = Annotated[
     typer.Option("--shape", metavar="NAME=D,D,...", help="Shape of an input (or size of a dimension: batch=1,8)."),
 ]
 PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", help="exact leaves out Winograd and approximated functions.")
+    Precision,
+    typer.Option(
+        "--precision",
+        help="exact leaves out Winograd, approximated functions and TF32; fp16 and bf16 are for GPUs.",
+    ),
 ]
 OptimizeOption = Annotated[Optimize, typer.Option("--optimize", help="size keeps weights at their original size.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the caches.")]
