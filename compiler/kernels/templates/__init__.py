@@ -14,6 +14,7 @@ NAMES = (
     "conv",
     "conv_grad_weight",
     "conv_transpose",
+    "cuda_pointwise",
     "cuda_reduce",
     "depthwise",
     "dot_conv",
