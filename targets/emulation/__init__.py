@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,8 +22,13 @@ from ..machine import Machine
 from ..toolchain import run_zig
 
 HERE = Path(__file__).parent
-_TARGET = ("-target", "x86_64-linux-gnu")
-_FLAGS = ("-O1", "-g0", "-shared", "-fPIC", "-fno-exceptions", "-fno-rtti", "-nostdinc++", "-Wno-everything")
+_CPU = {"x86_64": "x86_64_v3", "aarch64": "generic"}
+_FLAGS = ("-g0", "-shared", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing", "-ffp-contract=off")
+_FLAGS += ("-fvisibility=hidden", "-fno-sanitize=undefined", "-Wno-everything")
+_IMAGE_FLAGS = ("-O1", "-nostdlib", "-DEMU_IMAGE", "-ftrivial-auto-var-init=pattern")
+_ALIGNMENT = ("-fsanitize=alignment", "-fsanitize-minimal-runtime")
+_DRIVER_FLAGS = ("-O2", "-Wl,-soname,libcuda.so.1", "-ldl", "-lpthread")
+_DRIVER = ("engine.h", "library.h", "engine.cpp", "collective.cpp")
 _SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
 
 
@@ -32,11 +37,14 @@ def emulated(machine: Machine) -> Machine:
     return replace(machine, name=machine.name + EMULATED, emulator=("emulation",))
 
 
-def compile_kernels(kernels: Sequence[tuple[str, str]]) -> bytes:
-    """A library of kernels (name, text), each as a function ``NAME_launch(arguments, blocks, threads, shared)``."""
-    texts = [HERE.joinpath("device.h").read_text(), *(text for _, text in kernels)]
-    texts += [_launcher(text) for _, text in kernels]
-    return _library("kernels.cpp", "\n".join(texts), ())
+def compile_kernels(kernels: Sequence[tuple[str, str]], target: str = "x86_64-linux-gnu") -> bytes:
+    """A library of kernels (name, text), each as a function ``NAME_launch(arguments, blocks, threads, shared)``.
+
+    It asks for nothing but what the driver gives it when it is loaded, and libm. ``target`` is a CPU, as zig names it.
+    """
+    texts = [HERE.joinpath(name).read_text() for name in ("engine.h", "device.h")]
+    texts += [text for _, text in kernels] + [_launcher(text) for _, text in kernels]
+    return _library({"kernels.cpp": "\n".join(texts)}, (*_IMAGE_FLAGS, *_ALIGNMENT), target)
 
 
 def _launcher(text: str) -> str:
@@ -47,17 +55,18 @@ def _launcher(text: str) -> str:
     given = ", ".join(f"*({t}*)emu_arguments[{i}]" for i, t in enumerate(types))
     return (
         f"static void {name}_body(void **emu_arguments) {{ {name}({given}); }}\n"
-        f'extern "C" const int {name}_arguments = {len(types)};\n'
-        f'extern "C" int {name}_launch(void **arguments, unsigned blocks, unsigned threads, unsigned shared) '
-        f"{{ return emu_launch({name}_body, arguments, blocks, threads, shared); }}\n"
+        f'extern "C" EMU_EXPORT const int {name}_arguments = {len(types)};\n'
+        f'extern "C" EMU_EXPORT int {name}_launch(void **arguments, unsigned blocks, unsigned threads, unsigned shared) '
+        f'{{ return emu_machine->run("{name}", {name}_body, arguments, blocks, threads, shared); }}\n'
     )
 
 
 @cache
-def driver() -> Path:
-    """The library that stands in for ``libcuda.so.1``, by that name in a folder of its own."""
-    text = "".join((HERE / name).read_text() for name in ("driver.cpp", "streams.cpp"))
-    data = _library("driver.cpp", text, ("-Wl,-soname,libcuda.so.1", "-ldl"))
+def driver(target: str = "x86_64-linux-gnu") -> Path:
+    """The library that stands in for ``libcuda.so.1`` on that CPU, by that name in a folder of its own."""
+    texts = {name: HERE.joinpath(name).read_text() for name in _DRIVER}
+    texts["driver.cpp"] = "".join(HERE.joinpath(name).read_text() for name in ("driver.cpp", "streams.cpp"))
+    data = _library(texts, _DRIVER_FLAGS, target)
     path = cache_dir() / "emulation" / hashlib.sha256(data).hexdigest()[:16] / "libcuda.so.1"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,15 +79,18 @@ def install() -> None:
     ctypes.CDLL(str(driver()), mode=ctypes.RTLD_GLOBAL)
 
 
-def _library(name: str, text: str, flags: Sequence[str]) -> bytes:
-    """The text as a shared library, from the cache where it is there."""
-    key = hashlib.sha256("\0".join((text, *_FLAGS, *flags)).encode()).hexdigest()
+def _library(texts: Mapping[str, str], flags: Sequence[str], target: str) -> bytes:
+    """The texts as a shared library, from the cache where it is there."""
+    options = ("-target", target, f"-mcpu={_CPU[target.split('-')[0]]}", *_FLAGS)
+    key = hashlib.sha256("\0".join((*texts, *texts.values(), *options, *flags)).encode()).hexdigest()
     path = cache_dir() / "emulation" / key[:2] / key
     if path.exists():
         return path.read_bytes()
     with temporary_folder() as folder:
-        (folder / name).write_text(text)
-        run_zig(["c++", *_TARGET, *_FLAGS, name, *flags, "-o", "library.so"], folder)
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+        sources = [name for name in texts if name.endswith(".cpp")]
+        run_zig(["cc", *options, *sources, *flags, "-o", "library.so"], folder)
         data = (folder / "library.so").read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data)

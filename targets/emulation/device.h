@@ -6,6 +6,8 @@
 #define __launch_bounds__(...)
 #define __restrict__
 #define NV static inline
+#define memcpy __builtin_memcpy
+#define memset __builtin_memset
 typedef unsigned uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;
@@ -359,12 +361,6 @@ NV float nv_exp2(float x) { float r = exp2f(x); return fabsf(r) < 1.17549435e-38
 NV float nv_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 template <class T> NV void nv_load(T *to, const T *from, int n) { memcpy((void *)to, (const void *)from, n * sizeof(T)); }
 template <class T> NV void nv_store(T *to, const T *from, int n) { memcpy((void *)to, (const void *)from, n * sizeof(T)); }
-NV double nv_shuffle_xor_double(double value, int lanes) { return emu_exchange(value, emu_lane() ^ lanes); }
-NV int64_t nv_shuffle_xor_int64(int64_t value, int lanes) { return emu_exchange(value, emu_lane() ^ lanes); }
-NV double nv_shuffle_double(double value, int lane) { return emu_exchange(value, lane); }
-NV int64_t nv_shuffle_int64(int64_t value, int lane) { return emu_exchange(value, lane); }
-NV float nv_exp2(float x) { return exp2f(x); }
-
 /* N neighbours as one access, whose address must be a multiple of its size, as another type; `pad` where not `valid`. */
 template <int N, class T> struct alignas(N * sizeof(T)) nv_pack { T at[N]; };
 template <int N, class To, class From> NV void nv_read(To *to, const From *from, int valid, To pad) {
@@ -385,6 +381,3 @@ template <int N, class T> NV void nv_write(T *to, const T *from) {
 /* NaN wins, as where a CPU compares. */
 NV float nv_max(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
 NV float nv_min(float a, float b) { return a != a ? a : b != b ? b : a < b ? a : b; }
-NV float nv_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-template <class T> NV void nv_load(T *to, const T *from, int n) { for (int i = 0; i < n; i++) to[i] = from[i]; }
-template <class T> NV void nv_store(T *to, const T *from, int n) { for (int i = 0; i < n; i++) to[i] = from[i]; }

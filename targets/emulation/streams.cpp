@@ -187,7 +187,7 @@ static size_t elf_bytes(const unsigned char *image) {
 API cuModuleLoadData(void **module, const void *image) {
     CALL;
     if (memcmp(image, "\177ELF", 4) != 0 || get(CAPABILITY) != 0) return NO_BINARY;
-    int file = memfd_create("kernels", 0);
+    int file = (int)syscall(SYS_memfd_create, "kernels", 0);
     size_t bytes = elf_bytes((const unsigned char *)image), at = 0;
     while (at < bytes) {
         ssize_t written = write(file, (const char *)image + at, bytes - at);
@@ -199,6 +199,8 @@ API cuModuleLoadData(void **module, const void *image) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL) fprintf(stderr, "%s\n", dlerror()), close(file);
     if (library == NULL) return NO_BINARY;
+    emu_engine **machine = (emu_engine **)dlsym(library, "emu_machine");
+    if (machine != NULL) *machine = emu_start();
     loaded *held = (loaded *)malloc(sizeof(loaded));
     *held = loaded{library, file, NULL}; /* open as long: dlopen knows libraries by the name, which is its number */
     *module = held;

@@ -191,12 +191,15 @@ def _emulated(draft: Draft, machine: Machine) -> Callable[..., None]:
     made = device.text(builder, [i for i, a in enumerate(draft.args) if a.kind == "worker"])
     path = Path(_folder.name) / f"{len(_loaded)}.so"
     path.write_bytes(emulation.compile_kernels([(draft.spec.name, made["source"])]))
-    function = getattr(ctypes.CDLL(str(path)), f"{draft.spec.name}_launch")
+    library, engine = ctypes.CDLL(str(path)), ctypes.CDLL(str(emulation.driver()))
+    engine.emu_start.restype, engine.emu_message.restype = ctypes.c_void_p, ctypes.c_char_p
+    ctypes.c_void_p.in_dll(library, "emu_machine").value = engine.emu_start()
+    function = getattr(library, f"{draft.spec.name}_launch")
 
     def launch(*pointers: ctypes.c_void_p) -> None:
         given = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(p) for p in pointers))
         status = function(given, made["blocks"], made["threads"], made["shared"])
-        assert status == 0, "threads of a block wait for those that never come"
+        assert status == 0, engine.emu_message().decode()
 
     return launch
 
