@@ -14,6 +14,8 @@ NAMES = (
     "conv",
     "conv_grad_weight",
     "conv_transpose",
+    "cuda_conv_grad_weight",
+    "cuda_depthwise",
     "cuda_pointwise",
     "cuda_reduce",
     "depthwise",
