@@ -103,15 +103,28 @@ typedef nv_bfloat16 __nv_bfloat16;
 
 /* -- vectors ------------------------------------------------------------------------------------------------------- */
 
+/* Copied by functions of their own: the compiler checks the alignment of what these are called for, not of a copy. */
 #define EMU_VECTOR2(NAME, T, ALIGN)                                                                                   \
-    struct alignas(ALIGN) NAME { T x, y; };                                                                           \
-    NV NAME make_##NAME(T x, T y) { NAME v; v.x = x, v.y = y; return v; }
+    struct alignas(ALIGN) NAME {                                                                                      \
+        T x, y;                                                                                                       \
+        NAME() = default;                                                                                             \
+        NAME(const NAME &v) : x(v.x), y(v.y) {}                                                                       \
+        NAME(T x, T y) : x(x), y(y) {}                                                                                \
+        NAME &operator=(const NAME &v) { x = v.x, y = v.y; return *this; }                                            \
+    };                                                                                                                \
+    NV NAME make_##NAME(T x, T y) { return NAME(x, y); }
 #define EMU_VECTOR3(NAME, T, ALIGN)                                                                                   \
     struct alignas(ALIGN) NAME { T x, y, z; };                                                                        \
     NV NAME make_##NAME(T x, T y, T z) { NAME v; v.x = x, v.y = y, v.z = z; return v; }
 #define EMU_VECTOR4(NAME, T, ALIGN)                                                                                   \
-    struct alignas(ALIGN) NAME { T x, y, z, w; };                                                                     \
-    NV NAME make_##NAME(T x, T y, T z, T w) { NAME v; v.x = x, v.y = y, v.z = z, v.w = w; return v; }
+    struct alignas(ALIGN) NAME {                                                                                      \
+        T x, y, z, w;                                                                                                 \
+        NAME() = default;                                                                                             \
+        NAME(const NAME &v) : x(v.x), y(v.y), z(v.z), w(v.w) {}                                                       \
+        NAME(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}                                                          \
+        NAME &operator=(const NAME &v) { x = v.x, y = v.y, z = v.z, w = v.w; return *this; }                          \
+    };                                                                                                                \
+    NV NAME make_##NAME(T x, T y, T z, T w) { return NAME(x, y, z, w); }
 #define EMU_VECTORS(NAME, T, SIZE)                                                                                    \
     struct alignas(SIZE) NAME##1 { T x; };                                                                            \
     NV NAME##1 make_##NAME##1(T x) { NAME##1 v; v.x = x; return v; }                                                  \
@@ -362,22 +375,50 @@ NV float nv_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 template <class T> NV void nv_load(T *to, const T *from, int n) { memcpy((void *)to, (const void *)from, n * sizeof(T)); }
 template <class T> NV void nv_store(T *to, const T *from, int n) { memcpy((void *)to, (const void *)from, n * sizeof(T)); }
 /* N neighbours as one access, whose address must be a multiple of its size, as another type; `pad` where not `valid`. */
-template <int N, class T> struct alignas(N * sizeof(T)) nv_pack { T at[N]; };
+NV void emu_aligned(const void *at, size_t bytes) {
+    if ((size_t)at % bytes != 0) __ubsan_handle_type_mismatch_minimal();
+}
 template <int N, class To, class From> NV void nv_read(To *to, const From *from, int valid, To pad) {
-    if (valid) {
-        nv_pack<N, From> got = *(const nv_pack<N, From> *)from;
-        for (int i = 0; i < N; i++) to[i] = (To)got.at[i];
-    } else {
-        for (int i = 0; i < N; i++) to[i] = pad;
-    }
+    if (valid) emu_aligned(from, N * sizeof(From));
+    for (int i = 0; i < N; i++) to[i] = valid ? (To)from[i] : pad;
 }
 template <int N, class To, class From> NV void nv_read(To *to, const From *from) { nv_read<N>(to, from, 1, To()); }
 template <int N, class T> NV void nv_write(T *to, const T *from) {
-    nv_pack<N, T> put;
-    for (int i = 0; i < N; i++) put.at[i] = from[i];
-    *(nv_pack<N, T> *)to = put;
+    emu_aligned(to, N * sizeof(T));
+    for (int i = 0; i < N; i++) to[i] = from[i];
 }
 
 /* NaN wins, as where a CPU compares. */
 NV float nv_max(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
 NV float nv_min(float a, float b) { return a != a ? a : b != b ? b : a < b ? a : b; }
+
+/* -- operands of matrix products ---------------------------------------------------------------------------------- */
+
+template <class T> NV void nv_put(void *to, T value) { *(T *)to = value; }
+template <class T> NV void nv_put2(void *to, T first, T second) { *(nv_pack<2, T> *)to = {{first, second}}; }
+/* N neighbours, put STEP elements apart. */
+template <int N, int STEP, class T> NV void nv_spread(T *to, const void *from) {
+    nv_pack<N, T> got = *(const nv_pack<N, T> *)from;
+    for (int i = 0; i < N; i++) to[i * STEP] = got.at[i];
+}
+NV void nv_fill4(void *to, uint32_t word) { *(uint32_t *)to = word; }
+NV void nv_fill16(void *to, uint32_t word) { *(nv_pack<4, uint32_t> *)to = {{word, word, word, word}}; }
+/* Four numbers of 32 bits, `near` and `far` bytes apart: a fragment of operands that no ldmatrix deals out. */
+NV void nv_words4(uint32_t *to, const void *from, int near, int far) {
+    const char *at = (const char *)from;
+    to[0] = *(const uint32_t *)at, to[1] = *(const uint32_t *)(at + near);
+    to[2] = *(const uint32_t *)(at + far), to[3] = *(const uint32_t *)(at + near + far);
+}
+NV void nv_tf32_4(uint32_t *at) {
+    for (int i = 0; i < 4; i++) at[i] = nv_tf32(__uint_as_float(at[i]));
+}
+NV void nv_flip4(uint32_t *at) { /* uint8 to int8, 128 less */
+    for (int i = 0; i < 4; i++) at[i] ^= 0x80808080u;
+}
+/* d[i][j] += a[i] b[j] */
+NV float nv_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+NV double nv_multiply_add(double a, double b, double c) { return fma(a, b, c); }
+template <int ROWS, int COLUMNS, class T> NV void nv_fma_tile(T *d, const T *a, const T *b) {
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < COLUMNS; j++) d[i * COLUMNS + j] = nv_multiply_add(a[i], b[j], d[i * COLUMNS + j]);
+}

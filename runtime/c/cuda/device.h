@@ -183,3 +183,39 @@ template <class T> NV void nv_store(T *to, const T *from, int n) {
     else if (bytes % 4 == 0) nv_store_by<uint>(to, from, n);
     else nv_store_by<T>(to, from, n);
 }
+
+/* -- operands of matrix products ---------------------------------------------------------------------------------- */
+
+template <class T> NV void nv_put(void *to, T value) { *(T *)to = value; }
+template <class T> NV void nv_put2(void *to, T first, T second) { *(nv_pack<2, T> *)to = {{first, second}}; }
+/* N neighbours, put STEP elements apart. */
+template <int N, int STEP, class T> NV void nv_spread(T *to, const void *from) {
+    nv_pack<N, T> got = *(const nv_pack<N, T> *)from;
+#pragma unroll
+    for (int i = 0; i < N; i++) to[i * STEP] = got.at[i];
+}
+NV void nv_fill4(void *to, uint32_t word) { *(uint32_t *)to = word; }
+NV void nv_fill16(void *to, uint32_t word) { *(nv_pack<4, uint32_t> *)to = {{word, word, word, word}}; }
+/* Four numbers of 32 bits, `near` and `far` bytes apart: a fragment of operands that no ldmatrix deals out. */
+NV void nv_words4(uint32_t *to, const void *from, int near, int far) {
+    const char *at = (const char *)from;
+    to[0] = *(const uint32_t *)at, to[1] = *(const uint32_t *)(at + near);
+    to[2] = *(const uint32_t *)(at + far), to[3] = *(const uint32_t *)(at + near + far);
+}
+NV void nv_tf32_4(uint32_t *at) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) at[i] = nv_tf32(__uint_as_float(at[i]));
+}
+NV void nv_flip4(uint32_t *at) { /* uint8 to int8, 128 less */
+#pragma unroll
+    for (int i = 0; i < 4; i++) at[i] ^= 0x80808080u;
+}
+/* d[i][j] += a[i] b[j] */
+NV float nv_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+NV double nv_multiply_add(double a, double b, double c) { return fma(a, b, c); }
+template <int ROWS, int COLUMNS, class T> NV void nv_fma_tile(T *d, const T *a, const T *b) {
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) d[i * COLUMNS + j] = nv_multiply_add(a[i], b[j], d[i * COLUMNS + j]);
+}
