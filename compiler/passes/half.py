@@ -106,6 +106,7 @@ class _Kept:
             self._decide(key)
         for key in reversed(self.order):
             self._lift(key)
+            self._lower(key)
 
     def _decide(self, key: int) -> None:
         node = self.graph.node(key)
@@ -159,10 +160,23 @@ class _Kept:
         if key in self.wide or not plain or any(t.dtype != "float32" for t in node.types):
             return
         users = {user for value in self.graph.values(key) for user, _ in self.graph.users(value)}
-        shown = any(v.node == key for v in (*self.graph.outputs, *self.graph.bindings.values()))
+        shown = self._shown(key)
         moves = node.op in _SCALING or kind == Kind.VIEW or all(self.graph.node(u).op == "cast" for u in users)
         if (shown or (users and moves)) and all(u in self.wide or self.graph.node(u).op == "cast" for u in users):
             self.wide.add(key)
+
+
+    def _lower(self, key: int) -> None:
+        """Views of float32 that nothing reads as such are narrow: the cast then stands before them, beside work."""
+        graph, node = self.graph, self.graph.node(key)
+        if key not in self.wide or key in self.counts or OPS[node.op].kind != Kind.VIEW or self._shown(key):
+            return
+        users = {user for user, _ in graph.users(Value(key))}
+        if users and not any(u in self.wide or graph.node(u).op == "cast" for u in users):
+            self.wide.remove(key)
+
+    def _shown(self, key: int) -> bool:
+        return any(v.node == key for v in (*self.graph.outputs, *self.graph.bindings.values()))
 
 
 class _Rewriting:

@@ -119,6 +119,14 @@ def test_what_leaves_float32_is_clipped(kit: Any) -> None:
     assert not halved(graph, "bfloat16").find("clip")
 
 
+def test_casts_stand_beside_work_and_not_behind_views(kit: Any) -> None:
+    b = kit.Builder()
+    mean = b.reduce_mean(b.relu(b.conv(b.x(1, 3, 6, 6), b.w(8, 3, 3, 3))), axes=(2, 3), keepdims=True)
+    graph = kit.finish(b, b.matmul(b.reshape(mean, shape=(1, 8)), b.w(8, 4)))
+    after = halved(graph, "float16")
+    assert types_of(after, "reduce_mean") == ["float32"] and types_of(after, "reshape") == ["float16"]
+
+
 def test_states_keep_their_type() -> None:
     graph = Graph("state")
     x = graph.input("x", TensorType("float32", (1, 8)))
