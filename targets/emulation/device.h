@@ -392,22 +392,7 @@ template <int N, class T> NV void nv_write(T *to, const T *from) {
 NV float nv_max(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
 NV float nv_min(float a, float b) { return a != a ? a : b != b ? b : a < b ? a : b; }
 
-/* N neighbours as one access, whose address must be a multiple of its size, as another type; `pad` where not `valid`. */
 template <int N, class T> struct alignas(N * sizeof(T)) nv_pack { T at[N]; };
-template <int N, class To, class From> NV void nv_read(To *to, const From *from, int valid, To pad) {
-    if (valid) {
-        nv_pack<N, From> got = *(const nv_pack<N, From> *)from;
-        for (int i = 0; i < N; i++) to[i] = (To)got.at[i];
-    } else {
-        for (int i = 0; i < N; i++) to[i] = pad;
-    }
-}
-template <int N, class To, class From> NV void nv_read(To *to, const From *from) { nv_read<N>(to, from, 1, To()); }
-template <int N, class T> NV void nv_write(T *to, const T *from) {
-    nv_pack<N, T> put;
-    for (int i = 0; i < N; i++) put.at[i] = from[i];
-    *(nv_pack<N, T> *)to = put;
-}
 
 /* -- operands of matrix products ---------------------------------------------------------------------------------- */
 
