@@ -1,7 +1,7 @@
 """Vectors of TIR, lane by lane: how work that is written for vectors becomes that of one thread of a GPU.
 
-A thread has no vector arithmetic, but it loads and stores up to 16 bytes at once. So registers and sums are taken apart,
-and neighbours in memory are moved by ``nv_load`` and ``nv_store`` (``runtime/c/cuda/device.h``), which see for
+A thread has no vector arithmetic, but it loads and stores up to 16 bytes at once. So registers and sums are taken
+apart, and neighbours in memory are moved by ``nv_load`` and ``nv_store`` (``runtime/c/cuda/device.h``), which see for
 themselves whether the address allows that. Runs in worker processes only.
 """
 

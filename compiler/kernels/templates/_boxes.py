@@ -118,39 +118,27 @@ def plan_boxes(
     work: float = 1.0,
     detail: str = "",
 ) -> list[Plan]:
-    """One plan of one phase that fills ``boxes``; their order is the order of tasks."""
+    """One plan of one phase that fills ``boxes``; their order is the order of tasks (of blocks on a GPU)."""
     if not elementwise_around(region):
         return []
+    if region.machine.gpu is not None:
+        from ._cuda_boxes import plan_boxes as on_device
+
+        return on_device(region, template, boxes, consts=consts, work=work, detail=detail)
     lanes, tasks = vector_lanes(region), 0
     rows: list[Data] = []
     big = sum(math.prod(b.extents) for b in boxes) * work > 16384
     for box in boxes:
         if 0 in box.extents:
             continue
-        rank = len(box.extents)
-        strides = [along(o.strides, box.place, rank) for o in region.outputs]
-        shape = region.anchor_type.dims
-        strides += [along(s, box.place, rank) for v in region.body.outputs for s in leaf_strides(region, v, shape)]
-        for value, place in box.reads:
-            own = region.body.type(value).dims
-            strides += [along(s, place, rank) for s in leaf_strides(region, value, own)]
+        strides = box_strides(region, box)
         loops = nest(box.extents, strides, lanes, solo=box.solo, scalar=box.scalar, work=work, parallel=big)
         rows.append({"nest": loops, "place": plain(box.place), "data": plain(box.data), "first": tasks})
         tasks += loops["tasks"]
     if tasks == 1 or not big:
         tasks = 0
-    config = {
-        "program": serialize(region),
-        "attrs": plain(dict(region.attrs)),
-        "boxes": rows,
-        "tasks": tasks,
-        "consts": [[c.dtype.name, c.size] for c in consts],
-    }
-    args = (
-        *(Arg("in", i) for i in range(len(region.inputs))),
-        *(Arg("const", i) for i in range(len(consts))),
-        *(Arg("out", i) for i in range(len(region.outputs))),
-    )
+    config = {**box_config(region, rows, consts), "tasks": tasks}
+    args = box_args(region, consts)
     phases = (Draft(KernelSpec(template, config), args, tasks or None),) if rows else ()
     return [
         Plan(
@@ -161,6 +149,35 @@ def plan_boxes(
             detail=detail or template,
         )
     ]
+
+
+def box_strides(region: Region, box: Box) -> list[list[int]]:
+    """Strides along a box's axes of all tensors that are written and read for it, the outputs' first."""
+    rank, shape = len(box.extents), region.anchor_type.dims
+    strides = [along(o.strides, box.place, rank) for o in region.outputs]
+    strides += [along(s, box.place, rank) for v in region.body.outputs for s in leaf_strides(region, v, shape)]
+    for value, place in box.reads:
+        own = region.body.type(value).dims
+        strides += [along(s, place, rank) for s in leaf_strides(region, value, own)]
+    return strides
+
+
+def box_config(region: Region, rows: Sequence[Data], consts: Sequence[np.ndarray]) -> Data:
+    """What a kernel that fills boxes is told."""
+    return {
+        "program": serialize(region),
+        "attrs": plain(dict(region.attrs)),
+        "boxes": list(rows),
+        "consts": [[c.dtype.name, c.size] for c in consts],
+    }
+
+
+def box_args(region: Region, consts: Sequence[np.ndarray]) -> tuple[Arg, ...]:
+    return (
+        *(Arg("in", i) for i in range(len(region.inputs))),
+        *(Arg("const", i) for i in range(len(consts))),
+        *(Arg("out", i) for i in range(len(region.outputs))),
+    )
 
 
 Source = Callable[["Cursor", list[Any], int], Any]
@@ -212,6 +229,10 @@ class Cursor:
         return self.ev.dtype(number)
 
     def fill(self, row: Data, task: Any) -> None:
+        walk(self.k, row["nest"], task, self.element(row))
+
+    def element(self, row: Data) -> Callable[[list[Any], int], None]:
+        """What computes and stores the results at a box's indices."""
         self.data = row["data"]
 
         def body(index: list[Any], lanes: int) -> None:
@@ -221,7 +242,7 @@ class Cursor:
             coords = [affine(place, index) for place in row["place"]]
             self.ev.store_all(self.outputs, coords, lanes)
 
-        walk(self.k, row["nest"], task, body)
+        return body
 
 
 def put(cursor: Cursor, number: int, coords: list[Any], value: Any) -> None:

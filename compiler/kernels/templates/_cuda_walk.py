@@ -1,4 +1,4 @@
-"""Index spaces on a GPU: a thread for each run of neighbours, which it loads and stores as one access of up to 16 bytes.
+"""Index spaces on a GPU: a thread for each run of neighbours, loaded and stored as one access of 16 bytes at most.
 
 A walk is planned as plain data, like ``_nest``: axes that every tensor walks as one are merged, the innermost axis of
 the output's memory is cut into runs of ``lanes`` elements, and neighbouring threads take neighbouring runs.
@@ -42,17 +42,14 @@ def device_nest(
     while lanes > 1 and (_ragged(sizes, lanes) or math.prod(sizes) // lanes < gpu.multiprocessors * _FEW):
         lanes //= 2
     runs = math.prod(sizes[:-1]) * -(-sizes[-1] // lanes) if sizes else 1
-    threads = spread(gpu, runs)
-    blocks = min(-(-runs // threads), gpu.multiprocessors * (gpu.resident // threads) * _WAVES)
-    return {
-        "rank": len(extents),
-        "groups": groups,
-        "sizes": sizes,
-        "lanes": lanes,
-        "runs": runs,
-        "threads": threads,
-        "blocks": max(1, blocks),
-    }
+    plan = {"rank": len(extents), "groups": groups, "sizes": sizes, "lanes": lanes, "runs": runs}
+    return by_threads(gpu, plan, spread(gpu, runs))
+
+
+def by_threads(gpu: Gpu, plan: Data, threads: int) -> Data:
+    """The walk by blocks of that many threads."""
+    blocks = min(-(-plan["runs"] // threads), gpu.multiprocessors * (gpu.resident // threads) * _WAVES)
+    return {**plan, "threads": threads, "blocks": max(1, blocks)}
 
 
 def _ragged(sizes: Sequence[int], lanes: int) -> bool:

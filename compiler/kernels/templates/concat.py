@@ -21,12 +21,12 @@ def plan(region: Region) -> list[Plan]:
     return plan_boxes(region, "concat", boxes)
 
 
-def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
+def element(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     return cursor.value(cursor.data["arg"], index, lanes)
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    emit_boxes(k, config, _source)
+    emit_boxes(k, config, element)
 
 
 TEMPLATE = Template("concat", ("concat",), plan, {"concat": emit})

@@ -23,7 +23,7 @@ def plan(region: Region) -> list[Plan]:
     args = [a for a in anchor_args(region) if a is not None]
     shapes = [region.body.type(a).dims for a in args]
     out = region.anchor_type.dims
-    reads, solo = _READS[region.op](region, args, shapes)
+    reads, solo = READS[region.op](region, args, shapes)
     if 0 in shapes[0] and 0 not in out:
         return []  # nothing to read: an error of the model
     box = Box(out, straight([0] * len(out)), reads, solo)
@@ -62,7 +62,7 @@ def _hot_reads(region: Region, args: list[Value], shapes: list[tuple[int, ...]])
     return ((args[0], tuple((0, ((a + (a >= axis), 1),)) for a in range(rank))),), (axis,)
 
 
-_READS = {
+READS = {
     "gather": _gather_reads,
     "gather_elements": _elements_reads,
     "gather_nd": _nd_reads,
@@ -114,11 +114,11 @@ def _one_hot(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     return select(tirx.EQ(wanted, splat(lanewise(index[axis], lanes), lanes)), on, off)
 
 
-_SOURCES = {"gather": _gather, "gather_elements": _gather_elements, "gather_nd": _gather_nd, "one_hot": _one_hot}
+SOURCES = {"gather": _gather, "gather_elements": _gather_elements, "gather_nd": _gather_nd, "one_hot": _one_hot}
 
 
 def _emitter(source: Any) -> Any:
     return lambda k, config: emit_boxes(k, config, source)
 
 
-TEMPLATE = Template("gather", tuple(_READS), plan, {f"gather.{op}": _emitter(f) for op, f in _SOURCES.items()})
+TEMPLATE = Template("gather", tuple(READS), plan, {f"gather.{op}": _emitter(f) for op, f in SOURCES.items()})

@@ -21,7 +21,7 @@ def plan(region: Region) -> list[Plan]:
     return plan_boxes(region, "lookup", [box], work=2.0)
 
 
-def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
+def element(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     from ..functions import cast
     from ..tir import constant
 
@@ -54,7 +54,7 @@ def _by_bytes(cursor: Cursor, row: Any, index: list[Any], lanes: int) -> Any:
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    emit_boxes(k, config, _source)
+    emit_boxes(k, config, element)
 
 
 TEMPLATE = Template("lookup", ("lookup",), plan, {"lookup": emit})

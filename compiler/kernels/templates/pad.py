@@ -41,7 +41,7 @@ def plan(region: Region) -> list[Plan]:
     return plan_boxes(region, "pad", boxes)
 
 
-def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
+def element(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     from ..tir import constant
 
     if not cursor.data["copy"]:
@@ -71,7 +71,7 @@ def _reflected(cursor: Cursor, coord: Any, size: int, lanes: int) -> Any:
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    emit_boxes(k, config, _source)
+    emit_boxes(k, config, element)
 
 
 TEMPLATE = Template("pad", ("pad",), plan, {"pad": emit})

@@ -58,7 +58,7 @@ def _interior(axis: int, size: int, out: int, attrs: Any) -> tuple[int, int]:
     return (low, high) if low < high else (0, 0)
 
 
-def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
+def element(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     if "value" not in cursor.memo:
         cursor.memo["value"], cursor.memo["index"] = _window(cursor, index, lanes)
     return cursor.memo["index" if cursor.number else "value"]
@@ -234,7 +234,7 @@ def lowest(dtype: str) -> float | int:
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    emit_boxes(k, config, _source)
+    emit_boxes(k, config, element)
 
 
 TEMPLATE = Template("pool", ("max_pool", "avg_pool", "sum_pool_integer"), plan, {"pool": emit})

@@ -49,7 +49,7 @@ def placed(shape: tuple[int, ...], factors: list[int]) -> Place:
     return tuple(found)
 
 
-def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
+def element(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     from tvm import tirx
 
     from ..evaluate import lanewise
@@ -71,7 +71,7 @@ def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    emit_boxes(k, config, _source)
+    emit_boxes(k, config, element)
 
 
 TEMPLATE = Template("reshape", ("reshape",), plan, {"reshape": emit})

@@ -57,7 +57,7 @@ def compute_type(dtype: str) -> str:
     return "float64" if dtype in ("float64", "int32", "uint32", "int64", "uint64") else "float32"
 
 
-def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
+def element(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     from tvm import tirx
 
     from ..functions import cast
@@ -135,7 +135,7 @@ def _times(a: Any, b: Any, lanes: int) -> Any:
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    emit_boxes(k, config, _source)
+    emit_boxes(k, config, element)
 
 
 TEMPLATE = Template("resize", ("resize",), plan, {"resize": emit})

@@ -18,12 +18,12 @@ def plan(region: Region) -> list[Plan]:
     return plan_boxes(region, "tile", [Box(extents, place, ((x, source),))])
 
 
-def _source(cursor: Cursor, index: list[Any], lanes: int) -> Any:
+def element(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     return cursor.value(0, index[1::2], lanes)
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    emit_boxes(k, config, _source)
+    emit_boxes(k, config, element)
 
 
 TEMPLATE = Template("tile", ("tile",), plan, {"tile": emit})
