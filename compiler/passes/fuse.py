@@ -18,6 +18,7 @@ import networkx as nx
 
 from ..ir import STORED, Graph, Value
 from ..ops.reductions import FOLDS
+from ..ops.weights import HALVES
 from ..types import is_float
 from .fuse_reductions import fuse_reductions
 from .groups import MOST_MEMBERS, MOST_OPERANDS, elementwise, operand_count, wrap
@@ -198,11 +199,17 @@ def _take_prologue(graph: Graph, anchor: int, members: list[int], owner: dict[in
             continue
         if operand_count(graph, [key, *members]) > MOST_OPERANDS:
             continue
-        if not is_float(graph.node(key).types[0].dtype) or graph.node(key).op == "cast":
+        if not is_float(graph.node(key).types[0].dtype) or not _widens(graph, key):
             continue
         owner[key] = anchor
         members.append(key)
         queue += [a.node for a in graph.args(key) if a is not None]
+
+
+def _widens(graph: Graph, key: int) -> bool:
+    """Whether an operation is no cast, or one from half precision, which kernels read as float32 anyway."""
+    source = graph.args(key)[0] if graph.node(key).op == "cast" else None
+    return source is None or graph.type(source).dtype in HALVES
 
 
 def op_label(body: Graph) -> str:

@@ -7,7 +7,8 @@ Inputs, outputs, params and states keep their types: casts stand at the border, 
 Four kinds of operators:
 
 - ``NARROW``: contractions. What they read and give is narrow, unless what they multiply counts something (below).
-- ``KEPT``: what must stay float32, with the reason. Products that only feed these are float32 too.
+- ``KEPT``: what must stay float32, with the reason. Products that only feed these are float32 too. So is the mean of
+  products (a variance); other means are no larger than what they are of.
 - ``BOUNDED``: results are small numbers whatever went in: float32 ends here, where one began.
 - All others go with their inputs: float32 where one of them is.
 
@@ -29,9 +30,9 @@ from ...targets.machine import Machine
 from ..ir import STORED, Graph, Node, Value
 from ..ops import OPS, Kind, infer
 from ..ops.numeric import numpy_dtype
+from ..ops.weights import HALVES
 
 PRECISIONS: Final[Mapping[str, str]] = {"fp16": "float16", "bf16": "bfloat16"}
-HALVES = tuple(PRECISIONS.values())
 LARGEST = 65504.0  # of float16
 _LEAST = 2.0**-14  # the least number that float16 holds with all its bits
 _SUMS = "a sum or product of many numbers leaves the range, and its rounding errors add up"
@@ -42,7 +43,7 @@ _INTEGERS = "its scales and sums are part of integer arithmetic"
 
 NARROW = ("matmul", "conv", "conv_transpose", "attention")
 KEPT: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("reduce_sum", "reduce_mean", "reduce_prod", "cumsum", "cumprod"), _SUMS),
+    **dict.fromkeys(("reduce_sum", "reduce_prod", "cumsum", "cumprod"), _SUMS),
     **dict.fromkeys(("exp", "expm1", "sinh", "cosh", "tan", "pow", "reciprocal", "rsqrt", "log", "log1p"), _RANGE),
     **dict.fromkeys(("mod", "fmod", "batch_norm"), _RANGE),
     **dict.fromkeys(("lstm", "gru", "rnn", "lstm_scan", "gru_scan", "rnn_scan"), _TIME),
@@ -120,7 +121,8 @@ class _Kept:
             self.counts.add(key)
         forced = any(n in self.wide and n not in self.tame for n in computed)
         misfit = any(not self._fits(a) for a in given)
-        if node.op in KEPT:
+        squares = node.op == "reduce_mean" and any(self.graph.node(n).op in _SCALING for n in computed)
+        if node.op in KEPT or squares:
             self.wide.add(key)
         elif node.op in NARROW:
             if counts or (node.op != "attention" and misfit):
@@ -164,7 +166,6 @@ class _Kept:
         moves = node.op in _SCALING or kind == Kind.VIEW or all(self.graph.node(u).op == "cast" for u in users)
         if (shown or (users and moves)) and all(u in self.wide or self.graph.node(u).op == "cast" for u in users):
             self.wide.add(key)
-
 
     def _lower(self, key: int) -> None:
         """Views of float32 that nothing reads as such are narrow: the cast then stands before them, beside work."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import nervure as nv
 import numpy as np
 import pytest
 from nervure.compiler.interpret import interpret
-from nervure.compiler.ir import Graph, Value
+from nervure.compiler.ir import STORED, Graph, Value
 from nervure.compiler.ops import OPS
 from nervure.compiler.passes import canonicalize
+from nervure.compiler.passes.fuse import fuse
 from nervure.compiler.passes.half import BOUNDED, KEPT, LARGEST, NARROW, half
 from nervure.compiler.types import TensorType
 from nervure.errors import NervureError
@@ -121,10 +123,25 @@ def test_what_leaves_float32_is_clipped(kit: Any) -> None:
 
 def test_casts_stand_beside_work_and_not_behind_views(kit: Any) -> None:
     b = kit.Builder()
-    mean = b.reduce_mean(b.relu(b.conv(b.x(1, 3, 6, 6), b.w(8, 3, 3, 3))), axes=(2, 3), keepdims=True)
-    graph = kit.finish(b, b.matmul(b.reshape(mean, shape=(1, 8)), b.w(8, 4)))
+    total = b.reduce_sum(b.relu(b.conv(b.x(1, 3, 6, 6), b.w(8, 3, 3, 3))), axes=(2, 3), keepdims=True)
+    graph = kit.finish(b, b.matmul(b.reshape(total, shape=(1, 8)), b.w(8, 4)))
     after = halved(graph, "float16")
-    assert types_of(after, "reduce_mean") == ["float32"] and types_of(after, "reshape") == ["float16"]
+    assert types_of(after, "reduce_sum") == ["float32"] and types_of(after, "reshape") == ["float16"]
+    fused = fuse(after)
+    ops = [operations(fused.node(k).attrs["body"]) for k in fused.find("fused")]
+    assert {"cast": 1, "clip": 1, "reduce_sum": 1} in ops and len(ops) == 4
+
+
+def operations(body: Graph) -> dict[str, int]:
+    return dict(sorted(Counter(body.node(k).op for k in body if body.node(k).op not in STORED).items()))
+
+
+def test_means_are_narrow_and_variances_are_not(kit: Any) -> None:
+    b = kit.Builder()
+    x = b.relu(b.matmul(b.x(3, 8), b.w(8, 8)))
+    parts = [b.reduce_mean(v, axes=(1,), keepdims=True) for v in (x, b.mul(x, x))]
+    graph = kit.finish(b, b.matmul(b.concat(*parts, axis=1), b.w(2, 4)))
+    assert types_of(halved(graph, "float16"), "reduce_mean") == ["float16", "float32"]
 
 
 def test_states_keep_their_type() -> None:
