@@ -112,7 +112,7 @@ class _Nvrtc:
 
 def _by_nvcc(nvcc: str, text: str, arch: str, flags: Sequence[str]) -> bytes:
     with temporary_folder() as folder:
-        (folder / "kernel.cu").write_text(f"#include <stdint.h>\n{text}")
+        (folder / "kernel.cu").write_text(text)
         kind = "cubin" if arch.startswith("sm_") else "ptx"
         args = [f"-{kind}", f"-arch={arch}", "-std=c++17", *flags, "kernel.cu", "-o", "out"]
         done = subprocess.run([nvcc, *args], cwd=folder, capture_output=True, text=True, env=dict(os.environ))

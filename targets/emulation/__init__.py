@@ -23,8 +23,10 @@ from ..toolchain import run_zig
 
 HERE = Path(__file__).parent
 _CPU = {"x86_64": "x86_64_v3", "aarch64": "generic"}
-_FLAGS = ("-g0", "-shared", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing", "-ffp-contract=off")
-_FLAGS += ("-fvisibility=hidden", "-fno-sanitize=undefined", "-Wno-everything")
+_FLAGS = (
+    *("-g0", "-shared", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing", "-ffp-contract=off"),
+    *("-fvisibility=hidden", "-fno-sanitize=undefined", "-Wno-everything"),
+)
 _IMAGE_FLAGS = ("-O1", "-nostdlib", "-DEMU_IMAGE", "-ftrivial-auto-var-init=pattern")
 _ALIGNMENT = ("-fsanitize=alignment", "-fsanitize-minimal-runtime")
 _DRIVER_FLAGS = ("-O2", "-Wl,-soname,libcuda.so.1", "-ldl", "-lpthread")
@@ -56,7 +58,8 @@ def _launcher(text: str) -> str:
     return (
         f"static void {name}_body(void **emu_arguments) {{ {name}({given}); }}\n"
         f'extern "C" EMU_EXPORT const int {name}_arguments = {len(types)};\n'
-        f'extern "C" EMU_EXPORT int {name}_launch(void **arguments, unsigned blocks, unsigned threads, unsigned shared) '
+        f'extern "C" EMU_EXPORT int {name}_launch(void **arguments, unsigned blocks, unsigned threads, '
+        "unsigned shared) "
         f'{{ return emu_machine->run("{name}", {name}_body, arguments, blocks, threads, shared); }}\n'
     )
 

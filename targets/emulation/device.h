@@ -392,19 +392,23 @@ template <int N, class T> NV void nv_write(T *to, const T *from) {
 NV float nv_max(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
 NV float nv_min(float a, float b) { return a != a ? a : b != b ? b : a < b ? a : b; }
 
-template <int N, class T> struct alignas(N * sizeof(T)) nv_pack { T at[N]; };
-
 /* -- operands of matrix products ---------------------------------------------------------------------------------- */
 
 template <class T> NV void nv_put(void *to, T value) { *(T *)to = value; }
-template <class T> NV void nv_put2(void *to, T first, T second) { *(nv_pack<2, T> *)to = {{first, second}}; }
+template <class T> NV void nv_put2(void *to, T first, T second) {
+    emu_aligned(to, 2 * sizeof(T));
+    ((T *)to)[0] = first, ((T *)to)[1] = second;
+}
 /* N neighbours, put STEP elements apart. */
 template <int N, int STEP, class T> NV void nv_spread(T *to, const void *from) {
-    nv_pack<N, T> got = *(const nv_pack<N, T> *)from;
-    for (int i = 0; i < N; i++) to[i * STEP] = got.at[i];
+    emu_aligned(from, N * sizeof(T));
+    for (int i = 0; i < N; i++) to[i * STEP] = ((const T *)from)[i];
 }
 NV void nv_fill4(void *to, uint32_t word) { *(uint32_t *)to = word; }
-NV void nv_fill16(void *to, uint32_t word) { *(nv_pack<4, uint32_t> *)to = {{word, word, word, word}}; }
+NV void nv_fill16(void *to, uint32_t word) {
+    emu_aligned(to, 16);
+    for (int i = 0; i < 4; i++) ((uint32_t *)to)[i] = word;
+}
 /* Four numbers of 32 bits, `near` and `far` bytes apart: a fragment of operands that no ldmatrix deals out. */
 NV void nv_words4(uint32_t *to, const void *from, int near, int far) {
     const char *at = (const char *)from;

@@ -3,6 +3,7 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 
+#ifdef __CUDACC_RTC__ /* which has no header for these; nvcc does */
 typedef signed char int8_t;
 typedef unsigned char uint8_t;
 typedef short int16_t;
@@ -11,6 +12,9 @@ typedef int int32_t;
 typedef unsigned uint32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
+#else
+#include <stdint.h>
+#endif
 typedef unsigned uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;
