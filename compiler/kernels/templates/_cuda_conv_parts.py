@@ -147,6 +147,15 @@ def both(*conditions: Any) -> Any:
     return True if not open_ones else open_ones[0] if len(open_ones) == 1 else tirx.all(*open_ones)
 
 
+def padding(k: Any, value: int, dtype: str) -> Any:
+    """What a tap outside the input reads, as an argument whose type C++ sees."""
+    from ..tir import constant
+
+    if is_float(dtype) or dtype == "int32":
+        return constant(value, dtype)
+    return k.device(f"{dtype}_t", dtype, value)
+
+
 def number(condition: Any) -> Any:
     """A condition as an argument of a function."""
     from tvm import tirx

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._cuda_conv_parts import Kernel, both, decoded, number, placed, within
+from ._cuda_conv_parts import Kernel, both, decoded, number, padding, placed, within
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
@@ -137,8 +137,8 @@ class _Rectangle:
         held = k.array(self.c["dtype"], lanes, "x")
         inside = point["border"] or point["extent"] % self.points != 0
         here = both(valid, within(at, point["size"]) if inside else True)
-        zero = self._constant(self.c["zero"])
-        k.run(f"nv_read<{lanes}>", (held, 0), (x, row + at * point["step"]), number(here), zero)
+        zero, pad = self._constant(self.c["zero"]), padding(k, self.c["zero"], self.c["dtype"])
+        k.run(f"nv_read<{lanes}>", (held, 0), (x, row + at * point["step"]), number(here), pad)
         values = [k.load(held, i) - zero if self.c["zero"] else k.load(held, i) for i in range(lanes)]
         return values if lanes == self.lanes else values * self.lanes
 
