@@ -59,11 +59,11 @@ def plan(region: Region) -> list[Plan]:
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    kernel = _Norm(k, config)
+    kernel = Norm(k, config)
     kernel.walk.run(kernel.unit)
 
 
-class _Norm:
+class Norm:
     def __init__(self, k: Any, config: dict[str, Any]) -> None:
         from ..evaluate import Evaluator
 

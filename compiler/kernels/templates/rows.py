@@ -42,7 +42,7 @@ def plan(region: Region) -> list[Plan]:
     ]
     main = max(range(len(every)), key=lambda i: (operands[i].type.size, sum(s != 0 for s in every[i])))
     program = serialize(region)
-    levels = _levels(program, axes, x.rank)
+    levels = levels_of(program, axes, x.rank)
     passes = 1 + max(levels)
     work = sum(effort(body.node(n).op) for n in body) * (1 + 0.5 * passes)
     space = walk(region, axes, every, work=work, wide=2, main=every[main])
@@ -62,10 +62,10 @@ def plan(region: Region) -> list[Plan]:
     cost = 100 + max(x.size * work / region.machine.lanes / 2.5, traffic / 20)
     draft = Draft(KernelSpec("rows", config), args, space["tasks"] if space["tasks"] > 1 else None)
     detail = f"rows {'across' if space['across'] else 'in columns'}, {passes} passes"
-    return [Plan("rows", (draft,), cost, inplace=_same_place(region), detail=detail)]
+    return [Plan("rows", (draft,), cost, inplace=own_place(region), detail=detail)]
 
 
-def _levels(program: dict[str, Any], axes: tuple[int, ...], rank: int) -> list[int]:
+def levels_of(program: dict[str, Any], axes: tuple[int, ...], rank: int) -> list[int]:
     """The pass in which each reduction is made."""
     level = [0] * (len(program["inputs"]) + len(program["nodes"]))
     for i, node in enumerate(program["nodes"], start=len(program["inputs"])):
@@ -73,7 +73,7 @@ def _levels(program: dict[str, Any], axes: tuple[int, ...], rank: int) -> list[i
     return [level[a] - 1 for a in program["anchor"]]
 
 
-def _same_place(region: Region) -> tuple[tuple[int, int], ...]:
+def own_place(region: Region) -> tuple[tuple[int, int], ...]:
     """Inputs that an output may take over: elements are read and written at their own place, by one task."""
     return tuple(
         (i, j)
@@ -87,11 +87,11 @@ def _same_place(region: Region) -> tuple[tuple[int, int], ...]:
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
-    kernel = _Rows(k, config)
+    kernel = Rows(k, config)
     kernel.walk.run(kernel.unit)
 
 
-class _Rows:
+class Rows:
     def __init__(self, k: Any, config: dict[str, Any]) -> None:
         self.k, self.c = k, config
         self.program = config["program"]
@@ -246,7 +246,7 @@ class _Rows:
         self.k.store(self.outputs[index], base, value, step)
 
 
-def _evaluator(rows: _Rows, inputs: list[Any]) -> Any:
+def _evaluator(rows: Rows, inputs: list[Any]) -> Any:
     """An evaluator that takes what is known of a row as it is."""
     from ..evaluate import Evaluator
 

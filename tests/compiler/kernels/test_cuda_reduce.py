@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness import cases, check_region, region_of, sample
 from nervure.compiler.kernels.spec import Region
 from nervure.compiler.ops.reductions import FOLDS
 from nervure.targets import get
-
-from .harness import cases, check_region, region_of, sample
 
 GPU = get("cuda-sm80")
 
