@@ -20,6 +20,7 @@ NAMES = (
     "cuda_gather",
     "cuda_lookup",
     "cuda_matmul",
+    "cuda_max_pool_grad",
     "cuda_move",
     "cuda_norm",
     "cuda_pointwise",
