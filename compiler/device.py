@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..targets.gpu import Gpu
 from ..targets.machine import Machine
 from .cache import cache_dir, read_entry, write_entry
 from .program import Entry, Phase, Program, Ref
-from .render import base_index, table
+from .render import HEADER_BYTES, REGION_BASE, base_index, block_bytes, most_ports, round_up, table
 
 WORKERS = 2
 
@@ -105,28 +106,86 @@ def tables(program: Program, machine: Machine, kernels: Sequence[Kernel], module
         table("nervure_kernel", "kernels", rows),
         entries,
         table("nervure_argument", "arguments", arguments),
-        table("nervure_stream_entry", "stream_entries", (_entry_row(e, i) for i, e in enumerate(program.entries))),
+        table("nervure_gpu_entry", "gpu_entries", _entry_rows(program)),
         table("int32_t", "architectures", map(str, gpu.images)),
     ]
     fields = {
         "modules": "modules" if modules else "0",
         "kernels": "kernels" if kernels else "0",
         "arguments": "arguments" if arguments else "0",
-        "entries": "stream_entries",
+        "entries": "gpu_entries" if program.entries else "0",
         "architectures": "architectures",
         "const_bytes": len(program.const),
+        "words": sum(map(_words, program.entries)),
         "module_count": len(modules),
         "kernel_count": len(kernels),
         "architecture_count": len(gpu.images),
+        "most_arguments": _most_arguments(program),
+        "most_steps": _most_steps(program),
         "ptx": gpu.ptx or 0,
+        "cuda": 0 if machine.emulator is not None else _cuda_version(nvrtc.compiler_version()),
     }
     body = "".join(f"    .{k} = {v},\n" for k, v in fields.items())
     return "\n".join(p for p in parts if p) + f"static const struct nervure_gpu_program gpu_program = {{\n{body}}};\n"
 
 
-def _entry_row(entry: Entry, number: int) -> str:
-    launches = any(s.phases for s in entry.steps)
-    return f"{{{f'launches_{number}' if launches else '0'}, {f'gpu_step_ends_{number}' if entry.steps else '0'}}}"
+def _cuda_version(compiler: str) -> int:
+    """CUDA's own number of its version (13050 for 13.5) from the compiler's name; 0 where that says none."""
+    found = re.search(r"(\d+)\.(\d+)", compiler)
+    return 1000 * int(found[1]) + 10 * int(found[2]) if found else 0
+
+
+def _phases(entry: Entry) -> list[Phase]:
+    return [p for s in entry.steps for p in s.phases]
+
+
+def _port_launches(entry: Entry) -> int:
+    """Launches that know an address of the caller."""
+    return sum(any(r.base in ("input", "output") for r in p.args) for p in _phases(entry))
+
+
+def _words(entry: Entry) -> int:
+    """Words of a context for an entry's two recordings: graph and its executable form, the ports' addresses, nodes."""
+    ports = len(entry.inputs) + len(entry.outputs)
+    return (2 + 2 * ports) + (2 + ports + _port_launches(entry))
+
+
+def _most_arguments(program: Program) -> int:
+    return max((len(p.args) for e in program.entries for p in _phases(e)), default=0)
+
+
+def _most_steps(program: Program) -> int:
+    return max((len(e.steps) for e in program.entries), default=0)
+
+
+def context_bytes(program: Program) -> int:
+    """Bytes of a context in the host's memory; as ``nervure_context_bytes`` of runtime/c/cuda has it."""
+    bases = REGION_BASE + len(program.regions) + sum(most_ports(program))
+    words = (bases, bases, *[_most_arguments(program)] * 2, _most_steps(program) + 1, sum(map(_words, program.entries)))
+    size = HEADER_BYTES + sum(round_up(8 * n) for n in words)
+    return size + round_up(block_bytes(program.params)) + round_up(block_bytes(program.states))
+
+
+def device_bytes(program: Program) -> int:
+    """Bytes of each context in the device's memory; constants and code come on top, once for all contexts."""
+    kept = block_bytes(program.params) + block_bytes(program.states) + program.derived_bytes
+    return kept + sum(r.nbytes for r in program.regions)
+
+
+def pinned_bytes(program: Program) -> int:
+    """Bytes of each context on the host, where the device reaches them: slots of inputs and outputs."""
+    ports = [[*e.inputs, *e.outputs] for e in program.entries]
+    return max((sum(round_up(p.type.nbytes) for p in held) for held in ports), default=0)
+
+
+def _entry_rows(program: Program) -> Iterator[str]:
+    at = 0
+    for i, entry in enumerate(program.entries):
+        phases = _phases(entry)
+        states = any(r.base == "state" for p in phases for r in p.args)
+        launches, ends = f"launches_{i}" if phases else "0", f"gpu_step_ends_{i}" if entry.steps else "0"
+        yield f"{{{launches}, {ends}, {_port_launches(entry)}, {int(states)}, {at}}}"
+        at += _words(entry)
 
 
 def _entry(program: Program, entry: Entry, number: int, kernels: Mapping[str, int], arguments: list[str]) -> str:
@@ -145,8 +204,8 @@ def _argument(program: Program, phase: Phase, ref: Ref) -> str:
     return f"{{{base_index(program, at)}, {at.offset}}}"
 
 
-def facts(machine: Machine, kernels: Sequence[Kernel], modules: Sequence[Module]) -> dict[str, Any]:
-    """What an artifact says about its GPU code."""
+def facts(program: Program, machine: Machine, kernels: Sequence[Kernel], modules: Sequence[Module]) -> dict[str, Any]:
+    """What an artifact says about its GPU code, and the memory that it needs there (bytes)."""
     gpu = machine.gpu
     assert gpu is not None
     return {
@@ -155,4 +214,7 @@ def facts(machine: Machine, kernels: Sequence[Kernel], modules: Sequence[Module]
         "emulated": machine.emulator is not None,
         "image_bytes": sum(len(m.image) for m in modules),
         "kernels": {k.name: [k.blocks, k.threads, k.shared] for k in kernels},
+        "device_bytes": device_bytes(program),
+        "shared_bytes": len(program.const),
+        "pinned_bytes": pinned_bytes(program),
     }

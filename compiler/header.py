@@ -13,8 +13,7 @@ from .types import DTYPES
 TEXT = """\
 /* @: a compiled network. Written by nervure; do not edit.
  *
- * The caller owns all memory. A context lies in one block that the caller gives, and nothing is allocated after
- * @_create (which starts the worker threads, if any). Contexts are independent: use one for each thread that calls.
+ * $memory
  * A context that is used from two threads at once answers @@_BUSY. Every function that returns int returns a status;
  * 0 is success and @_status_text says what any other one means.
  *
@@ -49,11 +48,10 @@ enum @_status {
     @@_SPACE,        /* the buffer is smaller than the exported parameters and states */
     @@_DAMAGED,      /* these are no exported parameters and states, or damaged ones */
     @@_FOREIGN,      /* these are the parameters and states of another model */
-    @@_FEATURE = 100 /* and above: this CPU lacks an instruction set; the text names it */
+$statuses
 };
 
-/* Bytes of a context with that many threads (0 and 1: no thread is started), and of its parts. Parameters, states and
- * what is derived from them stay; the regions (the arena) are shared by the entry points, each of which says what it
+/* $bytes
  * needs of them: $ram. */
 $sizes
 size_t @_context_bytes(int threads);
@@ -61,10 +59,10 @@ size_t @_context_bytes(int threads);
 /* Makes a context in `memory` (64-byte aligned). Parameters and states start from the images in the library. */
 int @_create(void *memory, size_t bytes, int threads, @_context **out);
 
-/* The same with memory regions of the caller's choice: regions[i] is 64-byte aligned, or NULL for one in `memory`. */
+/* $regions */
 int @_create_in(void *memory, size_t bytes, void *const regions[], int threads, @_context **out);
 
-/* Ends the context's threads; its memory may be used again afterwards. */
+/* $destroy */
 int @_destroy(@_context *context);
 
 int @_reset(@_context *context);   /* states back to their initial values */
@@ -79,7 +77,7 @@ int @_run(@_context *context, int entry, const void *const inputs[], void *const
 void *@_input(const @_context *context, int entry, int index);
 void *@_output(const @_context *context, int entry, int index);
 
-/* Parameters and states in place. Say so after writing to one: copies derived from it are rebuilt. */
+/* $params */
 $stored
 void *@_param(const @_context *context, int index);
 void *@_state(const @_context *context, int index);
@@ -94,10 +92,10 @@ int @_export(@_context *context, void *buffer, size_t bytes);
 int @_import(@_context *context, const void *buffer, size_t bytes);
 
 /* Adds each step's duration to ticks[step] in every following run (as many as the entry that runs has steps); NULL
- * ends that. `clock` reads any clock; NULL is a monotonic one in nanoseconds. */
+ * ends that. $clock */
 int @_profile(@_context *context, @_clock clock, void *user, uint64_t *ticks);
 
-const char *@_status_text(int status);
+$deviceconst char *@_status_text(int status);
 
 #ifdef __cplusplus
 }
@@ -106,10 +104,32 @@ const char *@_status_text(int status);
 """
 
 
-def header(program: Program) -> str:
+# What differs where kernels run on a GPU (``device_header``).
+WORDS = {
+    "memory": """\
+The caller owns all memory. A context lies in one block that the caller gives, and nothing is allocated after
+ * @_create (which starts the worker threads, if any). Contexts are independent: use one for each thread that calls.""",
+    "statuses": "    @@_FEATURE = 100 /* and above: this CPU lacks an instruction set; the text names it */",
+    "bytes": """\
+Bytes of a context with that many threads (0 and 1: no thread is started), and of its parts. Parameters, states and
+ * what is derived from them stay; the regions (the arena) are shared by the entry points, each of which says what \
+it""",
+    "regions": "The same with memory regions of the caller's choice: regions[i] is 64-byte aligned, or NULL for one in "
+    "`memory`.",
+    "destroy": "Ends the context's threads; its memory may be used again afterwards.",
+    "params": "Parameters and states in place. Say so after writing to one: copies derived from it are rebuilt.",
+    "clock": "`clock` reads any clock; NULL is a monotonic one in nanoseconds.",
+    "device": "",
+}
+
+
+def header(program: Program, device: render.DeviceCode | None = None) -> str:
     """The text of ``model.h``. Names from the model are escaped: it stays valid C and C++ whatever they hold."""
     name = prefix(program)
-    text = TEXT.replace("$sizes", _sizes(program)).replace("$entries", _entries(program))
+    text = TEXT
+    for key, words in {**WORDS, **(device.words if device else {})}.items():
+        text = text.replace(f"${key}", words)
+    text = text.replace("$sizes", _sizes(program, device)).replace("$entries", _entries(program))
     text = text.replace("$stored", _stored(program)).replace("$blob", _size(render.blob_bytes(program)))
     text = text.replace("$ram", _ram(program))
     return text.replace("@@", name.upper()).replace("@", name)
@@ -122,9 +142,9 @@ def _ram(program: Program) -> str:
     return "\n * ".join(lines)
 
 
-def _sizes(program: Program) -> str:
-    base, worker = render.context_bytes(program)
-    alone, _ = render.context_bytes(program, regions=False)
+def _sizes(program: Program, device: render.DeviceCode | None) -> str:
+    base, worker = (device.context_bytes, 0) if device else render.context_bytes(program)
+    alone = base if device else render.context_bytes(program, regions=False)[0]
     regions = zip(distinct(r.name for r in program.regions), program.regions, strict=True)
     lines = [
         f"#define @@_CONTEXT_BYTES(threads) ({_size(base)} + ((threads) < 2 ? 0u : (threads) - 1u) * {_size(worker)})",

@@ -14,7 +14,7 @@ from ..runtime.arrays import check_array, host_dtype
 from ..runtime.artifact import DIGEST_BYTES, FORMAT, Artifact, digest_of, find_note, read_artifact
 from ..targets import Machine, elf, emulator, firmware, toolchain
 from ..targets.files import header_of, temporary_folder, write_atomic
-from . import bare, device, render
+from . import bare, device, device_header, render
 from .names import entry_names, prefix
 from .plan.liveness import stored_rows
 from .program import Entry, Port, Program, Step, Stored
@@ -84,8 +84,16 @@ def _device_code(program: Program, files: Sequence[Path], machine: Machine) -> t
     """What a GPU runs, and what the artifact says of it."""
     kernels = device.read_kernels(files)
     modules = device.compile_images(kernels, machine)
-    tables = device.tables(program, machine, kernels, modules)
-    return render.DeviceCode(tables, device.image_files(modules)), {"gpu": device.facts(machine, kernels, modules)}
+    size = device.context_bytes(program)
+    code = render.DeviceCode(
+        device.tables(program, machine, kernels, modules),
+        device.image_files(modules),
+        device_header.FUNCTIONS,
+        device_header.words(program),
+        size,
+    )
+    facts = {"gpu": device.facts(program, machine, kernels, modules)}
+    return code, facts | {"context_bytes": size, "context_worker_bytes": 0}
 
 
 def run_elsewhere(

@@ -30,15 +30,18 @@ class DeviceCode:
 
     tables: str
     images: Mapping[str, bytes]
+    functions: str  # the public ones that only such a program has
+    words: Mapping[str, str]  # of model.h
+    context_bytes: int
 
 
 def sources(program: Program, machine: Machine, device: DeviceCode | None = None) -> dict[str, bytes]:
     """The generated files by name: ``model.c``, ``model.h``, ``images.S``, ``api.map`` and one ``.bin`` an image."""
-    check(program)
+    check(program, None if device else MAX_TASKS)
     held = images(program) | dict(device.images if device else {})
     files = {
         "model.c": model_c(program, machine, device).encode(),
-        "model.h": header(program).encode(),
+        "model.h": header(program, device).encode(),
         "images.S": images_s(held).encode(),
         "api.map": f"{{ global: {prefix(program)}_*; local: *; }};\n".encode(),
     }
@@ -48,7 +51,7 @@ def sources(program: Program, machine: Machine, device: DeviceCode | None = None
 MAX_TASKS = 1_000_000  # NERVURE_MAX_TASKS of the C runtime
 
 
-def check(program: Program) -> None:
+def check(program: Program, most_tasks: int | None = MAX_TASKS) -> None:
     """``ValueError`` for a Program that cannot be rendered (a bug of the planner)."""
     shapes: dict[str, tuple[int, bool]] = {}
     regions = len(program.regions)
@@ -59,8 +62,8 @@ def check(program: Program) -> None:
             shape = (len(phase.args), phase.ranged)
             if shapes.setdefault(phase.kernel, shape) != shape:
                 raise ValueError(f"kernel {phase.kernel} is called with two signatures")
-            if phase.tasks > MAX_TASKS:
-                raise ValueError(f"kernel {phase.kernel} has {phase.tasks} tasks, more than {MAX_TASKS}")
+            if most_tasks is not None and phase.tasks > most_tasks:
+                raise ValueError(f"kernel {phase.kernel} has {phase.tasks} tasks, more than {most_tasks}")
             for ref in phase.args:
                 base_index(program, ref)
             if phase.scratch.base != "region":
@@ -172,7 +175,7 @@ def model_c(program: Program, machine: Machine, device: DeviceCode | None = None
         _entry_table(program, calls=device is None),
         _features(machine.features),
         _program_record(program, machine, gpu=device is not None),
-        _functions(program),
+        _functions(program, device),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -375,9 +378,10 @@ int @_{name}(@_context *c, const void *const inputs[], void *const outputs[]) {{
 """
 
 
-def _functions(program: Program) -> str:
+def _functions(program: Program, device: DeviceCode | None) -> str:
     entries = (ENTRY_FUNCTION.format(name=n, number=i) for i, n in enumerate(entry_names(program)))
-    return (FUNCTIONS + "".join(entries)).replace("@", prefix(program))
+    own = device.functions if device else ""
+    return (FUNCTIONS + own + "".join(entries)).replace("@", prefix(program))
 
 
 # -- images --------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ enum {
     NERVURE_ARCHITECTURE,
     NERVURE_DEVICE_MEMORY,
     NERVURE_DEVICE,
+    NERVURE_OLD_COPY,
     NERVURE_STATUS_COUNT,
     NERVURE_FEATURE = 100 /* + index of the feature that this CPU lacks */
 };
