@@ -68,6 +68,10 @@ def rescaled(k: Builder, sums: Expr, multiplier: Expr, attrs: Node) -> Expr:
     if k.calls and to in NARROW and dtype_of(sums) == "int32":
         numbers = [spread(n, sums) for n in (zero_point, low, high)]
         return cast(tirx.call_pure_extern(str(sums.ty.dtype), "rescale", sums, multiplier, *numbers), to)
+    if k.widens and to != "int32" and dtype_of(sums) == "int32":  # a GPU, which rounds by an instruction
+        numbers = [spread(n, sums) for n in (zero_point, low, high)]
+        factor = splat(multiplier, lanes_of(sums))
+        return cast(tirx.call_pure_extern(str(sums.ty.dtype), "nv_rescale", sums, factor, *numbers), to)
     real = k.bind(cast(sums, "float32") * multiplier, "real")
     if attrs.get("fits") and _rounds(k, real):
         return narrowed(k, _nearest(k, real), zero_point, low, high, to)

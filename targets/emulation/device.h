@@ -428,3 +428,19 @@ template <int ROWS, int COLUMNS, class T> NV void nv_fma_tile(T *d, const T *a, 
     for (int i = 0; i < ROWS; i++)
         for (int j = 0; j < COLUMNS; j++) d[i * COLUMNS + j] = nv_multiply_add(a[i], b[j], d[i * COLUMNS + j]);
 }
+
+/* -- quantized numbers ---------------------------------------------------------------------------------------------- */
+
+NV int32_t nv_dp4a(int32_t a, int32_t b, int32_t c) {
+    for (int i = 0; i < 4; i++) c += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
+    return c;
+}
+NV int32_t nv_dp4a_u8s8(int32_t a, int32_t b, int32_t c) {
+    for (int i = 0; i < 4; i++) c += (uint8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
+    return c;
+}
+NV int32_t nv_rescale(int32_t sum, float multiplier, int32_t zero, int32_t low, int32_t high) {
+    float real = (float)sum * multiplier;
+    real = fminf(fmaxf(real, (float)(low - zero)), (float)(high - zero));
+    return (int32_t)rintf(real) + zero;
+}

@@ -223,3 +223,19 @@ template <int ROWS, int COLUMNS, class T> NV void nv_fma_tile(T *d, const T *a, 
 #pragma unroll
         for (int j = 0; j < COLUMNS; j++) d[i * COLUMNS + j] = nv_multiply_add(a[i], b[j], d[i * COLUMNS + j]);
 }
+
+/* -- quantized numbers ---------------------------------------------------------------------------------------------- */
+
+/* Products of four pairs of 8 bits, added to c (PTX: dp4a, from compute capability 6.1 on); a of int8 or uint8, b of int8. */
+NV int32_t nv_dp4a(int32_t a, int32_t b, int32_t c) { return __dp4a(a, b, c); }
+NV int32_t nv_dp4a_u8s8(int32_t a, int32_t b, int32_t c) {
+    int32_t d;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+/* clip(round_half_even(sum * multiplier) + zero, low, high); the product is rounded by itself, whatever is contracted. */
+NV int32_t nv_rescale(int32_t sum, float multiplier, int32_t zero, int32_t low, int32_t high) {
+    float real = __fmul_rn((float)sum, multiplier);
+    real = fminf(fmaxf(real, (float)(low - zero)), (float)(high - zero));
+    return __float2int_rn(real) + zero;
+}
