@@ -394,6 +394,9 @@ NV float nv_min(float a, float b) { return a != a ? a : b != b ? b : a < b ? a :
 
 /* -- operands of matrix products ---------------------------------------------------------------------------------- */
 
+template <int N, class T> NV void nv_clear(T *at) {
+    for (int i = 0; i < N; i++) at[i] = T(0);
+}
 template <class T> NV void nv_put(void *to, T value) { *(T *)to = value; }
 template <class T> NV void nv_put2(void *to, T first, T second) {
     emu_aligned(to, 2 * sizeof(T));

@@ -190,6 +190,10 @@ template <class T> NV void nv_store(T *to, const T *from, int n) {
 
 /* -- operands of matrix products ---------------------------------------------------------------------------------- */
 
+template <int N, class T> NV void nv_clear(T *at) {
+#pragma unroll
+    for (int i = 0; i < N; i++) at[i] = T(0);
+}
 template <class T> NV void nv_put(void *to, T value) { *(T *)to = value; }
 template <class T> NV void nv_put2(void *to, T first, T second) { *(nv_pack<2, T> *)to = {{first, second}}; }
 /* N neighbours, put STEP elements apart. */
