@@ -145,9 +145,13 @@ def run_region(
         base = shared if arg.kind == "shared" else workers[worker_index]
         return ctypes.c_void_p(base.address + arg.offset)
 
-    for draft in plan.phases:
+    if region.machine.gpu is not None:
+        _on_gpu(
+            region, plan, {"in": inputs, "out": outputs, "const": consts, "shared": [shared], "worker": workers[:1]}
+        )
+    for draft in plan.phases if region.machine.gpu is None else ():
         function = load(draft, region.machine)
-        if draft.tasks is None or region.machine.gpu is not None:
+        if draft.tasks is None:
             function(*(pointer(a, 0) for a in draft.args))
             continue
         cuts = [draft.tasks * i // pieces for i in range(pieces + 1)]
@@ -161,10 +165,8 @@ def run_region(
 
 
 def load(draft: Draft, machine: Machine) -> Any:
-    """The kernel as a ctypes function; a GPU's as one that this CPU plays."""
+    """The kernel as a ctypes function."""
     key = (draft.spec.name, machine.name)
-    if key not in _loaded and machine.gpu is not None:
-        _loaded[key] = _emulated(draft, machine)
     if key not in _loaded:
         row = machine.record()
         template, config = json.loads(draft.spec.canonical)  # as it reaches a worker
@@ -181,27 +183,20 @@ def load(draft: Draft, machine: Machine) -> Any:
     return _loaded[key]
 
 
-def _emulated(draft: Draft, machine: Machine) -> Callable[..., None]:
-    from nervure.compiler.kernels import device
-    from nervure.targets import emulation
+def _on_gpu(region: Region, plan: Plan, pools: dict[str, list[_Buffer]]) -> None:
+    import gpu_harness
 
-    template, config = json.loads(draft.spec.canonical)
-    builder = worker.written(template, config, draft.spec.name, machine.record())
-    assert builder.tasks == draft.tasks, f"the kernel has {builder.tasks} tasks, its plan says {draft.tasks}"
-    made = device.text(builder, [i for i, a in enumerate(draft.args) if a.kind == "worker"])
-    path = Path(_folder.name) / f"{len(_loaded)}.so"
-    path.write_bytes(emulation.compile_kernels([(draft.spec.name, made["source"])]))
-    library, engine = ctypes.CDLL(str(path)), ctypes.CDLL(str(emulation.driver()))
-    engine.emu_start.restype, engine.emu_message.restype = ctypes.c_void_p, ctypes.c_char_p
-    ctypes.c_void_p.in_dll(library, "emu_machine").value = engine.emu_start()
-    function = getattr(library, f"{draft.spec.name}_launch")
+    first, buffers = {}, []
+    for kind, pool in pools.items():
+        first[kind] = len(buffers)
+        buffers += pool
 
-    def launch(*pointers: ctypes.c_void_p) -> None:
-        given = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(p) for p in pointers))
-        status = function(given, made["blocks"], made["threads"], made["shared"])
-        assert status == 0, engine.emu_message().decode()
+    def place(arg: Arg) -> tuple[int, int]:
+        index = arg.index if arg.kind in ("in", "out", "const") else 0
+        return first[arg.kind] + index, arg.offset if arg.kind in ("shared", "worker") else 0
 
-    return launch
+    places = [[place(a) for a in draft.args] for draft in plan.phases]
+    gpu_harness.run(plan.phases, region.machine, buffers, places, range(first["out"], first["const"]))
 
 
 def check_region(
