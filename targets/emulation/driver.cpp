@@ -65,6 +65,8 @@ static result enter(bool context) {
 
 /* -- driver, devices, contexts ------------------------------------------------------------------------------------- */
 
+/* NVRTC asks whatever libcuda.so.1 is loaded for it, and takes a refusal. */
+API cuGetExportTable(const void **table, const void *) { *table = NULL; return NOT_FOUND; }
 API cuInit(unsigned flags) { CALL_WITHOUT_CONTEXT; return flags != 0 ? INVALID : get(DEVICES) == 0 ? NO_DEVICE : OK; }
 API cuDriverGetVersion(int *version) { CALL_WITHOUT_CONTEXT; *version = (int)get(VERSION); return OK; }
 API cuDeviceGetCount(int *count) { CALL_WITHOUT_CONTEXT; *count = (int)get(DEVICES); return OK; }
