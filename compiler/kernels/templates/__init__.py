@@ -14,6 +14,7 @@ NAMES = (
     "conv",
     "conv_grad_weight",
     "conv_transpose",
+    "cuda_attention",
     "cuda_conv_grad_weight",
     "cuda_conv_simt",
     "cuda_depthwise",
