@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from tvm import tirx
+from tvm.tirx import truncdiv, truncmod
 
 from ..device import DeviceBuilder
 from ..evaluate import Coord
@@ -43,10 +44,10 @@ def emit_sum(k: DeviceBuilder, c: dict[str, Any]) -> None:
 def _indices(k: DeviceBuilder, outer: list[dict[str, Any]], number: Any) -> list[Any]:
     """A product's index on each outer axis."""
     found: list[Any] = []
-    for axis in reversed(outer):
-        found.insert(0, k.bind(number % axis["extent"], "outer") if axis is not outer[0] else number)
-        number = k.bind(number // axis["extent"], "rest") if axis is not outer[0] else number
-    return found
+    for axis in outer[:0:-1]:
+        found.insert(0, k.bind(truncmod(number, axis["extent"]), "outer"))
+        number = k.bind(truncdiv(number, axis["extent"]), "rest")
+    return [number, *found] if outer else []
 
 
 class _Tail:
@@ -120,12 +121,12 @@ class _Product:
         k, (down, across) = self.k, self.c["grid"]
         number, at = k.bind(block // (down * across), "number"), k.bind(block % (down * across), "tile")
         if down <= GROUP or across == 1:
-            row, column = at % down, at // down
+            row, column = truncmod(at, down), truncdiv(at, down)
         else:
-            group = k.bind(at // (GROUP * across), "group")
+            group = k.bind(truncdiv(at, GROUP * across), "group")
             high = k.bind(tirx.Min(down - group * GROUP, GROUP), "high")
-            inside = k.bind(at % (GROUP * across), "inside")
-            row, column = group * GROUP + inside % high, inside // high
+            inside = k.bind(truncmod(at, GROUP * across), "inside")
+            row, column = group * GROUP + truncmod(inside, high), truncdiv(inside, high)
         return number, (k.bind(row * self.tile.rows, "row0"), k.bind(column * self.tile.columns, "column0"))
 
     def _multiplied(self, indices: list[Any], origin: tuple[Any, Any], thread: Any, part: Any) -> Core:
@@ -134,8 +135,8 @@ class _Product:
             k.bind(sum((i * o[n] for i, o in zip(indices, c["outer"], strict=True) if o[n]), start=0), f"{n}0")
             for n in "ab"
         ]
-        a = Strided(self.a, bases[0], c["a"], c["rows"], c["depth"])
-        b = Strided(self.b, bases[1], c["b"], c["columns"], c["depth"])
+        a = Strided(self.a, bases[0], c["a"], c["rows"], c["depth"], tile.rows, tile.depth)
+        b = Strided(self.b, bases[1], c["b"], c["columns"], c["depth"], tile.columns, tile.depth)
         integer = tile.sums == "int32"
         lines = (integer and zeros["b"] != 0, integer and zeros["a"] != 0)
         core = Core(k, tile, a, b, thread, lines=lines, flip=zeros["flip"])

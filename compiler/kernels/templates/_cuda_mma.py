@@ -24,6 +24,7 @@ MATRIX = {"float16": "float16", "bfloat16": "bfloat16", "float32": "tfloat32", "
 SUMS = {"float64": "float64", "int8": "int32", "uint8": "int32"}  # float32 for all others
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PARTIAL = 8 << 20  # bytes of sums that parts of the depth may leave behind
+MOST_REGISTERS = 240  # by that estimate, which is a few too many: nothing may spill
 _OVERHEAD = 44  # registers of a thread beside sums and fragments: addresses, counters
 
 # block tile, warp tile
@@ -140,7 +141,8 @@ class Tile:
 class Product:
     """What the choice of a tile depends on. ``a_bytes``, ``b_bytes``, ``out_bytes``: what all of each operand takes in
     memory; ``batch`` products of the same form. ``a_copy``, ``b_copy``: bytes of one copy of that operand (16, 4, or
-    less: through registers). ``stepped``: whether the depth may be cut in parts."""
+    less: through registers). ``stepped``: whether the depth may be cut in parts. ``lines``: sides whose lines
+    are summed beside the products (see ``_cuda_mma_emit.Core``)."""
 
     rows: int
     columns: int
@@ -157,6 +159,7 @@ class Product:
     b_copy: int = 16
     epilogue: int = 1
     stepped: bool = True
+    lines: int = 0
 
 
 @dataclass(frozen=True)
@@ -195,16 +198,16 @@ def tiles(gpu: Gpu, p: Product) -> Iterator[Tile]:
                 continue
             layouts = (p.a_layout, p.b_layout)
             tile = Tile(function, p.dtype, rows, columns, warp_rows, warp_columns, depth, stages, *layouts)
-            copied = _held_copies(tile, p)
-            if copied <= 64 and fits(gpu, tile.threads, min(255, tile.registers + copied), tile.shared):
+            registers = registers_of(tile, p)
+            if registers <= MOST_REGISTERS and fits(gpu, tile.threads, registers, tile.shared):
                 yield tile
 
 
-def _held_copies(tile: Tile, p: Product) -> int:
-    """Registers of a thread for operands that pass through them."""
-    found = 0
+def registers_of(tile: Tile, p: Product) -> int:
+    """Of a thread, about: with operands that pass through registers and sums of lines."""
+    found = tile.registers + p.lines * (tile.warp_rows // 4 + tile.warp_columns // 2)
     for copy, rows in ((p.a_copy, tile.rows), (p.b_copy, tile.columns)):
-        found += rows * tile.depth // tile.threads if copy < 4 or tile.item * 2 > 16 else 0
+        found += rows * tile.depth // tile.threads if copy < 4 else 0
     return found
 
 
@@ -221,22 +224,23 @@ def load_of(gpu: Gpu, p: Product, tile: Tile, parts: int) -> Load:
     area = tile.warp_rows * tile.warp_columns / (tile.warp_rows + tile.warp_columns)
     per_cycle = min(per_cycle, area * (128 / tile.item if tile.function else 64))
     copies = sum(
-        rows * tile.item * tile.depth / min(16, c) for c, rows in ((p.a_copy, tile.rows), (p.b_copy, tile.columns))
+        rows * tile.item * tile.depth / (c or tile.item)
+        for c, rows in ((p.a_copy, tile.rows), (p.b_copy, tile.columns))
     )
     plain = blocks * (turns * copies * 4 + tile.rows * tile.columns * (2 + p.epilogue))
     asked = float(blocks * (tile.rows + tile.columns) * turns * tile.depth * tile.item)
-    far = p.a_bytes + p.b_bytes + p.out_bytes
+    far = float(p.a_bytes + p.b_bytes + p.out_bytes)
     far += 0 if far < gpu.l2 / 2 else 0.1 * asked
     sums = p.rows * p.columns * p.batch * tile.out_item * parts if parts > 1 else 0
     return Load(
         blocks,
         tile.threads,
-        min(255, tile.registers + _held_copies(tile, p)),
+        registers_of(tile, p),
         tile.shared,
         macs=macs,
         rate=per_cycle,
         plain=plain,
-        far=float(far),
+        far=far,
         near=max(0.0, asked - p.a_bytes - p.b_bytes) + sums,
         in_flight=max(16.0, (tile.stages - 1) * tile.stage / tile.threads),
         chain=600 + turns * (90.0 if tile.stages > 2 else 350.0) + (500 if min(p.a_copy, p.b_copy) < 4 else 0),

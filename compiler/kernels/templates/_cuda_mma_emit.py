@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tvm import tirx
+from tvm.tirx import truncdiv, truncmod
 
 from ..device import DeviceBuilder
 from ..tir import constant
@@ -79,14 +80,10 @@ class Core:
         k.barrier()
 
     def _clear(self) -> None:
-        k = self.k
-        for array, count, dtype in (
-            (self.sums, self.tile.held, self.tile.sums),
-            *((e, n, "int32") for e, n in zip(self.extra, self._extra(), strict=True)),
-        ):
+        self.k.run(f"nv_clear<{self.tile.held}>", (self.sums, 0))
+        for array, count in zip(self.extra, self._extra(), strict=True):
             if array is not None:
-                with k.loop(count, "unrolled") as i:
-                    k.store(array, i, constant(0, dtype))
+                self.k.run(f"nv_clear<{count}>", (array, 0))
 
     def _start(self, step0: Any, slot: Any, turns: Any, ahead: Any) -> None:
         with self.k.when(ahead < turns):
@@ -115,14 +112,14 @@ class Core:
         tile, lane = self.tile, self.lane
         pitch = tile.pitch(side)
         layout = tile.a_layout if side == "a" else tile.b_layout
-        low, high, far = lane % 8, lane // 8 % 2 * 8, lane // 16 * 8
+        low, high, far = truncmod(lane, 8), truncmod(truncdiv(lane, 8), 2) * 8, truncdiv(lane, 16) * 8
         if layout == "k":
             row, chunk = (low + high, far) if side == "a" else (low + far, high)
             return (row0 + row) * pitch + chunk * 2
         if tile.item == 2:
             step, row = (low + far, high) if side == "a" else (low + high, far)
             return step * pitch + (row0 + row) * 2
-        return lane % 4 * pitch + (row0 + lane // 4) * tile.item
+        return truncmod(lane, 4) * pitch + (row0 + truncdiv(lane, 4)) * tile.item
 
     def _multiply(self, slot: Any) -> None:
         if not self.tile.function:
@@ -244,7 +241,7 @@ class Core:
                 high = tile.warp_rows // tile.passes
 
                 def row(r: Any, p: int = p, high: int = high) -> Any:
-                    return r // high * tile.warp_rows + p * high + r % high
+                    return truncdiv(r, high) * tile.warp_rows + p * high + truncmod(r, high)
 
             else:
                 self._put_threads(p)
@@ -258,8 +255,8 @@ class Core:
     def _put_warps(self, p: int) -> None:
         k, tile = self.k, self.tile
         high, across = tile.warp_rows // tile.passes, tile.warp_columns // 8
-        row0 = self.warp_row // tile.warp_rows * high + self.lane // 4
-        base = k.bind((row0 * tile.out_pitch + self.warp_column + self.lane % 4 * 2) * tile.out_item)
+        row0 = truncdiv(self.warp_row, tile.warp_rows) * high + truncdiv(self.lane, 4)
+        base = k.bind((row0 * tile.out_pitch + self.warp_column + truncmod(self.lane, 4) * 2) * tile.out_item)
         for i in range(high // 16):
             for j in range(across):
                 for half in range(2):

@@ -2,15 +2,19 @@
 
 A loader answers for one operand. ``begin(row)`` is asked once for each row (column of B) that a thread copies;
 ``at(state, step)`` gives ``(buffer, element, valid)`` for the ``width`` elements from that step of the depth on, along
-the depth (layout ``k``) or along the rows (layout ``row``). What is not valid becomes ``fill`` (four bytes as one
-number, 0 for zeros). Implicit products, of convolutions say, are other subclasses.
+the depth (layout ``k``) or along the rows (layout ``row``). ``valid`` is True where it always holds; what is not valid
+becomes ``fill`` (four bytes as one number, 0 for zeros). Implicit products, of convolutions say, are other subclasses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from tvm import tirx
+
 from ..device import DeviceBuilder
+from ..tir import constant
 from ._cuda_mma import Tile
 
 State = Any
@@ -43,9 +47,12 @@ class Loader:
 
 
 class Strided(Loader):
-    """An operand with one stride for its rows and one for its steps, from element ``base`` on."""
+    """An operand with one stride for its rows and one for its steps, from element ``base`` on. ``tile_rows`` and
+    ``tile_depth``: where these divide the extents nothing lies outside."""
 
-    def __init__(self, buffer: Any, base: Any, side: dict[str, Any], rows: int, depth: int) -> None:
+    def __init__(
+        self, buffer: Any, base: Any, side: dict[str, Any], rows: int, depth: int, tile_rows: int, tile_depth: int
+    ) -> None:
         super().__init__(
             side["dtype"],
             side["width"],
@@ -56,19 +63,20 @@ class Strided(Loader):
         )
         self.buffer, self.base, self.rows, self.depth = buffer, base, rows, depth
         self.row, self.step = side["row"], side["step"]
+        self.whole = rows % tile_rows == 0, depth % tile_depth == 0
 
     def begin(self, k: DeviceBuilder, row: Any) -> State:
-        inside = row < self.rows
-        from ..tir import select
-
-        return k.bind(self.base + select(inside, row, 0) * self.row), inside
+        inside = True if self.whole[0] else row < self.rows
+        at = row if self.whole[0] else tirx.Select(inside, row, 0)
+        return k.bind(self.base + at * self.row, "row"), inside
 
     def at(self, k: DeviceBuilder, state: State, step: Any) -> tuple[Any, Any, Any]:
         offset, inside = state
-        from tvm import tirx
-
+        if self.whole[1]:
+            return self.buffer, offset + step * self.step, inside
         valid = step < self.depth
-        return self.buffer, offset + tirx.Select(valid, step, 0) * self.step, tirx.all(inside, valid)
+        at = offset + tirx.Select(valid, step, 0) * self.step
+        return self.buffer, at, valid if inside is True else tirx.all(inside, valid)
 
 
 class Copies:
@@ -111,7 +119,7 @@ class Copies:
         if not self.direct:
             self.held = self.k.array(self.loader.dtype, self.count * self.loader.width, "held")
 
-    def _each(self) -> Any:
+    def _each(self) -> Iterator[tuple[int, Any, Any]]:
         for i in range(self.count):
             row, step = self.place(i)
             line, along = (row, step) if self.loader.layout == "k" else (step, row)
@@ -128,19 +136,20 @@ class Copies:
             buffer, offset, valid = loader.at(k, self.states[i], step0 + step)
             if not self.direct:
                 self._load(i, buffer, offset, valid)
-            elif loader.fill:
+            elif loader.fill and valid is not True:
                 with k.when(valid):
                     k.run(f"nv_copy{loader.copy}", (self.s, slot + at), (buffer, offset), 1)
-                from tvm import tirx
-
                 with k.when(tirx.Not(valid)):
                     k.run(f"nv_fill{loader.copy}", (self.s, slot + at), loader.fill)
             else:
-                k.run(f"nv_copy{loader.copy}", (self.s, slot + at), (buffer, offset), valid.astype("int32"))
+                k.run(
+                    f"nv_copy{loader.copy}",
+                    (self.s, slot + at),
+                    (buffer, offset),
+                    1 if valid is True else valid.astype("int32"),
+                )
 
     def _load(self, i: int, buffer: Any, offset: Any, valid: Any) -> None:
-        from ..tir import constant
-
         k, loader = self.k, self.loader
         for e in range(loader.width):
             at = i * loader.width + e

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
+from tvm.tirx import truncdiv, truncmod
 
 from ..device import DeviceBuilder
 from ..evaluate import Coord, Evaluator
@@ -90,7 +91,8 @@ def each_quad(
     quads = tile.columns // QUAD
     for high, row_of in core.passes():
         with pieces(k, high * quads, tile.threads, core.thread) as at:
-            r, q = (at % high, at // high) if down else (at // quads, at % quads)
+            r, q = truncmod(at, high if down else quads), truncdiv(at, high if down else quads)
+            r, q = (r, q) if down else (q, r)
             row = k.bind(origin[0] + row_of(r), "row")
             column = k.bind(origin[1] + q * QUAD, "column")
             with k.when(tirx.all(row < extents[0], column < extents[1])):
@@ -153,7 +155,7 @@ def add_parts(
     with k.grid(sum_blocks(batch, rows, columns), SUM_THREADS) as (block, thread):
         at = k.bind(block * SUM_THREADS + thread, "at")
         with k.when(at < count if count % SUM_THREADS else True):
-            line, column = k.bind(at // quads, "line"), k.bind(at % quads * QUAD, "column")
+            line, column = k.bind(truncdiv(at, quads), "line"), k.bind(truncmod(at, quads) * QUAD, "column")
 
             def read(offset: Any, lanes: int) -> Any:
                 held = k.array(sums.dtype, lanes, "sum")
@@ -164,7 +166,7 @@ def add_parts(
                     k.store(held, 0, k.load(held, 0, lanes) + found)
                 return k.load(held, 0, lanes)
 
-            sums.quads(column, read, place(line // rows, line % rows))
+            sums.quads(column, read, place(truncdiv(line, rows), truncmod(line, rows)))
 
 
 def turns_of(tile: Tile, depth: int, parts: int, part: Any) -> tuple[Any, Any]:

@@ -45,7 +45,7 @@ def plan(region: Region) -> list[Plan]:
     else:
         lines, b = packed(matrix, p.a.type.dtype == "float32" and not region.exact)
         consts = (lines.reshape(-1),)
-    cut = choose(gpu, sizes(region, p, a, b))
+    cut = choose(gpu, sizes(region, p, a, b, zeros))
     if cut is None:
         return []
     if matrix is not None and zeros["a"]:
@@ -81,7 +81,7 @@ def corrections(p: Operands, matrix: np.ndarray, zeros: dict[str, Any]) -> np.nd
     return np.asarray(-zeros["a"] * wide.sum(axis=-2)).astype(np.int32).reshape(-1)
 
 
-def sizes(region: Region, p: Operands, a: Side, b: Side) -> Product:
+def sizes(region: Region, p: Operands, a: Side, b: Side, zeros: dict[str, Any]) -> Product:
     """The product as the choice of a tile sees it."""
     dtype = p.a.type.dtype
     return Product(
@@ -99,6 +99,7 @@ def sizes(region: Region, p: Operands, a: Side, b: Side) -> Product:
         a_copy=a["copy"],
         b_copy=b["copy"],
         epilogue=epilogue_work(region),
+        lines=sum((zeros["a"] != 0 and p.b.const is None, zeros["b"] != 0)) if dtype in BYTES else 0,
     )
 
 
@@ -131,6 +132,7 @@ def assembled(
     rest = (*(Arg("in", i) for i in config["reads"]), *(Arg("out", j) for j in range(len(region.outputs))))
     tasks, batch = config["blocks"], math.prod(o.extent for o in p.outer)
     tile = cut.tile
+    phases: tuple[Draft, ...]
     if cut.parts == 1:
         phases = (Draft(KernelSpec("cuda_matmul", config), (*operands, *fixed, *rest), tasks),)
         scratch = 0
