@@ -7,6 +7,7 @@ from functools import cache
 from importlib import import_module
 
 from ..spec import Plan, Region, Template
+from ._cuda_fallback import by_threads
 
 NAMES = (
     "attention",
@@ -15,11 +16,13 @@ NAMES = (
     "conv_grad_weight",
     "conv_transpose",
     "cuda_attention",
+    "cuda_conv",
     "cuda_conv_grad_weight",
     "cuda_conv_simt",
     "cuda_depthwise",
     "cuda_gather",
     "cuda_lookup",
+    "cuda_gemv",
     "cuda_matmul",
     "cuda_max_pool_grad",
     "cuda_move",
@@ -99,7 +102,7 @@ def plans(region: Region) -> list[Plan]:
     gpu = region.machine.gpu is not None
     found = [plan for t in templates() if t.device == gpu and region.op in t.ops for plan in t.plan(region)]
     if gpu and not found:
-        found = [plan for t in templates() if not t.device and region.op in t.ops for plan in t.plan(region)]
+        found = [by_threads(p) for t in templates() if not t.device and region.op in t.ops for p in t.plan(region)]
     if region.machine.readable:  # C for people: where there are plain loops, they are it
         found = [p for p in found if p.template == "plain"] or found
     return sorted(found, key=lambda p: (p.cost, p.template, p.detail))

@@ -8,17 +8,19 @@ itself; where an operand holds them side by side they are one access of up to 16
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ..expr import serialize
-from ..spec import Arg, Operand, Region
-from ._tile import accumulator, epilogue_inputs
+from ..spec import Arg, Draft, Operand, Plan, Region
+from ._tile import accumulator, epilogue_inputs, inplace_pairs
 from .conv import Geometry
 
 WIDEST = 16  # bytes of one access
+SCRATCH_STEP = 256  # bytes
 REACH = (1 << 31) - 1  # elements that an index of a kernel reaches
 
 
@@ -94,6 +96,46 @@ def axes_of(g: Geometry) -> list[dict[str, Any]]:
     ]
 
 
+@dataclass(frozen=True)
+class Part:
+    """How one geometry of a region would be done: phases whose constants and scratch are numbered from 0."""
+
+    drafts: tuple[Draft, ...]
+    consts: tuple[np.ndarray, ...]
+    scratch: int
+    cost: float
+    detail: str
+
+
+def joined(region: Region, template: str, parts: Sequence[Part]) -> Plan:
+    """The plan of parts that fill the output together, one after the other."""
+    phases: list[Draft] = []
+    consts: list[np.ndarray] = []
+    scratch = 0
+    for part in parts:
+        for draft in part.drafts:
+            args = [
+                replace(a, index=a.index + len(consts))
+                if a.kind == "const"
+                else replace(a, offset=a.offset + scratch)
+                if a.kind == "shared"
+                else a
+                for a in draft.args
+            ]
+            phases.append(replace(draft, args=tuple(args)))
+        consts += part.consts
+        scratch += -(-part.scratch // SCRATCH_STEP) * SCRATCH_STEP
+    return Plan(
+        template,
+        tuple(phases),
+        cost=sum(p.cost for p in parts),
+        consts=tuple(consts),
+        shared_bytes=scratch,
+        inplace=inplace_pairs(region),
+        detail=parts[0].detail if len(parts) == 1 else f"{len(parts)} phases, {parts[0].detail}",
+    )
+
+
 def is_float(dtype: str) -> bool:
     return dtype.startswith(("float", "bfloat"))
 
@@ -102,11 +144,6 @@ def bytes_moved(region: Region, weights: int) -> float:
     """Bytes that cross the memory's border at least once."""
     reads = [region.inputs[i].type.nbytes for i in {*common_reads(region), region.operand(0)} if i is not None]
     return float(sum(reads) + weights + sum(o.type.nbytes for o in region.outputs))
-
-
-def constant_array(operand: Operand) -> np.ndarray:
-    assert operand.const is not None
-    return operand.const
 
 
 # -- emitters' side --------------------------------------------------------------------------------------------------

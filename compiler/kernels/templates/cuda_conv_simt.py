@@ -17,9 +17,20 @@ import numpy as np
 
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _cuda_conv_simt
-from ._cuda_conv_parts import WIDEST, accesses, arguments, axes_of, bytes_moved, common, reachable, together
+from ._cuda_conv_parts import (
+    WIDEST,
+    Part,
+    accesses,
+    arguments,
+    axes_of,
+    bytes_moved,
+    common,
+    joined,
+    reachable,
+    together,
+)
 from ._cuda_cost import Load, nanoseconds
-from ._tile import epilogue_work, fits, inplace_pairs
+from ._tile import epilogue_work, fits
 from .conv import Geometry
 
 MOST_REGISTERS = 128  # estimated
@@ -43,32 +54,21 @@ def plan(region: Region) -> list[Plan]:
     g = Geometry(region)
     if (g.group > 1 and g.depth == 1) or not reachable(region):
         return []
-    return [planned(region, [g])]
+    return [joined(region, "cuda_conv_simt", [direct(region, g)])]
 
 
-def planned(region: Region, geometries: list[Geometry]) -> Plan:
-    """The plan of convolutions that fill the output together, a kernel each."""
-    drafts: list[Draft] = []
-    consts: list[np.ndarray] = []
-    cost, names = 0.0, []
-    for g in geometries:
-        nanos, cut = min(((_cost(region, g, c), c) for c in cuts(region, g)), key=lambda t: t[0])
-        source = Arg("in", region.operand(1) or 0)
-        if g.w.const is not None:
-            source = Arg("const", len(consts))
-            consts.append(np.ascontiguousarray(g.reduction_major(g.w.const)).reshape(-1))
-        config = configure(region, g, cut)
-        args = arguments(region, [Arg("in", region.operand(0) or 0), source])
-        drafts.append(Draft(KernelSpec("cuda_conv_simt", config), args, config["blocks"]))
-        cost += nanos
-        names.append(f"{cut.lanes} channels of {cut.points} points, {cut.threads} threads")
-    return Plan(
-        "cuda_conv_simt",
-        tuple(drafts),
-        cost=cost,
-        consts=tuple(consts),
-        inplace=inplace_pairs(region) if len(drafts) == 1 else (),
-        detail=f"direct, {names[0]}",
+def direct(region: Region, g: Geometry) -> Part:
+    """The kernel of one geometry."""
+    nanos, cut = min(((_cost(region, g, c), c) for c in cuts(region, g)), key=lambda t: t[0])
+    source = Arg("in", region.operand(1) or 0)
+    consts: tuple[np.ndarray, ...] = ()
+    if g.w.const is not None:
+        source, consts = Arg("const", 0), (np.ascontiguousarray(g.reduction_major(g.w.const)).reshape(-1),)
+    config = configure(region, g, cut)
+    args = arguments(region, [Arg("in", region.operand(0) or 0), source])
+    draft = Draft(KernelSpec("cuda_conv_simt", config), args, config["blocks"])
+    return Part(
+        (draft,), consts, 0, nanos, f"direct, {cut.lanes} channels of {cut.points} points, {cut.threads} threads"
     )
 
 

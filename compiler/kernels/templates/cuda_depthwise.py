@@ -21,9 +21,20 @@ import numpy as np
 
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from . import _cuda_depthwise
-from ._cuda_conv_parts import WIDEST, accesses, arguments, axes_of, bytes_moved, common, reachable, together
+from ._cuda_conv_parts import (
+    WIDEST,
+    Part,
+    accesses,
+    arguments,
+    axes_of,
+    bytes_moved,
+    common,
+    joined,
+    reachable,
+    together,
+)
 from ._cuda_cost import Load, nanoseconds
-from ._tile import epilogue_work, fits, inplace_pairs
+from ._tile import epilogue_work, fits
 from .conv import Geometry
 
 MOST_WRITTEN = 1600  # products of a thread that are written out
@@ -49,34 +60,19 @@ def plan(region: Region) -> list[Plan]:
     g = Geometry(region)
     if g.group == 1 or g.depth != 1 or not reachable(region) or 0 in g.kernel:
         return []
-    return [planned(region, [g])]
+    return [joined(region, "cuda_depthwise", [depthwise(region, g)])]
 
 
-def planned(region: Region, geometries: list[Geometry]) -> Plan:
-    """The plan of depthwise convolutions that fill the output together, a kernel each."""
-    drafts: list[Draft] = []
-    consts: list[np.ndarray] = []
-    cost, names = 0.0, []
-    for g in geometries:
-        nanos, cut = min(((_cost(region, g, c), c) for c in cuts(region, g)), key=lambda t: t[0])
-        weights = packed(g)
-        config = configure(region, g, cut)
-        source = Arg("in", region.operand(1) or 0)
-        if weights is not None:
-            source = Arg("const", len(consts))
-            consts.append(weights)
-        args = arguments(region, [Arg("in", region.operand(0) or 0), source])
-        drafts.append(Draft(KernelSpec("cuda_depthwise", config), args, config["blocks"]))
-        cost += nanos
-        names.append(f"{cut.lanes} channels of {cut.lines}x{cut.points} points, {cut.threads} threads")
-    return Plan(
-        "cuda_depthwise",
-        tuple(drafts),
-        cost=cost,
-        consts=tuple(consts),
-        inplace=inplace_pairs(region) if len(drafts) == 1 else (),
-        detail=f"depthwise, {names[0]}",
-    )
+def depthwise(region: Region, g: Geometry) -> Part:
+    """The kernel of one geometry."""
+    nanos, cut = min(((_cost(region, g, c), c) for c in cuts(region, g)), key=lambda t: t[0])
+    weights = packed(g)
+    config = configure(region, g, cut)
+    source = Arg("in", region.operand(1) or 0) if weights is None else Arg("const", 0)
+    args = arguments(region, [Arg("in", region.operand(0) or 0), source])
+    draft = Draft(KernelSpec("cuda_depthwise", config), args, config["blocks"])
+    detail = f"depthwise, {cut.lanes} channels of {cut.lines}x{cut.points} points, {cut.threads} threads"
+    return Part((draft,), () if weights is None else (weights,), 0, nanos, detail)
 
 
 def channels(g: Geometry) -> int:
