@@ -32,16 +32,16 @@ def emit_sum(k: DeviceBuilder, c: dict[str, Any]) -> None:
     """What ``emit_parts`` left, added and finished."""
     batch = math.prod(o["extent"] for o in c["outer"])
     scratch = k.arg("parts", c["sums"], c["parts"] * batch * c["rows"] * c["columns"])
-    tail = _Tail(k, c, c["sums"])
+    tail = Tail(k, c, c["sums"])
 
     def place(number: Any, row: Any) -> list[Coord]:
-        tail.at(_indices(k, c["outer"], number))
+        tail.at(indices_of(k, c["outer"], number))
         return tail.place(row)
 
     add_parts(k, scratch, c["parts"], tail.sums, (batch, c["rows"]), place)
 
 
-def _indices(k: DeviceBuilder, outer: list[dict[str, Any]], number: Any) -> list[Any]:
+def indices_of(k: DeviceBuilder, outer: list[dict[str, Any]], number: Any) -> list[Any]:
     """A product's index on each outer axis."""
     found: list[Any] = []
     for axis in outer[:0:-1]:
@@ -50,7 +50,7 @@ def _indices(k: DeviceBuilder, outer: list[dict[str, Any]], number: Any) -> list
     return [number, *found] if outer else []
 
 
-class _Tail:
+class Tail:
     """What follows the product: the evaluator and the coordinates."""
 
     def __init__(self, k: DeviceBuilder, c: dict[str, Any], dtype: str) -> None:
@@ -96,10 +96,10 @@ class _Product:
 
     def whole(self) -> None:
         k, c = self.k, self.c
-        tail = _Tail(k, c, self.tile.sums)
+        tail = Tail(k, c, self.tile.sums)
         with k.grid(c["blocks"], self.tile.threads) as (block, thread):
             number, origin = self._where(block)
-            indices = _indices(k, c["outer"], number)
+            indices = indices_of(k, c["outer"], number)
             core = self._multiplied(indices, origin, thread, 0)
             tail.at(indices)
             finish(k, core, tail.sums, origin, c["rows"], tail.place, down=c["down"])
@@ -112,7 +112,7 @@ class _Product:
         with k.grid(c["blocks"], self.tile.threads) as (block, thread):
             part = k.bind(block % c["parts"], "part")
             number, origin = self._where(block // c["parts"])
-            core = self._multiplied(_indices(k, c["outer"], number), origin, thread, part)
+            core = self._multiplied(indices_of(k, c["outer"], number), origin, thread, part)
             base = part * size + number * (c["rows"] * c["columns"])
             leave(k, core, scratch, k.bind(base, "base"), origin, c["rows"], c["columns"])
 

@@ -33,9 +33,9 @@ def plan(region: Region) -> list[Plan]:
         return []
     reads = epilogue_inputs(region)
     p = product(region, reads)
-    if not _served(p.a.type.dtype, p.b.type.dtype) or min(p.a.strides + p.b.strides, default=0) < 0 or p.depth == 0:
+    if not served(region, p):
         return []
-    matrix = constant(region, p)
+    matrix = constant(p)
     zeros = zero_points(region, p)
     outer_a, outer_b = [o.a for o in p.outer], [o.b for o in p.outer]
     a = side_of(p.a, p.rows.extent, p.rows.a, p.depth, p.a_step, outer_a)
@@ -49,16 +49,19 @@ def plan(region: Region) -> list[Plan]:
     if cut is None:
         return []
     if matrix is not None and zeros["a"]:
-        consts = (*consts, corrections(p, matrix, zeros))
+        consts = (*consts, corrections(matrix, zeros))
         zeros |= {"a": 0, "fixed": True}
     return [assembled(region, p, cut, (a, b), zeros, consts, reads)]
 
 
-def _served(a: str, b: str) -> bool:
-    return (a in FLOATS and a == b) or (a in BYTES and b in BYTES)
+def served(region: Region, p: Operands) -> bool:
+    """Whether the types and strides of a product are such that a GPU's kernels take."""
+    a, b = p.a.type.dtype, p.b.type.dtype
+    known = (a in FLOATS and a == b) or (a in BYTES and b in BYTES)
+    return known and p.depth > 0 and min(*p.a.strides, *p.b.strides) >= 0
 
 
-def constant(region: Region, p: Operands) -> np.ndarray | None:
+def constant(p: Operands) -> np.ndarray | None:
     """A constant B as ``[product, depth, columns]``; uint8 as int8, 128 less."""
     if p.b.const is None:
         return None
@@ -75,7 +78,7 @@ def zero_points(region: Region, p: Operands) -> dict[str, Any]:
     return {"a": region.attrs.get("zero_point", 0), "b": b, "flip": flipped and p.b.const is None, "fixed": False}
 
 
-def corrections(p: Operands, matrix: np.ndarray, zeros: dict[str, Any]) -> np.ndarray:
+def corrections(matrix: np.ndarray, zeros: dict[str, Any]) -> np.ndarray:
     """int32 ``[product, columns]``: what A's zero point adds to the sums of each column of a constant B."""
     wide = matrix.astype(np.int64) - zeros["b"]
     return np.asarray(-zeros["a"] * wide.sum(axis=-2)).astype(np.int32).reshape(-1)

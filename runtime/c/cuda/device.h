@@ -243,3 +243,49 @@ NV int32_t nv_rescale(int32_t sum, float multiplier, int32_t zero, int32_t low, 
     real = fminf(fmaxf(real, (float)(low - zero)), (float)(high - zero));
     return __float2int_rn(real) + zero;
 }
+
+/* -- few rows times many lines ------------------------------------------------------------------------------------ */
+
+/* Sums of products of 16 bytes of two operands. */
+NV float nv_dot(const float *a, const float *b, float sum) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum = fmaf(a[i], b[i], sum);
+    return sum;
+}
+NV double nv_dot(const double *a, const double *b, double sum) { return fma(a[1], b[1], fma(a[0], b[0], sum)); }
+template <class T> NV float nv_dot(const T *a, const T *b, float sum) { /* numbers of 16 bits */
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum = fmaf((float)a[i], (float)b[i], sum);
+    return sum;
+}
+/* dp4a of both signs of the activations (PTX ISA). */
+NV int nv_dot(const int8_t *a, const int8_t *b, int sum) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum = __dp4a(((const int *)a)[i], ((const int *)b)[i], sum);
+    return sum;
+}
+NV int nv_dot(const int8_t *a, const uint8_t *b, int sum) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        asm("dp4a.s32.u32 %0, %1, %2, %0;" : "+r"(sum) : "r"(((const int *)a)[i]), "r"(((const int *)b)[i]));
+    return sum;
+}
+template <class T> struct alignas(16) nv_chunk { T at[16 / sizeof(T)]; };
+/* sums[f] += 16 bytes of one line times 16 bytes of row f */
+template <int ROWS, class W, class X, class S> NV void nv_dots(S *sums, const W *line, const X *rows, int pitch) {
+    nv_chunk<W> w = *(const nv_chunk<W> *)line;
+#pragma unroll
+    for (int f = 0; f < ROWS; f++) {
+        nv_chunk<X> x = *(const nv_chunk<X> *)(rows + f * pitch);
+        sums[f] = nv_dot(w.at, x.at, sums[f]);
+    }
+}
+/* sums[f][j] += 16 bytes across the lines times one number of row f */
+template <int ROWS, class W, class X, class S> NV void nv_axpys(S *sums, const W *across, const X *rows, int pitch) {
+    const int n = 16 / sizeof(W);
+    nv_chunk<W> w = *(const nv_chunk<W> *)across;
+#pragma unroll
+    for (int f = 0; f < ROWS; f++)
+#pragma unroll
+        for (int j = 0; j < n; j++) sums[f * n + j] = nv_multiply_add((S)rows[f * pitch], (S)w.at[j], sums[f * n + j]);
+}
