@@ -53,6 +53,9 @@ void *@_buffer_address(const @_buffer *buffer);
 int @_buffer_copy(@_buffer *buffer, void *host, size_t bytes, int to_host);
 int @_buffer_release(@_buffer *buffer);
 
+/* The buffer as a DLManagedTensor (DLPack 0.8) of that type code, bits and shape, whose deleter gives it up again. */
+int @_buffer_export(@_buffer *buffer, int code, int bits, int rank, const int64_t *shape, void **out);
+
 /* For a failure of the GPU or its driver: what went wrong in the calling thread's last call that failed so. */
 """
 
@@ -87,6 +90,10 @@ void *@_buffer_address(const @_buffer *b) { return nervure_buffer_address((const
 
 int @_buffer_copy(@_buffer *b, void *host, size_t bytes, int to_host) {
     return nervure_buffer_copy((nervure_buffer *)b, host, bytes, to_host);
+}
+
+int @_buffer_export(@_buffer *b, int code, int bits, int rank, const int64_t *shape, void **out) {
+    return nervure_buffer_export((nervure_buffer *)b, code, bits, rank, shape, out);
 }
 
 int @_buffer_release(@_buffer *b) { return nervure_buffer_release((nervure_buffer *)b); }

@@ -19,7 +19,7 @@ const_image param_image state_image init clock context context_bytes create crea
 output param params_changed profile reset restore run state status status_text
 ok null memory alignment threads thread_start busy buffer forked space damaged foreign feature regions params states h
 params_bytes states_bytes derived_bytes export_bytes
-buffer_address buffer_copy buffer_create buffer_release create_on device device_bytes device_input device_output fetch
+buffer_address buffer_copy buffer_create buffer_export buffer_release create_on device device_bytes device_input device_output fetch
 run_on stream wait
 """
 API = frozenset(_API_WORDS.split())

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import NervureError
+from .driver import find_driver
 
 FORMAT = 2
 DIGEST_BYTES = 32
@@ -153,6 +154,14 @@ class Artifact:
         return self.block.get("bare")
 
     @property
+    def gpu(self) -> dict[str, Any] | None:
+        """Of a model for a GPU: ``architectures`` (80 for 8.0) that it holds machine code for, ``ptx`` (that of its
+        PTX, or None), ``kernels`` (name: blocks, threads, bytes of shared memory), ``image_bytes``;
+        ``device_bytes`` and ``pinned_bytes`` (page-locked memory of the host) of each context, ``shared_bytes`` of
+        all together (weights); ``emulated`` where this CPU plays the GPU. None for others."""
+        return self.block.get("gpu")
+
+    @property
     def code_bytes(self) -> int:
         """The file without the images of constants, parameters and states; of a static library its code and the
         constants of that, which is what takes flash."""
@@ -175,7 +184,8 @@ class Artifact:
         )
 
     def check_host(self) -> None:
-        """``NervureError`` where this machine cannot run it: another architecture, or a CPU without its features."""
+        """``NervureError`` where this machine cannot run it: another architecture, a CPU without its features, or
+        no driver or device where it is for a GPU."""
         bits, machine = host_machine()
         if (self.bits, self.machine) != (bits, machine):
             made = self.block["machine"]["name"]
@@ -194,6 +204,8 @@ class Artifact:
                 why=f"the model was compiled for {self.block['machine']['name']} ({self.block['machine']['mcpu']})",
                 hint="compile it with --target host on this machine, or for a plainer target such as x86-64-v3",
             )
+        if self.gpu is not None:
+            find_driver()
 
 
 def host_machine() -> tuple[int, int]:

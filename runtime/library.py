@@ -29,6 +29,19 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...] | None]] = {
     "profile": (INT, (POINTER, POINTER, POINTER, POINTER)),
     "status_text": (ctypes.c_char_p, (INT,)),
 }
+# What only artifacts for a GPU have.
+GPU_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...] | None]] = {
+    "create_on": (INT, (POINTER, SIZE, INT, POINTER)),
+    "run_on": (INT, None),
+    "wait": (INT, (POINTER,)),
+    "fetch": (INT, (POINTER,)),
+    "stream": (POINTER, (POINTER,)),
+    "buffer_create": (INT, (POINTER, SIZE, INT, POINTER)),
+    "buffer_address": (POINTER, (POINTER,)),
+    "buffer_copy": (INT, (POINTER, POINTER, SIZE, INT)),
+    "buffer_export": (INT, (POINTER, INT, INT, INT, POINTER, POINTER)),
+    "buffer_release": (INT, (POINTER,)),
+}
 
 _opened: dict[str, str] = {}  # path -> digest of what was loaded from there
 _lock = threading.Lock()
@@ -40,7 +53,8 @@ class Library:
     def __init__(self, artifact: Artifact, code: ctypes.CDLL) -> None:
         self.artifact = artifact
         self._functions: dict[str, Callable[..., Any]] = {}
-        for name, (result, arguments) in SIGNATURES.items():
+        signatures = SIGNATURES | (GPU_SIGNATURES if artifact.gpu else {})
+        for name, (result, arguments) in signatures.items():
             try:
                 function = getattr(code, f"{artifact.prefix}_{name}")
             except AttributeError as error:

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import NervureError
 from .arrays import check_array, empty, host_dtype
 from .artifact import Artifact, Entry, Port, read_artifact
+from .device import DeviceArray, DeviceCall, device_call, pinned_array, require_gpu, run_device, upload_array
 from .library import Library, open_library
 from .variant import Variant, by_name, check_names, choose, port_list
 
@@ -26,15 +27,16 @@ Arrays = Mapping[str, Any] | Sequence[Any]
 Call = Callable[[], int]
 
 
-def load(path: str | Path, threads: int = 1) -> Session:
+def load(path: str | Path, threads: int = 1, device: int = 0) -> Session:
     """Opens a model library that was compiled for this machine.
 
-    ``threads`` workers run it (0 or 1: the calling thread alone). ``NervureError`` says what is wrong with the file, or
-    that this CPU cannot run it; its code is loaded only after that.
+    ``threads`` workers run it (0 or 1: the calling thread alone); a model for a GPU runs on that ``device``, by the
+    driver's numbers. ``NervureError`` says what is wrong with the file, or that this machine cannot run it; its code is
+    loaded only after that.
     """
     artifact = read_artifact(path)
     artifact.check_host()
-    return Session(open_library(artifact), threads)
+    return Session(open_library(artifact), threads, device)
 
 
 class Binding:
@@ -60,20 +62,20 @@ class Session:
     released while the model runs.
     """
 
-    def __init__(self, library: Library, threads: int = 1) -> None:
+    def __init__(self, library: Library, threads: int = 1, device: int = 0) -> None:
         if not 0 <= threads <= 256:
             raise NervureError(f"threads is {threads}", hint="give a number from 0 to 256")
         self.artifact: Artifact = library.artifact
-        self.threads = threads
+        self.threads, self.device = threads, device
         self._library = library
         self._memory = empty(library.call("context_bytes", threads))
         context = ctypes.c_void_p()
-        self._check(
-            library.call("create", self._memory.ctypes.data, self._memory.nbytes, threads, ctypes.byref(context))
-        )
+        create, which = ("create_on", device) if self.artifact.gpu else ("create", threads)
+        self._check(library.call(create, self._memory.ctypes.data, self._memory.nbytes, which, ctypes.byref(context)))
         self._context = context
         self._run: Callable[..., int] = library.function("run")
         self._bound: Call | None = None
+        self._kept: Any = None
         self._variants: dict[str, list[Variant]] = {}
         for number, entry in enumerate(self.artifact.entries):
             variant = Variant(entry, number)
@@ -140,6 +142,12 @@ class Session:
         self._bound, *self._kept = self._bind(inputs, outputs, entry)
         return list(self._kept[1])
 
+    def host_arrays(self, entry: str | None = None) -> dict[str, np.ndarray]:
+        """New arrays for the inputs of an entry, by name, to be filled and bound: for a GPU in page-locked memory,
+        which it reads without a detour."""
+        make = partial(pinned_array, self) if self.artifact.gpu else lambda p: np.empty(p.shape, host_dtype(p.dtype))
+        return {p.name: make(p) for p in self.get_inputs(entry)}
+
     def invoke(self) -> None:
         """Runs the model on the arrays given to ``bind``, without any further check."""
         status = self._bound() if self._bound else -1
@@ -162,10 +170,47 @@ class Session:
 
     def clone(self) -> Session:
         """Another session of the same model with memory of its own: parameters as they are now, states as at first."""
-        twin = Session(self._library, self.threads)
+        twin = Session(self._library, self.threads, self.device)
         if self.artifact.params:
             twin.set_params(self.params())
         return twin
+
+    # -- arrays on a GPU -------------------------------------------------------------------------------------------
+
+    def run_device(
+        self,
+        output_names: Sequence[str] | None,
+        inputs: Mapping[str, Any],
+        *,
+        entry: str | None = None,
+        outputs: Arrays | None = None,
+        stream: Any = None,
+    ) -> list[Any]:
+        """As ``run``, with arrays in the GPU's memory: those of PyTorch, CuPy and others that speak DLPack are read
+        where they are (arrays of the host are copied there).
+
+        Outputs are ``DeviceArray``s, which those libraries take without a copy, or the arrays given as ``outputs``;
+        those with a count hold their full bound. With a ``stream`` (its handle, or a stream of PyTorch or CuPy) the run
+        is enqueued there, and this returns at once: inputs must stay as they are until it is done.
+        """
+        return run_device(self, output_names, inputs, entry=entry, outputs=outputs, stream=stream)
+
+    def device_binding(
+        self, inputs: Arrays, outputs: Arrays | None = None, *, entry: str | None = None, stream: Any = None
+    ) -> DeviceCall:
+        """As ``binding``, with arrays in the GPU's memory: what is to be run often is checked once. ``outputs`` of the
+        call has the arrays. Without a ``stream`` a call waits until it is done."""
+        return device_call(self, inputs, outputs, entry, stream, upload=False)
+
+    def device_array(self, values: Any) -> DeviceArray:
+        """A copy of an array of the host in the GPU's memory."""
+        require_gpu(self)
+        return upload_array(self, np.asarray(values))
+
+    def wait(self) -> None:
+        """Until all that was enqueued on streams is done; ``NervureError`` for what failed on the way."""
+        require_gpu(self)
+        self._check(self._library.call("wait", self._context))
 
     # -- parameters and states -------------------------------------------------------------------------------------
 
@@ -209,6 +254,8 @@ class Session:
 
     def _view(self, kind: str, index: int) -> np.ndarray:
         row = (self.artifact.params if kind == "param" else self.artifact.states)[index]
+        if self.artifact.gpu:
+            self._check(self._library.call("fetch", self._context))
         address = self._library.call(kind, self._context, index)
         offset = address - self._memory.ctypes.data
         dtype = host_dtype(row.dtype)
@@ -251,6 +298,8 @@ class Session:
         for i, port in enumerate(ports):
             if port.name in given:
                 held[i] = check_array(given[port.name], port, "output", copy=False, write=True)
+            elif self.artifact.gpu:
+                held[i] = pinned_array(self, port)
         call = partial(self._run, self._context, ctypes.c_int(variant.number), *variant.tables(arrays, held))
         return call, arrays, held
 

@@ -23,7 +23,7 @@ from .machine import Machine
 
 RUNTIME = Path(__file__).parent.parent / "runtime" / "c"
 RUNTIME_FILES = ("nervure.c", "transfer.c", "pool.c", "cpu.c")
-GPU_FILES = (*(f"cuda/{name}.c" for name in ("gpu", "run", "graph", "device", "driver")), "transfer.c")
+GPU_FILES = (*(f"cuda/{name}.c" for name in ("gpu", "run", "graph", "buffer", "device", "driver")), "transfer.c")
 BARE_FLAGS = (
     *(
         "-std=c99",

@@ -1,23 +1,16 @@
-/* What contexts share on a device, and buffers that outlive them. */
+/* What contexts share on a device: the driver, code, constants. */
 #include "driver.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 enum { MAJOR = 75, MINOR = 76 };                         /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_* */
 enum { MOST_THREADS = 0, DYNAMIC_SHARED = 8 };           /* CU_FUNC_ATTRIBUTE_* */
 enum { BAD_IMAGE = 200, NO_BINARY = 209, NEW_PTX = 222 }; /* CUDA_ERROR_* */
 enum { SHARED_WITHOUT_ASKING = 48 << 10 };
-
-struct nervure_buffer {
-    nervure_shared *shared;
-    void *address;
-    bool pinned;
-};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static nervure_shared *all;
@@ -179,67 +172,4 @@ void nervure_shared_close(nervure_shared *s) {
         stop(s);
     }
     pthread_mutex_unlock(&lock);
-}
-
-/* -- buffers ------------------------------------------------------------------------------------------------------- */
-
-int nervure_buffer_create(nervure_context *c, size_t bytes, int pinned, nervure_buffer **out) {
-    if (c == NULL || out == NULL) return NERVURE_NULL;
-    *out = NULL;
-    nervure_shared *s = nervure_gpu(c)->shared;
-    if (!nervure_shared_alive(s)) return NERVURE_FORKED;
-    nervure_buffer *made = calloc(1, sizeof *made);
-    if (made == NULL) return nervure_fail(NERVURE_DEVICE_MEMORY, "out of memory on the host");
-    int code = s->cu.push(s->context);
-    if (code == 0) {
-        device_pointer at = 0;
-        void *old;
-        if (bytes == 0) bytes = 1;
-        code = pinned ? s->cu.host_alloc(&made->address, bytes, 1 /* for every context */) : s->cu.alloc(&at, bytes);
-        if (!pinned) made->address = (void *)(uintptr_t)at;
-        s->cu.pop(&old);
-    }
-    if (code != 0) return free(made), nervure_driver_fail(&s->cu, code, "makes room for an array");
-    made->shared = s;
-    made->pinned = pinned != 0;
-    nervure_shared_keep(s);
-    *out = made;
-    return NERVURE_OK;
-}
-
-void *nervure_buffer_address(const nervure_buffer *b) {
-    return b != NULL ? b->address : NULL;
-}
-
-int nervure_buffer_copy(nervure_buffer *b, void *host, size_t bytes, int to_host) {
-    if (b == NULL || (host == NULL && bytes > 0)) return NERVURE_NULL;
-    const nervure_cuda *cu = &b->shared->cu;
-    if (!nervure_shared_alive(b->shared)) return NERVURE_FORKED;
-    if (b->pinned || bytes == 0) {
-        if (bytes > 0) memcpy(to_host ? host : b->address, to_host ? b->address : host, bytes);
-        return NERVURE_OK;
-    }
-    device_pointer at = (device_pointer)(uintptr_t)b->address;
-    int code = cu->push(b->shared->context);
-    if (code != 0) return nervure_driver_fail(cu, code, "opens the device");
-    code = cu->synchronize(); /* whoever writes or reads it, on whatever stream */
-    if (code == 0) code = to_host ? cu->to_host(host, at, bytes, NULL) : cu->to_device(at, host, bytes, NULL);
-    if (code == 0) code = cu->stream_wait(NULL);
-    void *old;
-    cu->pop(&old);
-    return code == 0 ? NERVURE_OK : nervure_driver_fail(cu, code, "copies an array");
-}
-
-int nervure_buffer_release(nervure_buffer *b) {
-    if (b == NULL) return NERVURE_NULL;
-    nervure_shared *s = b->shared;
-    if (nervure_shared_alive(s) && s->cu.push(s->context) == 0) {
-        void *old;
-        if (b->pinned) s->cu.host_free(b->address);
-        else s->cu.free((device_pointer)(uintptr_t)b->address);
-        s->cu.pop(&old);
-    }
-    nervure_shared_close(s);
-    free(b);
-    return NERVURE_OK;
 }

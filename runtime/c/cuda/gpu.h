@@ -65,6 +65,7 @@ void *nervure_device_slot(const nervure_context *context, int entry, int index, 
 int nervure_buffer_create(nervure_context *context, size_t bytes, int pinned, nervure_buffer **out);
 void *nervure_buffer_address(const nervure_buffer *buffer);
 int nervure_buffer_copy(nervure_buffer *buffer, void *host, size_t bytes, int to_host);
+int nervure_buffer_export(nervure_buffer *buffer, int code, int bits, int rank, const int64_t *shape, void **out);
 int nervure_buffer_release(nervure_buffer *buffer);
 
 #endif
