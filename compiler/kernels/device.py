@@ -20,7 +20,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import Range
+from tvm.ir import Range, TensorLoad
 from tvm.tirx import AllocBuffer, AttrStmt, For, ForKind, IfThenElse
 from tvm.tirx import transform as passes
 
@@ -29,6 +29,7 @@ from .lower import each, loop_passes, pointer_parameters
 from .tir import Builder, Expr
 
 THREADS = 64  # of a block, where a kernel for CPUs is run task by task
+_WORDS = ("new", "delete", "this", "class", "template", "operator", "half")  # of C++
 _ALIGN = 16  # bytes of a buffer in shared memory: the widest load
 
 
@@ -53,6 +54,10 @@ class DeviceBuilder(Builder):
         self.contract = True  # products and sums become one rounding; False where each must be rounded
         self.least_blocks = 0  # resident blocks of a multiprocessor that registers are bounded for; 0: no bound
         self.shared_bytes = 0
+
+    def arg(self, name: str, dtype: str, size: int) -> Any:
+        """As everywhere; a name that C++ keeps for itself becomes another."""
+        return super().arg(f"{name}_" if name in _WORDS else name, dtype, size)
 
     @contextmanager
     def grid(self, blocks: int, threads: int) -> Iterator[tuple[Any, Any]]:
@@ -110,12 +115,13 @@ def _pointer(arg: Any) -> Any:
 def text(builder: Builder, workers: list[int]) -> dict[str, Any]:
     """A finished kernel as data: ``source`` (CUDA C++), ``blocks``, ``threads``, ``shared`` (bytes), ``contract``.
 
-    ``workers``: the arguments that are scratch of one worker: then one thread does all tasks.
+    ``workers``: the arguments that are scratch of one worker, which a GPU has none of.
     """
     assert isinstance(builder, DeviceBuilder)
+    assert not workers, "scratch of a worker (templates._cuda_fallback makes slices of it)"
     function = builder.function()
     if not builder.blocks:
-        function = _task_by_task(function, builder, bool(workers))
+        function = _task_by_task(function, builder)
     machine = {k: builder.machine["llvm"][k] for k in ("kind", "arch")}
     target = tvm.target.Target(machine)
     with tvm.transform.PassContext(opt_level=3):
@@ -136,26 +142,58 @@ def text(builder: Builder, workers: list[int]) -> dict[str, Any]:
     }
 
 
-def _task_by_task(func: Any, k: DeviceBuilder, alone: bool) -> Any:
-    """A CPU's kernel on the GPU: a thread for each task of its parallel loop, or one for all of them."""
+def _task_by_task(func: Any, k: DeviceBuilder) -> Any:
+    """A CPU's kernel on the GPU: a thread for each task of its parallel loop; where threads have scratch of their own
+    there are as many as slices of it, and each takes every so many-th task."""
     tasks = k.tasks or 1
-    k.threads = 1 if alone or tasks == 1 else THREADS
-    k.blocks = 1 if alone else -(-tasks // k.threads)
+    count = min(tasks, k.slices["threads"]) if k.slices else tasks
+    k.threads = max(1, min(THREADS, -(-count // k.machine["gpu"]["multiprocessors"])))
+    k.blocks = -(-count // k.threads)
     with k.block() as made, k.bound("blockIdx.x", k.blocks) as block, k.bound("threadIdx.x", k.threads) as thread:
-        task = block * k.threads + thread
+        first = block * k.threads + thread
 
         def rewrite(loop: Any, mutator: Any) -> Any:
             loop = mutator.default_mutate(loop)
             if loop.kind != ForKind.PARALLEL:
                 return loop
-            if alone:
-                return For(loop.loop_var, 0, loop.extent, ForKind.SERIAL, loop.body)
+            turn = tirx.Var("turn", "int32")
+            turns = -(-tasks // count)
+            task = first + turn * count if turns > 1 else first
             body = For(loop.loop_var, task, 1, ForKind.SERIAL, loop.body)  # for that one value
-            return IfThenElse(task < tasks, body, None) if tasks % k.threads else body
+            if turns == 1:
+                return body
+            body = IfThenElse(task < tasks, body, None) if tasks % count else body
+            return For(turn, 0, turns, ForKind.SERIAL, body)
 
-        k.emit(tvm_ffi.structural_mutate(func.body, ((For, rewrite),)))
+        body = tvm_ffi.structural_mutate(_with_slices(func, k, first), ((For, rewrite),))
+        k.emit(IfThenElse(first < count, body, None) if count % k.threads else body)
     k.contract = not any("int8" in str(p.dtype) for p in func.params)
     return tirx.PrimFunc(func.params, made(), func.ret_type, func.attrs)
+
+
+def _with_slices(func: Any, k: DeviceBuilder, thread: Any) -> Any:
+    """The body with each thread's scratch where its slice lies."""
+    if not k.slices:
+        return func.body
+    own = [func.params[i] for i in k.slices["args"]]
+
+    def moved(buffer: Any, indices: Any) -> Any:
+        if not any(buffer.same_as(b) for b in own):
+            return None
+        size = k.slices["bytes"] // tvm.DataType(buffer.dtype).itemsize  # type: ignore[index]
+        return [indices[0] + thread * size]
+
+    def load(value: Any, mutator: Any) -> Any:
+        value = mutator.default_mutate(value)
+        place = moved(value.source, value.indices)
+        return value if place is None else tirx.BufferLoad(value.source, place)
+
+    def store(value: Any, mutator: Any) -> Any:
+        value = mutator.default_mutate(value)
+        place = moved(value.buffer, value.indices)
+        return value if place is None else tirx.BufferStore(value.buffer, value.value, place)
+
+    return tvm_ffi.structural_mutate(func.body, ((TensorLoad, load), (tirx.BufferStore, store)))
 
 
 def _nan_kept(func: Any) -> Any:

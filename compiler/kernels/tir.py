@@ -115,6 +115,7 @@ class Builder:
         self.tasks: int | None = None
         # C that is read: functions are called, not written out at each place
         self.calls = machine.get("llvm", {}).get("kind") == "c"
+        self.slices: dict[str, Any] | None = None  # scratch of threads (templates._cuda_fallback)
         self.helpers: dict[str, str] = {}  # functions in LLVM IR that the kernel calls, by name
         self.pointers = True  # False: addresses stay one base and constants, they get no pointers of their own
         self.counters = True  # False: no loop is counted in LR (32-bit ARM), which may hold a sum then

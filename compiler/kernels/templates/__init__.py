@@ -34,6 +34,7 @@ NAMES = (
     "cuda_rows",
     "cuda_scan",
     "cuda_softmax",
+    "cuda_transpose",
     "depthwise",
     "dot_conv",
     "dot_depthwise",

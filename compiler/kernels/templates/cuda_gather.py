@@ -1,4 +1,4 @@
-"""gather, gather_elements, gather_nd, one_hot on a GPU: what lies behind the gathered axis is moved in wide accesses."""
+"""gather, gather_elements, gather_nd, one_hot on a GPU: what lies behind the gathered axis moves in wide accesses."""
 
 from __future__ import annotations
 

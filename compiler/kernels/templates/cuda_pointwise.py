@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...ops import OPS, Kind
@@ -9,9 +10,10 @@ from ...ops.selection import POSITIONAL
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from ._cuda_walk import MOST, device_nest, over, rounds_each, streaming
-from ._leaves import all_leaves
+from ._leaves import Leaf, all_leaves
 from ._rows import effort
 
+_APART = 4.0  # times that memory's sectors are asked for where an input lies across
 _LONG = 24.0  # instructions of an element from which a run has four elements at most: the text grows with both
 
 
@@ -41,11 +43,20 @@ def plan(region: Region) -> list[Plan]:
         Plan(
             "cuda_pointwise",
             (draft,),
-            cost=streaming(region, gpu, nest["blocks"], nest["threads"], work=max(1.0, ops)),
+            cost=streaming(
+                region, gpu, nest["blocks"], nest["threads"], work=max(1.0, ops), again=_again(nest, leaves)
+            ),
             inplace=_same_place(region, program),
             detail=f"pointwise, {nest['lanes']} elements a thread",
         )
     ]
+
+
+def _again(nest: dict[str, Any], leaves: Sequence[Leaf]) -> float:
+    """How often inputs are asked for, about: neighbouring threads that read far apart ask for the same sectors."""
+    inner = nest["groups"][-1][-1] if nest["groups"] else None
+    far = sum(s[inner] not in (0, 1) for _, s, _ in leaves) if inner is not None else 0
+    return 1.0 + _APART * far / max(1, len(leaves))
 
 
 def _same_place(region: Region, program: dict[str, Any]) -> tuple[tuple[int, int], ...]:
