@@ -480,3 +480,9 @@ template <int ROWS, class W, class X, class S> NV void nv_axpys(S *sums, const W
     for (int f = 0; f < ROWS; f++)
         for (int j = 0; j < n; j++) sums[f * n + j] = nv_multiply_add((S)rows[f * pitch], (S)w.at[j], sums[f * n + j]);
 }
+NV uint32_t nv_pack_f16(float a, float b) {
+    return (uint32_t)__half_as_ushort(__float2half_rn(b)) << 16 | __half_as_ushort(__float2half_rn(a));
+}
+NV uint32_t nv_pack_bf16(float a, float b) {
+    return (uint32_t)__bfloat16_as_ushort(__float2bfloat16_rn(b)) << 16 | __bfloat16_as_ushort(__float2bfloat16_rn(a));
+}

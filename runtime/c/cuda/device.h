@@ -46,6 +46,14 @@ NV float nv_exp2(float x) {
     return r;
 }
 
+/* Two numbers of 16 bits as one word, the first one low. */
+NV uint32_t nv_pack_f16(float a, float b) {
+    return (uint32_t)__half_as_ushort(__float2half_rn(b)) << 16 | __half_as_ushort(__float2half_rn(a));
+}
+NV uint32_t nv_pack_bf16(float a, float b) {
+    return (uint32_t)__bfloat16_as_ushort(__float2bfloat16_rn(b)) << 16 | __bfloat16_as_ushort(__float2bfloat16_rn(a));
+}
+
 /* d += a b of one warp; the layout of a lane's registers is PTX's for mma.m16n8k*. */
 NV void nv_mma_f16(float *d, const uint32_t *a, const uint32_t *b) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
