@@ -151,6 +151,12 @@ static int kind_of(uint64_t at) {
     return kind;
 }
 API cuMemAlloc_v2(uint64_t *to, size_t bytes) { CALL; return allocate(to, bytes, DEVICE); }
+API cuMemGetInfo_v2(size_t *here, size_t *whole) {
+    CALL;
+    *whole = (size_t)get(MEMORY_LIMIT);
+    *here = *whole - (size_t)get(LIVE_BYTES);
+    return OK;
+}
 API cuMemFree_v2(uint64_t at) { result status = fault(), freed = give_back(at, DEVICE); return status != OK ? status : freed; }
 API cuMemHostAlloc(void **to, size_t bytes, unsigned) {
     CALL;
