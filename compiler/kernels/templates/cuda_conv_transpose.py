@@ -1,14 +1,13 @@
 """conv_transpose on a GPU: for each remainder of the output's coordinates modulo the stride, a small convolution of
 stride 1 with flipped weights (``_transposed``), whose kernel writes every so manyth point. Each output is gathered, so
-that nothing is added in an order that depends on chance. The small convolutions are those of ``cuda_conv``, ``cuda_depthwise`` and ``cuda_conv_simt``, whichever is
-estimated to take least.
+that nothing is added in an order that depends on chance. The small convolutions are those of ``cuda_conv``,
+``cuda_depthwise`` and ``cuda_conv_simt``, whichever is estimated to take least.
 """
 
 from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Any
 
 from ..spec import Plan, Region, Template
 from ._cuda_conv_parts import Part, joined, reachable
