@@ -237,7 +237,7 @@ def pinned_array(session: Session, port: Port) -> np.ndarray:
     buffer = Buffer(session._library, session._context, nbytes, pinned=True, check=session._check)
     block = (ctypes.c_uint8 * max(nbytes, 1)).from_address(buffer.address)
     block._nervure_buffer = buffer  # type: ignore[attr-defined]  # numpy keeps the block, the block keeps the buffer
-    flat = np.frombuffer(block, np.uint8, nbytes)
+    flat: np.ndarray = np.frombuffer(memoryview(block).cast("B"), np.uint8, nbytes)
     return flat.view(host_dtype(port.dtype)).reshape(port.shape)
 
 

@@ -78,3 +78,29 @@ def training_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         return made[key]
 
     return library
+
+
+@pytest.fixture(scope="session")
+def gpu_artifacts(tmp_path_factory: pytest.TempPathFactory):
+    """``gpu_artifacts(name)`` builds one of ``gpu_programs`` for a GPU that this CPU plays, once."""
+    import gpu_programs
+
+    made: dict[str, object] = {}
+
+    def artifact(name: str):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("gpu")
+            made[name] = gpu_programs.build(gpu_programs.PROGRAMS_BY_NAME[name](), folder)
+        return made[name]
+
+    return artifact
+
+
+@pytest.fixture
+def played():
+    """The driver that stands in for libcuda.so.1, as it is after loading: what tests ask and set of it."""
+    import gpu_programs
+
+    driver = gpu_programs.Played()
+    yield driver
+    driver.restore()
