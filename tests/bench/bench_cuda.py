@@ -9,9 +9,9 @@ same rounds, interleaved, medians: above 1 nervure is faster), the cost of launc
 small network. Inputs and outputs lie in the GPU's memory; a call is done when its result is there.
 
 ``--torch``: a Python with PyTorch for CUDA (default: this one); it also exports the networks, and runs ONNX Runtime GPU
-(``onnxruntime-gpu``, with its TensorRT provider) where that is installed. A peer that cannot be had is left out, and
-named. Without a GPU it says so and ends with 2; ``--emulated`` walks through it with a GPU that this CPU plays, which
-times nothing of worth.
+(``onnxruntime-gpu``, with its TensorRT provider) where that is installed. ``--nets FILE.onnx`` takes a model of your
+own, at its own batch, beside those two. A peer that cannot be had is left out, and named. Without a GPU it says so and
+ends with 2; ``--emulated`` walks through it with a GPU that this CPU plays, which times nothing of worth.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def serve(request: dict[str, Any]) -> None:
 
 
 def export(args: argparse.Namespace, net: str, batch: int, folder: Path) -> dict[str, str]:
-    """The network as ONNX, in float32 and float16, written by PyTorch."""
+    """The network as ONNX, in float32 and float16, written by PyTorch; an ONNX file as it is."""
+    if net.endswith(".onnx"):
+        return {"model": net, "half": net}
     made = {kind: str(folder / f"{net}_{batch}_{kind}.onnx") for kind in ("model", "half")}
     for kind, path in made.items():
         code = f"import cuda_nets; cuda_nets.export({net!r}, {batch}, {path!r}, half={kind == 'half'})"
