@@ -30,7 +30,6 @@ from .tir import Builder, Expr
 
 THREADS = 64  # of a block, where a kernel for CPUs is run task by task
 _WORDS = ("new", "delete", "this", "class", "template", "operator", "half")  # of C++
-_WORDS = {"new", "this", "class", "template", "operator", "delete", "export", "half"}  # C++ has them for itself
 _ALIGN = 16  # bytes of a buffer in shared memory: the widest load
 
 
@@ -58,9 +57,6 @@ class DeviceBuilder(Builder):
 
     def arg(self, name: str, dtype: str, size: int) -> Any:
         """As everywhere; a name that C++ keeps for itself becomes another."""
-        return super().arg(f"{name}_" if name in _WORDS else name, dtype, size)
-
-    def arg(self, name: str, dtype: str, size: int) -> Any:
         return super().arg(f"{name}_" if name in _WORDS else name, dtype, size)
 
     @contextmanager
