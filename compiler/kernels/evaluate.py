@@ -180,8 +180,9 @@ class Evaluator:
         return found
 
     def dtype(self, at: int) -> str:
+        """The element type in which ``value`` gives it."""
         found: str = (self.inputs[at] if at < len(self.inputs) else self.nodes[at - len(self.inputs)])["dtype"]
-        return found
+        return "float32" if self.k.widens and found in HALVES else found
 
     def broadcast(self, at: int, node: dict[str, Any], coords: list[Coord]) -> list[Coord]:
         """The coordinates of an argument that is broadcast to ``node``'s shape."""
