@@ -30,6 +30,7 @@ NAMES = (
     "cuda_norm",
     "cuda_pointwise",
     "cuda_pool",
+    "cuda_recurrent",
     "cuda_recurrent_training",
     "cuda_reduce",
     "cuda_resize",
