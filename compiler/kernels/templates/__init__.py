@@ -35,6 +35,7 @@ NAMES = (
     "cuda_reduce",
     "cuda_resize",
     "cuda_rows",
+    "cuda_sample",
     "cuda_scan",
     "cuda_softmax",
     "cuda_transpose",

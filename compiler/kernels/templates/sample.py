@@ -38,7 +38,7 @@ def plan(region: Region) -> list[Plan]:
 # -- grid_sample -----------------------------------------------------------------------------------------------------
 
 
-def _grid_sample(cursor: Cursor, index: list[Any], lanes: int) -> Any:
+def grid_sample(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     from ..functions import cast
     from ..tir import splat
 
@@ -147,7 +147,7 @@ def _bounded(k: Any, at: Any, size: int, attrs: Any) -> Any:
 # -- roi_align -------------------------------------------------------------------------------------------------------
 
 
-def _roi_align(cursor: Cursor, index: list[Any], lanes: int) -> Any:
+def roi_align(cursor: Cursor, index: list[Any], lanes: int) -> Any:
     from ..functions import cast
     from ..tir import constant, like, maximum, select, splat
 
@@ -240,5 +240,5 @@ TEMPLATE = Template(
     "sample",
     ("grid_sample", "roi_align"),
     plan,
-    {"sample.grid_sample": _emitter(_grid_sample), "sample.roi_align": _emitter(_roi_align)},
+    {"sample.grid_sample": _emitter(grid_sample), "sample.roi_align": _emitter(roi_align)},
 )
