@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import cases, check_region, extra_input, region_of, run_region, sample
+from nervure.compiler.interpret import interpret
 from nervure.compiler.kernels.templates import plans
 from nervure.targets import get
 
@@ -40,6 +41,27 @@ def test_other_floats(dtype: str) -> None:
     arrays = [normal(2, 9, 16, seed=i, dtype=dtype) for i in range(3)]
     region, arrays = region_of("attention", arrays, {"scale": 0.25}, machine=GPU)
     check_region(region, arrays)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("queries", "length", "depth", "width"), [(70, 83, 40, 24), (17, 150, 33, 19), (5, 40, 64, 64)]
+)
+def test_tiles_of_tensor_cores(sizes: tuple[int, int, int, int], dtype: str) -> None:
+    import ml_dtypes  # noqa: F401  (gives numpy bfloat16)
+
+    queries, length, depth, width = sizes
+    shapes = ((queries, depth), (length, depth), (length, width))
+    arrays: list[Any] = [normal(2, *s, seed=i).astype(np.dtype(dtype)) for i, s in enumerate(shapes)]
+    attrs = {"scale": depth**-0.5, "causal": queries > 64}
+    region, arrays = region_of("attention", arrays, attrs, machine=GPU)
+    found = [p for p in plans(region) if "mma" in p.detail]
+    assert found
+    loose = {"float32": 2e-3, "float16": 4e-3, "bfloat16": 3e-2}[dtype]
+    for plan in found:
+        (have,) = run_region(region, arrays, plan=plan)
+        (want,) = interpret(region.body, arrays)
+        np.testing.assert_allclose(have.astype(np.float64), want.astype(np.float64), rtol=loose, atol=loose)
 
 
 def test_heads_inside_rows() -> None:
