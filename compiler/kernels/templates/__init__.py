@@ -37,6 +37,7 @@ NAMES = (
     "cuda_rows",
     "cuda_sample",
     "cuda_scan",
+    "cuda_scatter",
     "cuda_softmax",
     "cuda_transpose",
     "depthwise",

@@ -19,7 +19,7 @@ from ._cuda_cost import Load, nanoseconds
 from ._cuda_recurrent import FED, LANES, emit, emit_feed
 
 _INPUTS = ("x", "w", "r", "b", "lengths", "h0", "c0", "p")
-_HELD = 48  # weights that a thread keeps in registers, at most
+_HELD = 64  # weights that a thread keeps in registers, at most
 _WRITTEN = 96  # sums of four products that a step's text has, at most, where weights stay on the chip
 _FED_BYTES = 256 << 20  # what x gives the gates of all steps
 
@@ -111,7 +111,7 @@ def _plan(
         (feed, main),
         nanoseconds(gpu, product) + nanoseconds(gpu, walk),
         shared_bytes=directions * lines * gates * 4,
-        detail=f"{config['op']}, {config['rows']} rows a block, weights {'held' if config['fits'] else 'read at each step'}",
+        detail=f"{config['op']}, {config['rows']} rows a block, weights {'held' if config['fits'] else 'read anew'}",
     )
 
 

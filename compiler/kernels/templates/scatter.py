@@ -6,6 +6,7 @@ element is visited twice, so that sums are right.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..expr import plain, serialize
@@ -53,14 +54,19 @@ def _loops(region: Region, updates: tuple[int, ...], lanes: int) -> Data:
     return nest(updates, [order], lanes, solo=solo, scalar=scalar, parallel=False, overlap=False)
 
 
-def emit_copy(k: Any, config: Data) -> None:
-    cursor = _Access(k, config)
+def emit_copied(cursor: Access) -> Callable[[list[Any], int], None]:
+    """What copies x at the indices of a walk."""
     rank = len(cursor.shape(0))
 
     def body(index: list[Any], lanes: int) -> None:
         cursor.ev.begin()
         put(cursor, 0, index[:rank], cursor.value(0, index[:rank], lanes))
 
+    return body
+
+
+def emit_copy(k: Any, config: Data) -> None:
+    body = emit_copied(Access(k, config))
     if config["nest"]["tasks"] > 1:
         with k.parallel(config["nest"]["tasks"]) as task:
             walk(k, config["nest"], task, body)
@@ -69,28 +75,28 @@ def emit_copy(k: Any, config: Data) -> None:
 
 
 def emit_write(k: Any, config: Data) -> None:
-    cursor = _Access(k, config)
+    cursor = Access(k, config)
     by_element = "axis" in config["attrs"]
 
     def body(index: list[Any], lanes: int) -> None:
         cursor.ev.begin()
-        place = _element(cursor, index, lanes) if by_element else _slice(cursor, index)
+        place = place_of_element(cursor, index, lanes) if by_element else place_of_slice(cursor, index)
         value = cursor.value(2, index, lanes)
         reduction = config["attrs"]["reduction"]
         if reduction != "none":
-            value = _fold(reduction, cursor.taken(0, place, lanes), value)
+            value = fold(reduction, cursor.taken(0, place, lanes), value)
         put(cursor, 0, place, value)
 
     walk(k, config["nest"], None, body)
 
 
-def _element(cursor: Cursor, index: list[Any], lanes: int) -> list[Any]:
+def place_of_element(cursor: Cursor, index: list[Any], lanes: int) -> list[Any]:
     axis = cursor.attrs["axis"] % len(index)
     at = inside(cursor.k, index32(cursor.k, cursor.value(1, index, lanes)), cursor.shape(0)[axis])
     return [as_coord(at) if a == axis else c for a, c in enumerate(index)]
 
 
-def _slice(cursor: Cursor, index: list[Any]) -> list[Any]:
+def place_of_slice(cursor: Cursor, index: list[Any]) -> list[Any]:
     lead, depth = len(cursor.shape(1)) - 1, cursor.shape(1)[-1]
     found = []
     for i in range(depth):
@@ -99,7 +105,7 @@ def _slice(cursor: Cursor, index: list[Any]) -> list[Any]:
     return [*found, *index[lead:]]
 
 
-def _fold(reduction: str, old: Any, new: Any) -> Any:
+def fold(reduction: str, old: Any, new: Any) -> Any:
     from tvm import tirx
 
     from ..tir import dtype_of, maximum, minimum
@@ -110,7 +116,7 @@ def _fold(reduction: str, old: Any, new: Any) -> Any:
     return table[reduction]() if reduction in table else (maximum if reduction == "max" else minimum)(old, new)
 
 
-class _Access(Cursor):
+class Access(Cursor):
     """Reads and writes of the output by its strides."""
 
     def __init__(self, k: Any, config: Data) -> None:
