@@ -39,6 +39,7 @@ NAMES = (
     "cuda_scan",
     "cuda_scatter",
     "cuda_softmax",
+    "cuda_softmax_integer",
     "cuda_transpose",
     "depthwise",
     "dot_conv",

@@ -44,9 +44,7 @@ def test_other_floats(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize(
-    ("queries", "length", "depth", "width"), [(70, 83, 40, 24), (17, 150, 33, 19), (5, 40, 64, 64)]
-)
+@pytest.mark.parametrize("sizes", [(70, 83, 40, 24), (17, 150, 33, 19), (5, 40, 64, 64)])
 def test_tiles_of_tensor_cores(sizes: tuple[int, int, int, int], dtype: str) -> None:
     import ml_dtypes  # noqa: F401  (gives numpy bfloat16)
 

@@ -61,3 +61,13 @@ def test_infinities_and_nan() -> None:
 def test_types(dtype: str) -> None:
     region, arrays = region_of("softmax", [normal(9, 50, dtype=dtype)], {"axis": -1}, machine=GPU, exact=True)
     check_region(region, arrays, template="cuda_softmax", rtol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((9, 45), 1), ((3, 7, 40), 1), ((1, 40000), 1)])
+def test_of_integers(shape: tuple[int, ...], axis: int) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.integers(-128, 128, shape).astype(np.int8)
+    table = np.rint(2.0**14 * np.exp(-np.arange(256) / 20)).astype(np.int32)
+    attrs = {"axis": axis, "zero_point": -128, "low": -128, "high": 127, "to": "int8"}
+    region, arrays = region_of("softmax_integer", [x, table, np.float32(256)], attrs, consts=(1, 2), machine=GPU)
+    check_region(region, arrays, template="cuda_softmax_integer")
