@@ -49,7 +49,7 @@ class Pool:
         data = np.ascontiguousarray(array)
         key = (data.dtype.name, hashlib.sha256(data.tobytes()).digest() + str(data.nbytes).encode())
         if key not in self._seen:
-            step = self.align if self.align == ALIGN else max(4, data.itemsize)  # small cores load words
+            step = ALIGN if self.align >= ALIGN else max(4, data.itemsize)  # small cores load words
             self.const += bytes(-len(self.const) % step)
             self._seen[key] = len(self.const)
             self.const += data.tobytes()
