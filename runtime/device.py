@@ -254,5 +254,5 @@ def run_device(
     call = device_call(session, inputs, outputs, entry, stream, upload=True)
     places = None if names is None else call._variant.wanted(names, session.artifact)
     call()
-    session._kept = call._held  # arrays stay until the next run, as the device may still use them
+    session._kept = call._held if stream is not None else None  # arrays stay while the device may still use them
     return call.outputs if places is None else [call.outputs[i] for i in places]

@@ -257,6 +257,8 @@ class Session:
         if self.artifact.gpu:
             self._check(self._library.call("fetch", self._context))
         address = self._library.call(kind, self._context, index)
+        if address is None:
+            raise NervureError("the session is in use by another thread", where=str(self.artifact.path))
         offset = address - self._memory.ctypes.data
         dtype = host_dtype(row.dtype)
         count = int(np.prod(row.shape, dtype=np.int64))
@@ -316,7 +318,8 @@ class Session:
             self._fail(status)
 
     def _fail(self, status: int) -> NoReturn:
-        if not self.close.alive:
+        end = getattr(self, "close", None)  # none yet while a session is made
+        if end is not None and not end.alive:
             raise NervureError("this session is closed", where=str(self.artifact.path), hint="load the model again")
         if status == -1:
             raise NervureError("nothing is bound", hint="call bind(...) before invoke()")

@@ -31,7 +31,12 @@ KERNELS = {
     "copy": ("const float* x, float* y", "int i = blockIdx.x * 256 + threadIdx.x; y[i] = x[i];", 128, 256),
     "half": ("const float* x, float* y", "int i = blockIdx.x * 256 + threadIdx.x; y[i] = 0.5f * x[i];", 128, 256),
     "never": ("const float* x, float* y", "y[0] = x[0];", 0, 1),
-    "fails": ("const float* x, float* y", "if (threadIdx.x == 0) y[0] = nv_shuffle(x[0], 1); else __syncthreads();", 1, 2),
+    "fails": (
+        "const float* x, float* y",
+        "if (threadIdx.x == 0) y[0] = nv_shuffle(x[0], 1); else __syncthreads();",
+        1,
+        2,
+    ),
     "sum90": (", ".join(["const float* x", *(f"const float* a{i}" for i in range(88)), "float* y"]), "", 1, 64),
 }
 TERMS = " + ".join(f"a{i}[i]" for i in range(88))
@@ -172,5 +177,4 @@ class Played:
 
     def live(self) -> dict[str, int]:
         """Objects that were made and not given back, and contexts left current."""
-        gc.collect()
         return {name: self.get(name) for name in self.KINDS} | {"current": int(self.code.emulated_depth())}

@@ -79,11 +79,12 @@ int nervure_buffer_release(nervure_buffer *b) {
     if (b == NULL) return NERVURE_NULL;
     if (atomic_fetch_sub(&b->users, 1) > 1) return NERVURE_OK;
     nervure_shared *s = b->shared;
-    if (nervure_shared_alive(s) && s->cu.push(s->context) == 0) {
+    if (nervure_shared_alive(s)) {
         void *old;
+        bool current = s->cu.push(s->context) == 0;
         if (b->pinned) s->cu.host_free(b->address);
         else s->cu.free((device_pointer)(uintptr_t)b->address);
-        s->cu.pop(&old);
+        if (current) s->cu.pop(&old);
     }
     nervure_shared_close(s);
     free(b);

@@ -91,7 +91,6 @@ static int copy_block(gpu_context *g, int base, bool to_host) {
 }
 
 static int fetch(gpu_context *g) {
-    if (g->fresh[0] && g->fresh[1]) return NERVURE_OK;
     int status = nervure_settle(g);
     if (status == NERVURE_OK) status = copy_block(g, NERVURE_PARAM, true);
     return status == NERVURE_OK ? copy_block(g, NERVURE_STATE, true) : status;
@@ -225,6 +224,7 @@ int nervure_restore(nervure_context *c) {
 int nervure_fetch(nervure_context *c) {
     if (c == NULL) return NERVURE_NULL;
     gpu_context *g = nervure_gpu(c);
+    if (g->fresh[0] && g->fresh[1]) return NERVURE_OK;
     int status = nervure_enter(g);
     return status == NERVURE_OK ? nervure_leave(g, fetch(g)) : status;
 }
