@@ -246,14 +246,15 @@ class Cursor:
 
 
 def put(cursor: Cursor, number: int, coords: list[Any], value: Any) -> None:
-    """Stores to an output by its strides."""
+    """Stores to an output by its strides, as its element type where it is a number."""
     from tvm import tirx
 
     from ..functions import cast
     from ..tir import dtype_of
 
     base, step = cursor.ev.address(cursor.config["program"]["outputs"][number]["strides"], coords)
-    value = cast(value, "uint8") if dtype_of(value) == "bool" else value
+    kind = "uint8" if dtype_of(value) == "bool" else cursor.config["program"]["outputs"][number]["dtype"]
+    value = cast(value, kind) if cursor.k.widens or kind == "uint8" else value
     if step is None:
         cursor.k.emit(tirx.BufferStore(cursor.outputs[number], value, [base]))
     else:

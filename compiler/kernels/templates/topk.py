@@ -71,7 +71,7 @@ class _Row:
     def __init__(self, cursor: Cursor, index: list[Any], axis: int) -> None:
         self.cursor, self.index, self.axis = cursor, index, axis
         self.size = cursor.shape(0)[axis]
-        self.dtype: str = cursor.config["program"]["inputs"][0]["dtype"]
+        self.dtype: str = cursor.dtype(0)
         self.wide = self.dtype.endswith("64")
 
     def place(self, at: Any) -> list[Any]:
