@@ -1,7 +1,8 @@
 """Fat binaries: one file with a kernel's machine code for several architectures, from which the driver takes what fits.
 
 The layout is that of ``nvcc -fatbin -no-compress`` (CUDA 13): a header of 16 bytes, then for each image a header and
-the image, padded to 8 bytes. Numbers are little-endian.
+the image, padded to 8 bytes. Numbers are little-endian. PTX's header goes on with the options of its assembler, none
+here: where their text lies in the header, its length, and the text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import NamedTuple
 
 MAGIC = 0xBA55ED50
 _HEAD = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes that follow
-_IMAGE = struct.Struct("<HHIQIIHHIIIQQQ")  # see Image; 64 bytes
+# Kind, version, bytes of the header, of the image, of the image compressed; where the options stand; versions; the
+# architecture; place and length of a name; flags; nothing; bytes of the image decompressed.
+_IMAGE = struct.Struct("<HHIQIIHHIIIQQQ")
+_OPTIONS = struct.Struct("<IIQ")
 _PTX, _ELF = 1, 2
 _FLAGS = 0x11  # 64 bits, Linux
 _ELF_VERSION = (1, 8)
@@ -35,8 +39,10 @@ def write(images: Iterable[tuple[int, bool, bytes]]) -> bytes:
         padded = data + b"\0" * (1 if ptx else 0)
         padded += bytes(-len(padded) % 8)
         kind = _PTX if ptx else _ELF
-        fields = (kind, 0x101, _IMAGE.size, len(padded), 0, 0, minor, major, number, 0, 0, _FLAGS, 0, 0)
-        parts.append(_IMAGE.pack(*fields) + padded)
+        options = _OPTIONS.pack(_IMAGE.size + 8, 0, 0) if ptx else b""
+        sizes = (_IMAGE.size + len(options), len(padded), 0, _IMAGE.size if ptx else 0)
+        header = _IMAGE.pack(kind, 0x101, *sizes, minor, major, number, 0, 0, _FLAGS, 0, 0)
+        parts.append(header + options + padded)
     body = b"".join(parts)
     return _HEAD.pack(MAGIC, 1, _HEAD.size, len(body)) + body
 
