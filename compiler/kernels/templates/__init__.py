@@ -40,6 +40,7 @@ NAMES = (
     "cuda_scatter",
     "cuda_softmax",
     "cuda_softmax_integer",
+    "cuda_topk",
     "cuda_transpose",
     "depthwise",
     "dot_conv",
