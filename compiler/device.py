@@ -56,7 +56,7 @@ def compile_images(kernels: Sequence[Kernel], machine: Machine) -> list[Module]:
     assert gpu is not None
     if machine.emulator is not None:
         names = tuple(k.name for k in kernels)
-        return [Module(emulation.compile_kernels([(k.name, k.source) for k in kernels]), names)]
+        return [Module(emulation.compile_kernels([(k.name, k.source) for k in kernels], machine.zig_target), names)]
     with ThreadPoolExecutor(WORKERS) as threads:
         return list(threads.map(lambda k: Module(fat_binary(k, gpu), (k.name,)), kernels))
 

@@ -42,11 +42,12 @@ def emulated(machine: Machine) -> Machine:
 def compile_kernels(kernels: Sequence[tuple[str, str]], target: str = "x86_64-linux-gnu") -> bytes:
     """A library of kernels (name, text), each as a function ``NAME_launch(arguments, blocks, threads, shared)``.
 
-    It asks for nothing but what the driver gives it when it is loaded, and libm. ``target`` is a CPU, as zig names it.
+    It asks for nothing but what the driver gives it when it is loaded, and libm. ``target`` is the host's, as zig
+    names it.
     """
     texts = [HERE.joinpath(name).read_text() for name in ("engine.h", "device.h")]
     texts += [text for _, text in kernels] + [_launcher(text) for _, text in kernels]
-    return _library({"kernels.cpp": "\n".join(texts)}, (*_IMAGE_FLAGS, *_ALIGNMENT), target)
+    return _library({"kernels.cpp": "\n".join(texts)}, (*_IMAGE_FLAGS, *_ALIGNMENT), target.split(".")[0])
 
 
 def _launcher(text: str) -> str:
@@ -66,7 +67,7 @@ def _launcher(text: str) -> str:
 
 @cache
 def driver(target: str = "x86_64-linux-gnu") -> Path:
-    """The library that stands in for ``libcuda.so.1`` on that CPU, by that name in a folder of its own."""
+    """The library that stands in for ``libcuda.so.1`` on such a host, by that name in a folder of its own."""
     texts = {name: HERE.joinpath(name).read_text() for name in _DRIVER}
     texts["driver.cpp"] = "".join(HERE.joinpath(name).read_text() for name in ("driver.cpp", "streams.cpp"))
     data = _library(texts, _DRIVER_FLAGS, target)
