@@ -27,7 +27,7 @@ def written(template: str, config: dict[str, Any], name: str, machine: dict[str,
     if machine["llvm"]["kind"] == "cuda":
         from .device import DeviceBuilder as Builder
     builder = Builder(name, machine)
-    builder.slices = config.get("slices")
+    builder.slices = config.get("thread_scratch")
     emitter(template)(builder, config)
     return builder
 
