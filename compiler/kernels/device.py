@@ -52,7 +52,7 @@ class DeviceBuilder(Builder):
         super().__init__(name, machine)
         self.blocks, self.threads = 0, 0
         self.contract = True  # products and sums become one rounding; False where each must be rounded
-        self.least_blocks = 0  # resident blocks of a multiprocessor that registers are bounded for; 0: no bound
+        self.least_blocks = 0  # resident blocks of a multiprocessor that registers are bounded for; 0: one
         self.shared_bytes = 0
 
     def arg(self, name: str, dtype: str, size: int) -> Any:
@@ -134,7 +134,7 @@ def text(builder: Builder, workers: list[int]) -> dict[str, Any]:
         module = passes.LowerIntrin()(module)
     source = tvm.get_global_func("target.build.cuda")(module, target).inspect_source()
     return {
-        "source": _shared_pointers(_without_preamble(source), builder),
+        "source": _bounded(_shared_pointers(_without_preamble(source), builder), builder),
         "blocks": builder.blocks,
         "threads": builder.threads,
         "shared": builder.shared_bytes,
@@ -237,6 +237,14 @@ def _packed(form: str, value: float) -> bytes:
 
 def _without_preamble(source: str) -> str:
     return source[source.rindex('extern "C" __global__') :]
+
+
+def _bounded(source: str, k: DeviceBuilder) -> str:
+    """Says how many blocks a multiprocessor must hold. Where that is not said, the compiler (CUDA 13) has been seen to
+    keep registers few, for more blocks than one, and to spill the rest."""
+    return source.replace(
+        f"__launch_bounds__({k.threads})", f"__launch_bounds__({k.threads}, {k.least_blocks or 1})", 1
+    )
 
 
 def _shared_pointers(source: str, k: DeviceBuilder) -> str:
