@@ -17,6 +17,7 @@ def side_of(operand: Operand, rows: int, row: int, depth: int, step: int, others
     """The widest copy that strides and alignment allow. ``rows`` elements lie ``row`` apart, ``depth`` ones ``step``;
     ``others`` are the strides of all other axes that a block begins at."""
     item = operand.type.itemsize
+    row = row if rows > 1 else 0
     found: Side = {"dtype": operand.type.dtype, "row": row, "step": step}
 
     def allowed(nbytes: int, extent: int, strides: Sequence[int]) -> bool:
