@@ -1,4 +1,4 @@
-"""Programs for a GPU built by hand, over kernels given as CUDA C++: what the host runtime must do, without the compiler."""
+"""Programs for a GPU built by hand, over kernels given as CUDA C++: what the host runtime must do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import gc
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def chain(length: int = 3, name: str = "chain") -> Program:
         "infer",
         (port("x", "float32", (BIG,), 0),),
         (port("y", "float32", (BIG,), 3 * size),),
-        tuple(step("half", a, b, tasks=2_000_000) for a, b in zip(places, places[1:], strict=False)),
+        tuple(step("half", a, b, tasks=2_000_000) for a, b in pairwise(places)),
         region_bytes=(4 * size,),
     )
     return Program(name, (entry,), regions=(Region("arena", 4 * size),))

@@ -46,7 +46,7 @@ static result execute(const work *w) {
     if (w->kind == COPY) add(COPIES, 1), add(COPIED_BYTES, (long long)w->bytes);
     if (w->kind == SET) memset((void *)(uintptr_t)w->to, w->value, w->bytes);
     if (w->kind == RECORD) clock_gettime(CLOCK_MONOTONIC, &w->e->time), w->e->done = w->serial;
-    if (w->kind == WAIT && w->e->done < w->serial) return drain(w->e->on, w->e, w->serial);
+    if (w->kind == WAIT && w->e->done < w->serial) return drain((stream *)(uintptr_t)w->from, w->e, w->serial);
     if (w->kind != LAUNCH) return OK;
     void *pointers[512];
     for (int i = 0; i < w->f->arguments; i++) pointers[i] = &w->arguments[i];
@@ -157,7 +157,7 @@ API cuEventRecord(void *handle, void *s) {
 API cuStreamWaitEvent(void *s, void *handle, unsigned) {
     CALL;
     work w = plain(WAIT);
-    w.e = (event *)handle, w.serial = w.e->asked;
+    w.e = (event *)handle, w.serial = w.e->asked, w.from = (uint64_t)(uintptr_t)w.e->on;
     return enqueue(of(s), &w);
 }
 API cuEventSynchronize(void *handle) {

@@ -1,4 +1,4 @@
-"""Artifacts for a GPU over programs made by hand, on a driver that the CPU plays: runs, contexts, parameters, graphs."""
+"""Artifacts for a GPU, of programs made by hand, on a driver that the CPU plays: runs, contexts, parameters, graphs."""
 
 from __future__ import annotations
 

@@ -82,6 +82,7 @@ int nervure_buffer_release(nervure_buffer *b) {
     if (nervure_shared_alive(s)) {
         void *old;
         bool current = s->cu.push(s->context) == 0;
+        (void)s->cu.synchronize(); /* a stream may still write to it */
         if (b->pinned) s->cu.host_free(b->address);
         else s->cu.free((device_pointer)(uintptr_t)b->address);
         if (current) s->cu.pop(&old);
