@@ -22,6 +22,8 @@ STEP = 32  # bytes of depth that one tensor-core instruction takes of each row
 ITEM = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int8": 1, "uint8": 1}
 MATRIX = {"float16": "float16", "bfloat16": "bfloat16", "float32": "tfloat32", "int8": "int8", "uint8": "uint8"}
 SUMS = {"float64": "float64", "int8": "int32", "uint8": "int32"}  # float32 for all others
+QUAD = 4  # neighbouring columns that a thread finishes
+SUM_THREADS = 256  # of a block that adds parts of the depth
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PARTIAL = 8 << 20  # bytes of sums that parts of the depth may leave behind
 MOST_REGISTERS = 240  # by that estimate, which is a few too many: nothing may spill
@@ -284,3 +286,8 @@ def sum_cost(gpu: Gpu, p: Product, parts: int) -> float:
     item = ITEM.get(SUMS.get(p.dtype, ""), 4)
     load = Load(-(-count // 1024), 256, plain=float(count * (parts + p.epilogue)), far=float(p.out_bytes))
     return gpu.launch * 1e9 + busy(gpu, load) * 1e9 + count * item * parts / (gpu.bandwidth * gpu.l2_bandwidth) * 1e9
+
+
+def sum_blocks(batch: int, rows: int, columns: int) -> int:
+    """Blocks of the kernel that adds the parts."""
+    return -(-batch * rows * -(-columns // QUAD) // SUM_THREADS)

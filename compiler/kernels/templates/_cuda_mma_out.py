@@ -15,11 +15,8 @@ from tvm.tirx import truncdiv, truncmod
 from ..device import DeviceBuilder
 from ..evaluate import Coord, Evaluator
 from ..tir import constant
-from ._cuda_mma import Tile
+from ._cuda_mma import QUAD, SUM_THREADS, Tile, sum_blocks
 from ._cuda_mma_emit import Core
-
-QUAD = 4
-SUM_THREADS = 256
 
 Place = Callable[[Any], list[Coord]]  # the coordinates of a row, the columns' axis left at (0, 0)
 
@@ -131,11 +128,6 @@ def leave(
             k.store(scratch, at + c, read(c, 1))
 
     each_quad(k, core, origin, (rows, columns), False, use)
-
-
-def sum_blocks(batch: int, rows: int, columns: int) -> int:
-    """Blocks of the kernel that adds the parts."""
-    return -(-batch * rows * -(-columns // QUAD) // SUM_THREADS)
 
 
 def add_parts(

@@ -19,8 +19,7 @@ import numpy as np
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from ._cuda_conv_parts import Part, arguments, axes_of, common, joined, reachable
 from ._cuda_cost import Load, nanoseconds
-from ._cuda_mma import CHUNK, ITEM, Cut, Product, choose
-from ._cuda_mma_out import sum_blocks
+from ._cuda_mma import CHUNK, ITEM, Cut, Product, choose, sum_blocks
 from ._cuda_sides import Side, packed, side_of
 from ._tile import epilogue_work, fits
 from .conv import Geometry

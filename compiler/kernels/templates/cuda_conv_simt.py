@@ -30,7 +30,7 @@ from ._cuda_conv_parts import (
     together,
 )
 from ._cuda_cost import Load, nanoseconds
-from ._tile import epilogue_work, fits
+from ._tile import accumulator, epilogue_work, fits
 from .conv import Geometry
 
 MOST_REGISTERS = 128  # estimated
@@ -59,7 +59,11 @@ def plan(region: Region) -> list[Plan]:
 
 def direct(region: Region, g: Geometry) -> Part:
     """The kernel of one geometry."""
-    nanos, cut = min(((_cost(region, g, c), c) for c in cuts(region, g)), key=lambda t: t[0])
+    moved, after = bytes_moved(region, g.w.type.nbytes), epilogue_work(region)
+    slow = SLOW.get(accumulator(region.anchor_type.dtype), 1.0)
+    options = list(cuts(region, g))
+    costs = [_cost(region, g, cut, moved, after, slow) for cut in options]
+    nanos, cut = min(zip(costs, options, strict=True), key=lambda t: t[0])
     source = Arg("in", region.operand(1) or 0)
     consts: tuple[np.ndarray, ...] = ()
     if g.w.const is not None:
@@ -102,16 +106,17 @@ def work(g: Geometry, cut: Cut) -> int:
     return count
 
 
-def _cost(region: Region, g: Geometry, cut: Cut) -> float:
-    """Nanoseconds by the model of all device templates."""
+def _cost(region: Region, g: Geometry, cut: Cut, moved: float, after: int, slow: float) -> float:
+    """Nanoseconds by the model of all device templates. ``moved`` bytes cross the memory's border, ``after`` steps of
+    work follow each sum, a product takes the time of ``slow`` of float32."""
     gpu = region.machine.gpu
     assert gpu is not None
     items = work(g, cut)
     reduction = g.depth * math.prod(g.kernel)
     reads = cut.points / cut.step + max(1, cut.lanes * g.w.type.itemsize / WIDEST)
-    macs = float(items * cut.points * cut.lanes * reduction) * SLOW.get(common(region)["dtype"], 1.0)
+    macs = float(items * cut.points * cut.lanes * reduction) * slow
     # the first-level cache answers, a quarter of an access a cycle
-    plain = items * (reduction * (reads * 4 + 4 / cut.step) + cut.points * cut.lanes * (1 + epilogue_work(region)) + 40)
+    plain = items * (reduction * (reads * 4 + 4 / cut.step) + cut.points * cut.lanes * (1 + after) + 40)
     return nanoseconds(
         gpu,
         Load(
@@ -120,7 +125,7 @@ def _cost(region: Region, g: Geometry, cut: Cut) -> float:
             registers=40 + cut.points * (cut.lanes + cut.step),
             macs=macs,
             plain=float(plain),
-            far=bytes_moved(region, g.w.type.nbytes),
+            far=moved,
             in_flight=float(cut.points * cut.step * g.x.type.itemsize + cut.lanes * g.w.type.itemsize),
             chain=reduction / cut.step * 40.0,
         ),

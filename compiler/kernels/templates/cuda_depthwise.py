@@ -65,7 +65,9 @@ def plan(region: Region) -> list[Plan]:
 
 def depthwise(region: Region, g: Geometry) -> Part:
     """The kernel of one geometry."""
-    nanos, cut = min(((_cost(region, g, c), c) for c in cuts(region, g)), key=lambda t: t[0])
+    moved, after = bytes_moved(region, g.w.type.nbytes), epilogue_work(region)
+    options = list(cuts(region, g))
+    nanos, cut = min(((_cost(region, g, c, moved, after), c) for c in options), key=lambda t: t[0])
     weights = packed(g)
     config = configure(region, g, cut)
     source = Arg("in", region.operand(1) or 0) if weights is None else Arg("const", 0)
@@ -136,8 +138,9 @@ def work(g: Geometry, cut: Cut) -> int:
     return g.batch * g.out[0] * rectangles * channels(g) // cut.lanes
 
 
-def _cost(region: Region, g: Geometry, cut: Cut) -> float:
-    """Nanoseconds by the model of all device templates."""
+def _cost(region: Region, g: Geometry, cut: Cut, moved: float, after: int) -> float:
+    """Nanoseconds by the model of all device templates. ``moved`` bytes cross the memory's border, ``after`` steps of
+    work follow each sum."""
     gpu = region.machine.gpu
     assert gpu is not None
     items = work(g, cut)
@@ -147,9 +150,8 @@ def _cost(region: Region, g: Geometry, cut: Cut) -> float:
     rows = (cut.lines - 1) * g.strides[1] + g.kernel[1] if cut.written == 2 else g.kernel[1]
     row = min((cut.points - 1) * g.strides[2] + g.kernel[2], cut.points * g.kernel[2])
     reads = g.kernel[0] * rows * (row if cut.written else cut.points * g.kernel[2])
-    accesses_ = reads + taps + points * (1 + epilogue_work(region))
+    accesses_ = reads + taps + points * (1 + after)
     size = g.x.type.itemsize
-    moved = bytes_moved(region, g.w.type.nbytes)
     return nanoseconds(
         gpu,
         Load(
@@ -157,7 +159,7 @@ def _cost(region: Region, g: Geometry, cut: Cut) -> float:
             threads=cut.threads,
             registers=registers(g, cut),
             macs=float(items * points * cut.lanes * taps),
-            plain=float(items * (accesses_ * 4 + points * cut.lanes * epilogue_work(region) + 30)),
+            plain=float(items * (accesses_ * 4 + points * cut.lanes * after + 30)),
             far=moved,
             near=0.25 * items * reads * cut.lanes * size,
             in_flight=float(min(used, row) * cut.lanes * size),

@@ -15,8 +15,7 @@ import numpy as np
 
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from ._cuda_mma import Cut, Product, choose
-from ._cuda_mma_out import sum_blocks
+from ._cuda_mma import Cut, Product, choose, sum_blocks
 from ._cuda_sides import Side, packed, side_of
 from ._tile import epilogue_inputs, epilogue_work, fits, inplace_pairs
 from .matmul import Axis, product
