@@ -23,13 +23,14 @@ import models
 import numpy as np
 from nervure.compiler import device
 from nervure.compiler.interpret import interpret
+from nervure.compiler.ir import Graph
 from nervure.compiler.kernels.pool import compile_kernels
 from nervure.compiler.kernels.templates import templates
 from nervure.compiler.passes import canonicalize
 from nervure.compiler.pipeline import EntryGraph, Options, compile_entries, plan_program
 from nervure.frontends.onnx import load
 from nervure.frontends.twin import open_session
-from nervure.frontends.verify import TOLERANCE, reference, slice_error
+from nervure.frontends.verify import TOLERANCE, random_inputs, reference, slice_error
 from nervure.targets import cubin, fatbin, get
 from nervure.targets.cuda import EMULATED
 from nervure.targets.machine import Machine
@@ -65,12 +66,12 @@ class Census:
         return {k: v for k, v in self.local.items() if not any(k.startswith(f"k_{f}_") for f in self.fallback)}
 
 
-def census(path: Path, target: str, precision: str = "default", dims: Mapping[str, int] | None = None) -> Census:
+def census(source: Path | Graph, target: str, precision: str = "default") -> Census:
     """Plans a model and compiles its kernels for every architecture of the target; nothing is linked."""
     machine, times = get(target), [time.perf_counter()]
     gpu = machine.gpu
     assert gpu is not None
-    entry = EntryGraph(load(path, dict(dims or free_dims(path))))
+    entry = EntryGraph(_graph(source))
     times.append(time.perf_counter())
     program, pool = plan_program([entry], machine, Options(precision))
     times.append(time.perf_counter())
@@ -84,7 +85,7 @@ def census(path: Path, target: str, precision: str = "default", dims: Mapping[st
     cpu = Counter(d.spec.template for d in drafts.values() if d.spec.template.split(".")[0] not in DEVICE)
     spent = np.diff(times).round(2).tolist()
     found = Census(
-        path.stem,
+        entry.graph.name if isinstance(source, Graph) else source.stem,
         target,
         precision,
         dict(zip(("reading", "planning", "kernels", "images"), spent, strict=True)),
@@ -122,6 +123,10 @@ def _read_images(found: Census, machine: Machine, kernels: Sequence[device.Kerne
     found.broken += [f"sm_{a}: no code of {k}" for k, a in sorted(missing)]
 
 
+def _graph(source: Path | Graph) -> Graph:
+    return source if isinstance(source, Graph) else load(source, free_dims(source))
+
+
 def free_dims(path: Path) -> dict[str, int]:
     """Every dimension of the inputs that the file leaves open, as 1."""
     import onnx
@@ -148,37 +153,35 @@ class Agreement:
 
 
 def agreement(
-    path: Path, given: Mapping[str, np.ndarray] | None = None, precision: str = "default", target: str = "cuda-sm80"
+    source: Path | Graph,
+    given: Mapping[str, np.ndarray] | None = None,
+    precision: str = "default",
+    target: str = "cuda-sm80",
 ) -> Agreement:
-    """Runs a model on the GPU that this CPU plays. The reference is ONNX Runtime, for a quantized model the integer
-    arithmetic of the op table, which is to be met to the bit."""
+    """Runs a model on the GPU that this CPU plays. The reference is ONNX Runtime, of a graph the op table's references;
+    for a quantized model its integer arithmetic, which is to be met to the bit."""
     begin = time.perf_counter()
-    graph = load(path, free_dims(path))
+    graph = _graph(source)
     with tempfile.TemporaryDirectory() as folder:
         artifact = compile_entries(
             [EntryGraph(graph)], get(target + EMULATED), Path(folder) / "model.so", Options(precision)
         )
         built = time.perf_counter()
         session = open_session(artifact)
-        inputs = given or _random(artifact.entries[0].inputs)
+        inputs = given or random_inputs(artifact.entries[0].inputs, seed=5)
         started = time.perf_counter()
         got = session.run(None, dict(inputs))
     ran = time.perf_counter()
     exact = bool(graph.find("quantize"))
-    if exact:
+    if exact or isinstance(source, Graph):
         lowered = canonicalize(graph)
         wanted = interpret(lowered, [inputs[lowered.node(k).names[0]] for k in lowered.inputs])
     else:
-        wanted = reference(path, inputs)
+        wanted = reference(source, inputs)
     errors = [slice_error(y, w) for y, w in zip(got, wanted, strict=True)]
     limit = 0.0 if exact else TOLERANCE[precision]
-    return Agreement(path.stem, precision, max(errors), limit, {"build": built - begin, "run": ran - started})
-
-
-def _random(ports: Sequence[Any]) -> dict[str, np.ndarray]:
-    from nervure.frontends.verify import random_inputs
-
-    return random_inputs(ports, seed=5)
+    name = source.name if isinstance(source, Graph) else source.stem
+    return Agreement(name, precision, max(errors), limit, {"build": built - begin, "run": ran - started})
 
 
 def found(name: str) -> tuple[Path, dict[str, np.ndarray] | None]:
