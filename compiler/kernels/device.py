@@ -38,6 +38,7 @@ NATIVE = {  # functions of vecmath.py that are CUDA's: 2 ulp or less but erf and
     **{n: f"{n}f" for n in ("exp", "expm1", "log", "log1p", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh")},
     **{n: f"{n}f" for n in ("asin", "acos", "atan", "erf", "fmod", "sqrt", "rsqrt", "floor", "ceil", "trunc")},
     **{"nearbyint": "rintf", "exp_fast": "expf", "_pow_float": "powf", "sigmoid": "nv_sigmoid"},
+    "divided": "__fdividef",
 }
 
 

@@ -474,6 +474,13 @@ def acos(k: Builder, x: Expr) -> Expr:
 # -- powers --------------------------------------------------------------------------------------------------------
 
 
+def divided(k: Builder, a: Expr, b: Expr) -> Expr:
+    """a / b where b is a number of things: to 2 ulp where the machine's compiler has a shorter way."""
+    if k.native and dtype_of(a) == "float32":
+        return k.bind(tirx.call_pure_extern(as_dtype("float32", lanes_of(a)), k.native["divided"], a, b))
+    return a / b
+
+
 def known_value(x: Expr) -> float | None:
     """The number that an expression is in every lane, if it is one that can be read off."""
     x = x.value if isinstance(x, tirx.Broadcast) else x

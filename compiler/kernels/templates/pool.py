@@ -168,7 +168,7 @@ class _Average:
     def __init__(self, cursor: Cursor, lanes: int) -> None:
         from ..tir import like
 
-        self.dtype = cursor.dtype(0)
+        self.k, self.dtype = cursor.k, cursor.dtype(0)
         self.total = cursor.k.register(_wide(self.dtype), lanes, "total")
         self.total.set(like(0, self.total.get()))
 
@@ -180,6 +180,7 @@ class _Average:
     def result(self, counts: list[Any]) -> tuple[Any, None]:
         from ..functions import cast
         from ..tir import constant, splat
+        from ..vecmath import divided
 
         total = self.total.get()
         number: Any = 1
@@ -187,7 +188,7 @@ class _Average:
             number = number * count
         wide = _wide(self.dtype)
         divisor = constant(number, wide) if isinstance(number, int) else cast(number, wide)
-        return cast(total / splat(divisor, self.total.lanes), self.dtype), None
+        return cast(divided(self.k, total, splat(divisor, self.total.lanes)), self.dtype), None
 
 
 class _Maximum:
