@@ -15,15 +15,17 @@ _SCRATCH = 8 << 20  # bytes that all of them have, at most (one slice is always 
 
 
 def by_threads(plan: Plan) -> Plan:
-    """The plan without scratch of workers. Kernels that had some are told their slices as ``thread_scratch``: the arguments
-    (numbers), the bytes of a slice, and how many threads there are."""
+    """The plan without scratch of workers. Kernels that had some are told of it as ``thread_scratch``: the
+    arguments (numbers), the bytes of a slice, and how many threads there are."""
     if not plan.worker_bytes:
         return plan
     slice_bytes = _aligned(plan.worker_bytes)
     base = _aligned(plan.shared_bytes)
     most = max(1, min(_THREADS, _SCRATCH // slice_bytes))
     phases = [_sliced(d, base, slice_bytes, most) for d in plan.phases]
-    threads = max((d.spec.config["thread_scratch"]["threads"] for d in phases if "thread_scratch" in d.spec.config), default=0)
+    threads = max(
+        (d.spec.config["thread_scratch"]["threads"] for d in phases if "thread_scratch" in d.spec.config), default=0
+    )
     return replace(plan, phases=tuple(phases), shared_bytes=base + threads * slice_bytes, worker_bytes=0)
 
 
@@ -33,7 +35,9 @@ def _sliced(draft: Draft, base: int, slice_bytes: int, most: int) -> Draft:
         return draft
     slices = {"args": own, "bytes": slice_bytes, "threads": min(most, draft.tasks or 1)}
     args = tuple(Arg("shared", 0, base + a.offset) if a.kind == "worker" else a for a in draft.args)
-    return replace(draft, spec=KernelSpec(draft.spec.template, {**draft.spec.config, "thread_scratch": slices}), args=args)
+    return replace(
+        draft, spec=KernelSpec(draft.spec.template, {**draft.spec.config, "thread_scratch": slices}), args=args
+    )
 
 
 def _aligned(nbytes: int) -> int:
