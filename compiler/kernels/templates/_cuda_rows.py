@@ -1,10 +1,10 @@
 """Rows on a GPU: the walk of ``_rows`` by the threads of blocks, and folds across them.
 
 A block takes ``x`` units (coordinates of the kept axes) with ``y`` threads each; a thread takes every ``y``-th element
-of the reduced axes. Where memory runs along the reduced axes, a unit's threads are neighbours (lanes of a warp or whole
-warps); where it runs along the kept ones, units are, and each thread has a column. Folds go by shuffles inside a warp
-and by shared memory across warps, always in the same tree. ``unrolled``: a thread's elements stay in registers, so a
-row is read once; the places behind its end repeat its last element and are left out of folds and stores.
+(or ``vec`` neighbours) of the reduced axes. Where memory runs along these, a unit's threads are neighbours, lanes of a
+warp or whole warps; where it runs along the kept ones, units are, and each thread has a column. Folds go by shuffles
+inside a warp and by shared memory across warps, always in the same tree. ``unrolled``: a thread's elements stay in
+registers, so a row is read once; places behind its end repeat its last element and are left out of folds and stores.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 from ....targets.gpu import Gpu
 from ..spec import Region
 from ._cuda_cost import Load, nanoseconds
-from ._rows import Coords, Spot, Unit, Walk, bound, operations, split_index, walk
+from ._rows import Coords, Spot, Unit, Walk, bound, main_strides, operations, source, split_index, walk
 
+_ACCESS = 16  # bytes that a thread loads or stores at once
 _HELD = 32  # values that a thread keeps at most
 _BLOCK = 128  # threads of a block, where rows are short
 _TURNS = 4  # elements that a thread asks for at once, where it goes over a long row
@@ -39,22 +40,37 @@ def device_walk(
     main: Sequence[int] | None = None,
     held: int = 1,
     split: bool = False,
+    vectors: bool = False,
 ) -> dict[str, Any]:
     """The plan of a walk as JSON values, as ``_rows.walk`` makes it, with the geometry of its blocks. ``held`` are the
-    values that a thread keeps of an element between passes; ``split`` allows several blocks for the same units."""
+    values that a thread keeps of an element between passes; ``split`` allows several blocks for the same units, and
+    ``vectors`` neighbours along the reduced axes that one thread takes at once."""
     gpu = region.machine.gpu
     assert gpu is not None
     space = walk(region, reduced, every, shape=shape, origin=origin, main=main, lanes=1, wide=1)
     sizes = [math.prod(space["shape"][a] for a in g) for g in space["kept"]]
     count = math.prod(space["shape"][a] for a in reduced)
-    return _placed(gpu, space, math.prod(sizes), count, held, split)
+    itemsize = region.body.type(source(region)).itemsize
+    space["vec"] = _neighbours(gpu, space, count, itemsize, main or main_strides(region)) if vectors else 1
+    return _placed(gpu, space, math.prod(sizes), count // space["vec"], held * space["vec"], split)
+
+
+def _neighbours(gpu: Gpu, space: dict[str, Any], count: int, itemsize: int, main: Sequence[int]) -> int:
+    """Elements that one access of a thread takes: as many as 16 bytes hold, where a row still has enough for a warp."""
+    if not space["across"]:
+        return 1
+    inner = space["reduced"][-1]
+    axis, factor = space["origin"][inner[-1]]
+    extent = math.prod(space["shape"][a] for a in inner)
+    fitting = (n for n in (8, 4, 2) if n * itemsize <= _ACCESS and extent % n == 0 and count >= n * gpu.warp)
+    return next(fitting, 1) if abs(main[axis] * factor) == 1 else 1
 
 
 def joining(gpu: Gpu, space: dict[str, Any]) -> dict[str, Any]:
     """The walk that joins what the parts of ``space`` came to: its reduced axis is the number of the part."""
     axis = len(space["shape"])
     shape, origin = [*space["shape"], space["parts"]], [*space["origin"], [0, 0]]
-    joint = {**space, "shape": shape, "origin": origin, "reduced": [[axis]], "across": True}
+    joint = {**space, "shape": shape, "origin": origin, "reduced": [[axis]], "across": True, "vec": 1}
     return _placed(gpu, joint, space["units"], space["parts"], 1, False)
 
 
@@ -62,7 +78,7 @@ def _placed(gpu: Gpu, space: dict[str, Any], units: int, count: int, held: int, 
     x, y = (_rows if space["across"] else _columns)(gpu, units, count, held)
     groups = -(-units // x)
     parts, chunk = 1, count
-    wished = gpu.multiprocessors * _FILL
+    wished = gpu.multiprocessors * gpu.resident
     if split and groups * x * y < wished and count >= 32 * y:
         parts = max(1, min(wished // (groups * x * y), count // (8 * y)))
         chunk = -(-count // (parts * y)) * y
@@ -119,7 +135,7 @@ def walk_cost(region: Region, space: dict[str, Any], *, special: float = 0.0, pa
         plain=elements * (4.0 + operations(region)) * passes,
         far=traffic,
         near=traffic * again,
-        in_flight=4.0 * min(each, _HELD if space["unrolled"] else _TURNS),
+        in_flight=4.0 * space["vec"] * min(each, _HELD if space["unrolled"] else _TURNS),
         chain=passes * (each * 2.0 + 150.0),
     )
     return nanoseconds(gpu, load)
@@ -134,6 +150,8 @@ class DeviceWalk(Walk):
     def __init__(self, k: Any, config: dict[str, Any]) -> None:
         super().__init__(k, config)
         self.y_size: int = config["y"]
+        self.vec: int = config["vec"]
+        self.count //= self.vec
         self.turns = -(-self.count // self.y_size) if config["unrolled"] else _TURNS
         self._places: dict[int, Spot] = {}
         self._rest: dict[tuple[int, int], Any] = {}  # conditions of slots that may lie behind the end
@@ -162,7 +180,7 @@ class DeviceWalk(Walk):
     # -- elements
 
     def slots(self, unit: Unit, turns: int) -> dict[tuple[int, int], int]:
-        return {(0, t): 1 for t in range(self.turns)}
+        return {(0, t): self.vec for t in range(self.turns)}
 
     def over(self, unit: Unit, turns: int, body: Callable[[Spot], None]) -> None:
         """Calls ``body`` for each of the thread's elements. Unrolled: without conditions, at the same places in each
@@ -207,12 +225,13 @@ class DeviceWalk(Walk):
 
     def _spot(self, unit: Unit, at: Any, turn: int) -> Spot:
         coords: Coords = [(b, 0) for b in unit.base]
-        rest = at
+        rest = at * self.vec
         for group, extent in reversed(list(zip(self.c["reduced"], self.extents, strict=True))):
             outermost = group == self.c["reduced"][0]
             rest, index = (0, rest) if outermost else split_index(rest, extent)
-            coords[group[-1]] = (self._held(index), 0)
-        return Spot(coords, 1, (0, turn), at)
+            lanes = 1 if self.vec > 1 and group == self.c["reduced"][-1] else 0
+            coords[group[-1]] = (self._held(index), lanes)
+        return Spot(coords, self.vec, (0, turn), at)
 
     # -- results
 
@@ -236,8 +255,8 @@ class DeviceWalk(Walk):
 
     def fold(self, slots: dict[tuple[int, int], Any], column: int, combine: Callable[[Any, Any], Any]) -> Any:
         """What all threads' values of a unit come to, in every one of them."""
-        lists = {s: [v] for s, v in slots.items()}
         join = bound(self.k, combine)
+        lists = {s: [self.k.across(self.k.bind(v), join)] for s, v in slots.items()}
         return self.fold_all(lists, lambda a, b: [join(a[0], b[0])])[0]
 
     def fold_all(

@@ -34,11 +34,11 @@ def plan(region: Region) -> list[Plan]:
         shape = [x.dims[0], attrs["num_groups"], members, *x.dims[2:]]
         origin = [(0, 1), (1, members), (1, 1), *((a, 1) for a in range(2, x.rank))]
         count = members * math.prod(x.dims[2:])
-        space = device_walk(region, range(2, x.rank + 1), every, shape=shape, origin=origin, held=held)
+        space = device_walk(region, range(2, x.rank + 1), every, shape=shape, origin=origin, held=held, vectors=True)
     else:
         axis = normalise_axis(attrs["axis"], x.rank)
         count = math.prod(x.dims[axis:])
-        space = device_walk(region, range(axis, x.rank), every, held=held)
+        space = device_walk(region, range(axis, x.rank), every, held=held, vectors=True)
     config: dict[str, Any] = {
         "program": serialize(region),
         "op": region.op,
@@ -70,7 +70,7 @@ class _DeviceNorm(Norm):
         coords = self.walk.logical(spot.coords)
         self.ev.begin()
         with self.walk.guard(self.ev, spot):
-            self.ev.store_all(self.outputs, coords)
+            self.ev.store_all(self.outputs, coords, spot.lanes)
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:

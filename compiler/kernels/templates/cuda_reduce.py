@@ -33,7 +33,7 @@ def plan(region: Region) -> list[Plan]:
     kept = list(range(x.rank)) if attrs["keepdims"] else [a for a in range(x.rank) if a not in axes]
     folds = [body.node(a).op for a in region.anchors]
     split = folds[0] in FOLDS
-    space = device_walk(region, axes, axis_strides(region, kept), held=len(folds), split=split)
+    space = device_walk(region, axes, axis_strides(region, kept), held=len(folds), split=split, vectors=split)
     config: dict[str, Any] = {
         "program": serialize(region),
         "folds": folds,

@@ -41,7 +41,7 @@ def plan(region: Region) -> list[Plan]:
     levels = levels_of(program, axes, x.rank)
     full = sum(o.type.dims == x.dims for o in region.inputs)
     held = (full + 1) * (2 if x.dtype == "float64" else 1)
-    space = device_walk(region, axes, every, main=every[main], held=held)
+    space = device_walk(region, axes, every, main=every[main], held=held, vectors=True)
     config: dict[str, Any] = {
         "program": program,
         "folds": [n.op for n in anchors],

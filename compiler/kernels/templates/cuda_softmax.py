@@ -24,7 +24,7 @@ def plan(region: Region) -> list[Plan]:
         return []
     axis = normalise_axis(region.attrs["axis"], x.rank)
     held = 2 if x.dtype == "float64" else 1
-    space = device_walk(region, [axis], axis_strides(region, range(x.rank)), held=held)
+    space = device_walk(region, [axis], axis_strides(region, range(x.rank)), held=held, vectors=True)
     config: dict[str, Any] = {
         "program": serialize(region),
         "log": region.op == "log_softmax",
@@ -63,6 +63,7 @@ class _Softmax:
 
     def unit(self, unit: Unit) -> None:
         from ..functions import cast
+        from ..tir import splat
         from ..vecmath import combine, log
 
         k, held = self.k, self.c["walk"]["unrolled"]
@@ -77,7 +78,7 @@ class _Softmax:
         most = k.bind(most)
 
         def weigh(spot: Spot, x: Any) -> tuple[Any, Any]:
-            shifted = k.bind(x - most)
+            shifted = k.bind(x - splat(most, spot.lanes))
             e = k.bind(exponential(k, shifted, self.c["exact"]))
             return (shifted if self.c["log"] else e), e
 
@@ -86,9 +87,10 @@ class _Softmax:
 
         def finish(spot: Spot, value: Any) -> None:
             if not held:
-                value = k.bind(value - most)
+                value = k.bind(value - splat(most, spot.lanes))
                 value = value if self.c["log"] else k.bind(exponential(k, value, self.c["exact"]))
-            self._store(spot, value - scale if self.c["log"] else value * scale)
+            factor = splat(scale, spot.lanes)
+            self._store(spot, value - factor if self.c["log"] else value * factor)
 
         rows.each(finish)
 
@@ -99,18 +101,18 @@ class _Softmax:
         coords = self.walk.logical(spot.coords)
         self.ev.begin()
         with self.walk.guard(self.ev, spot):
-            self.ev.store_all(self.outputs, coords)
+            self.ev.store_all(self.outputs, coords, spot.lanes)
 
 
 def exponential(k: Any, x: Any, exact: bool) -> Any:
     """exp of a number that is not positive (or NaN). Of float32, unless ``exact``, by the machine's power of two: the
     relative error is 2^-22 and what the rounding of x log2(e) adds, |x| 2^-24; 0 below -87.3."""
     from .. import vecmath
-    from ..tir import dtype_of, like
+    from ..tir import as_dtype, dtype_of, lanes_of, like
 
     if exact or dtype_of(x) != "float32":
         return vecmath.exp(k, x)
-    return k.device("nv_exp2", "float32", x * like(math.log2(math.e), x))
+    return k.device("nv_exp2", as_dtype("float32", lanes_of(x)), x * like(math.log2(math.e), x))
 
 
 TEMPLATE = Template("cuda_softmax", ("softmax", "log_softmax"), plan, {"cuda_softmax": emit}, device=True)
