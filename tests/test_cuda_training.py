@@ -11,13 +11,15 @@ from typing import Any
 import nervure as nv
 import numpy as np
 import pytest
+from cuda_figures import census
 from gpu_programs import Played
 from nervure.compiler.passes import canonicalize
 from nervure.compiler.passes.fuse import fuse
 from nervure.compiler.pipeline import EntryGraph, Options, plan_program
 from nervure.compiler.plan.images import image_nodes
+from nervure.errors import MissingTool
 from nervure.frontends.training.step import training_entries
-from nervure.targets import get
+from nervure.targets import get, nvrtc
 from training_nets import NETS
 
 L = nv.layers
@@ -218,6 +220,19 @@ def test_every_kernel_is_written_for_gpus(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet8", "dscnn", "transformer", "lstm", "gru", "autoencoder", "mobilenet_head"])
 def test_every_kernel_of_larger_networks_is_written_for_gpus(name: str, precision: str) -> None:
     check_kernels(name, precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet8", "dscnn", "transformer", "lstm", "gru"])
+def test_steps_are_machine_code_without_local_memory(name: str) -> None:
+    """For every architecture."""
+    try:
+        nvrtc.compiler_version()
+    except MissingTool as missing:
+        pytest.skip(str(missing))
+    found = census(step_graph(name).graph, "cuda")
+    assert not found.fallback and not found.local and not found.broken
+    assert found.kernels > 10 and found.image_bytes > 0
 
 
 def test_images_of_the_batch_are_no_lanes_of_a_gpu() -> None:
