@@ -188,21 +188,23 @@ def function_of(gpu: Gpu, dtype: str, exact: bool) -> str | None:
 
 
 def tiles(gpu: Gpu, p: Product) -> Iterator[Tile]:
-    """Block tiles that fit the GPU."""
+    """Block tiles that fit the GPU, each with the most stages that fit and that the depth fills."""
     function = function_of(gpu, p.dtype, p.exact)
     if function is None:
         return
-    item, through_registers = ITEM[p.dtype], min(p.a_copy, p.b_copy) < 4
+    layouts = (p.a_layout, p.b_layout)
+    through_registers = min(p.a_copy, p.b_copy) < 4
     for rows, columns, warp_rows, warp_columns in _WARPED if function else _THREADED:
-        for nbytes, stages in ((64, 4), (64, 3), (128, 3), (64, 2)) if function else ((64, 2), (64, 3)):
-            depth = nbytes // item
-            if (stages > 2 and -(-p.depth // depth) < stages - 1) or (through_registers and stages > 2):
-                continue
-            layouts = (p.a_layout, p.b_layout)
-            tile = Tile(function, p.dtype, rows, columns, warp_rows, warp_columns, depth, stages, *layouts)
-            registers = registers_of(tile, p)
-            if registers <= MOST_REGISTERS and fits(gpu, tile.threads, registers, tile.shared):
-                yield tile
+        for nbytes, choice in ((64, (4, 3, 2)), (128, (3,))) if function else ((64, (3, 2)),):
+            depth = nbytes // ITEM[p.dtype]
+            turns = -(-p.depth // depth)
+            for stages in (2,) if through_registers else choice:
+                tile = Tile(function, p.dtype, rows, columns, warp_rows, warp_columns, depth, stages, *layouts)
+                registers = registers_of(tile, p)
+                filled = stages == 2 or turns >= stages - 1
+                if filled and registers <= MOST_REGISTERS and fits(gpu, tile.threads, registers, tile.shared):
+                    yield tile
+                    break
 
 
 def registers_of(tile: Tile, p: Product) -> int:

@@ -165,11 +165,10 @@ def _laid(region: Region, orders: Sequence[Callable[[int], tuple[int, ...]]]) ->
 def test_integers(kinds: tuple[str, str], zeros: tuple[int, int]) -> None:
     """Bit for bit, whatever the zero points."""
     attrs = {"zero_point": zeros[0], "b_zero_point": zeros[1]}
-    for a, b in (((40, 64), (64, 48)), ((33, 61), (61, 23))):
-        for consts in ((), (1,)):
-            arrays = [numbers(a, kinds[0]), numbers(b, kinds[1], 1)]
-            region, given = region_of("matmul_integer", arrays, attrs, machine=get(GPU), consts=consts)
-            check_region(region, given, template="cuda_matmul")
+    for a, b, consts in (((40, 64), (64, 48), (1,)), ((33, 61), (61, 23), ())):
+        arrays = [numbers(a, kinds[0]), numbers(b, kinds[1], 1)]
+        region, given = region_of("matmul_integer", arrays, attrs, machine=get(GPU), consts=consts)
+        check_region(region, given, template="cuda_matmul")
 
 
 def test_integers_with_a_bias_and_rescaling() -> None:
