@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ._cells import GATES, activations, equals, gru_update, lstm, offset_of, position
@@ -339,7 +340,7 @@ class _Walk:
         for d, chosen in enumerate(names[:1] if same else names):
             with k.when(True if same else equals(self.d, d)):
                 functions = activations(k, chosen, c["clip"])
-                self._each(self.rows, self.hidden, lambda row, unit, f=functions: self._cell(f, row, unit))
+                self._each(self.rows, self.hidden, partial(self._cell, functions))
         k.barrier()
 
     def _gate(self, gate: int, row: Any, unit: Any, *, product: bool = True) -> Any:

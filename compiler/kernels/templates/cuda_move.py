@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..spec import Plan, Region, Template
 from . import concat, pad, reshape, tile
 from ._cuda_boxes import emitter
 
-_OF = {"concat": concat, "pad": pad, "reshape": reshape, "tile": tile}
+_PLANS = {"concat": concat.plan, "pad": pad.plan, "reshape": reshape.plan, "tile": tile.plan}
+_ELEMENTS = {"concat": concat.element, "pad": pad.element, "reshape": reshape.element, "tile": tile.element}
 
 
-def plan(region: Region) -> Sequence[Plan]:
-    return _OF[region.op].TEMPLATE.plan(region)
+def plan(region: Region) -> list[Plan]:
+    return _PLANS[region.op](region)
 
 
 TEMPLATE = Template(
-    "cuda_move", tuple(_OF), plan, {f"cuda_move.{op}": emitter(m.element) for op, m in _OF.items()}, device=True
+    "cuda_move", tuple(_PLANS), plan, {f"cuda_move.{op}": emitter(f) for op, f in _ELEMENTS.items()}, device=True
 )

@@ -53,6 +53,7 @@ def _owned(region: Region, updates: tuple[int, ...]) -> Data:
     """The walk over (remainder, what lies beside the scattered axes), and how many updates each thread meets."""
     out, gpu, rank = region.outputs[0], region.machine.gpu, len(updates)
     assert gpu is not None
+    serial: tuple[int, ...]
     if region.op == "scatter_elements":
         axis = region.attrs["axis"] % rank
         serial, order, most = (axis,), list(out.strides), 1

@@ -115,7 +115,8 @@ class _Kernel:
         coords: list[Any] = [(0, 0)] * len(program["outputs"][0]["shape"])
         for axis, number in zip(self.c["axes"][:-2], index[:-2], strict=True):
             coords[axis] = (number, 0)
-        firsts = tuple(k.bind(n * self.tile, "first") if not isinstance(n, int) else 0 for n in index[-2:])
+        down, right = (k.bind(n * self.tile, "first") if not isinstance(n, int) else 0 for n in index[-2:])
+        firsts = (down, right)
         for number, strides, base in self.c["crossing"]:
             self._load(number, strides, base + sum(c[0] * s for c, s in zip(coords, strides, strict=True)), firsts)
         k.barrier()
