@@ -155,7 +155,7 @@ assert TensorType("float32", (0, 4)).nbytes == 0
 class Played:
     """The emulated driver of this process: its numbers (``targets/emulation/driver.cpp``)."""
 
-    KINDS = ("contexts", "blocks", "bytes", "pinned", "modules", "streams", "events", "graphs", "execs")
+    KINDS = ("contexts", "blocks", "bytes", "pinned", "modules", "streams", "events", "graphs", "execs", "overruns")
     SET = ("devices", "version", "capability", "memory", "deferred", "fault", "fault code")
 
     def __init__(self) -> None:

@@ -32,11 +32,11 @@ typedef int (*kernel)(void **arguments, unsigned blocks, unsigned threads, unsig
 struct number { const char *name; long long value; };
 enum { DEVICES, VERSION, CAPABILITY, MEMORY_LIMIT, DEFERRED, FAULT, FAULT_CODE,
        CALLS, LIVE_CONTEXTS, LIVE_MEMORY, LIVE_BYTES, LIVE_PINNED, LIVE_MODULES, LIVE_STREAMS, LIVE_EVENTS, LIVE_GRAPHS, LIVE_EXECS,
-       LAUNCHES, GRAPH_LAUNCHES, COPIES, COPIED_BYTES, NODES_CHANGED, NUMBERS };
+       LAUNCHES, GRAPH_LAUNCHES, COPIES, COPIED_BYTES, NODES_CHANGED, OVERRUNS, NUMBERS };
 static number numbers[NUMBERS] = {
     {"devices", 1}, {"version", 13000}, {"capability", 0}, {"memory", 1ll << 36}, {"deferred", 0}, {"fault", 0}, {"fault code", 1},
     {"calls", 0}, {"contexts", 0}, {"blocks", 0}, {"bytes", 0}, {"pinned", 0}, {"modules", 0}, {"streams", 0}, {"events", 0},
-    {"graphs", 0}, {"execs", 0}, {"launches", 0}, {"graph launches", 0}, {"copies", 0}, {"copied bytes", 0}, {"nodes changed", 0},
+    {"graphs", 0}, {"execs", 0}, {"launches", 0}, {"graph launches", 0}, {"copies", 0}, {"copied bytes", 0}, {"nodes changed", 0}, {"overruns", 0},
 };
 static long long add(int which, long long by) { return __atomic_add_fetch(&numbers[which].value, by, __ATOMIC_SEQ_CST); }
 static long long get(int which) { return add(which, 0); }
@@ -107,7 +107,7 @@ EXTERN int emulated_depth() { return current.depth; }
 
 /* -- memory -------------------------------------------------------------------------------------------------------- */
 
-enum { HOST = 1, DEVICE = 2 };
+enum { HOST = 1, DEVICE = 2, BEHIND = 256 }; /* bytes behind a block that nobody may write */
 struct block { block *next; uint64_t at; size_t bytes; int kind; };
 static block *blocks;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -117,8 +117,8 @@ static result allocate(uint64_t *to, size_t bytes, int kind) {
     if (bytes == 0) return INVALID;
     if (kind == DEVICE && get(LIVE_BYTES) + (long long)bytes > get(MEMORY_LIMIT)) return OUT_OF_MEMORY;
     block *made = (block *)malloc(sizeof(block));
-    if (made == NULL || posix_memalign(&memory, 256, bytes) != 0) { free(made); return OUT_OF_MEMORY; }
-    memset(memory, 0xc5, bytes);
+    if (made == NULL || posix_memalign(&memory, 256, bytes + BEHIND) != 0) { free(made); return OUT_OF_MEMORY; }
+    memset(memory, 0xc5, bytes + BEHIND);
     *to = (uint64_t)(uintptr_t)memory;
     pthread_mutex_lock(&lock);
     *made = block{blocks, *to, bytes, kind};
@@ -138,6 +138,13 @@ static result give_back(uint64_t at, int kind) {
     if (found == NULL) return INVALID;
     add(kind == DEVICE ? LIVE_MEMORY : LIVE_PINNED, -1);
     if (kind == DEVICE) add(LIVE_BYTES, -(long long)found->bytes);
+    const unsigned char *behind = (const unsigned char *)(uintptr_t)at + found->bytes;
+    for (int i = 0; i < BEHIND; i++)
+        if (behind[i] != 0xc5) {
+            fprintf(stderr, "emulated GPU: a write %d bytes behind a block of %zu\n", i, found->bytes);
+            add(OVERRUNS, 1);
+            break;
+        }
     free((void *)(uintptr_t)at);
     free(found);
     return OK;

@@ -278,6 +278,28 @@ char4 q = *(char4 *)(c + 4 * threadIdx.x);
     np.testing.assert_array_equal(c, np.stack([v.astype(np.int8) for v in g], 1))
 
 
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_write_behind_a_block_is_counted(capfd: pytest.CaptureFixture[str]) -> None:
+    code = ctypes.CDLL(str(emulation.driver()))
+    code.emulated_get.restype = ctypes.c_longlong
+    numbers_of = ("overruns", "blocks", "bytes")
+    before = [code.emulated_get(name.encode()) for name in numbers_of]
+    context, at = ctypes.c_void_p(), ctypes.c_uint64()
+    assert code.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0 and code.cuCtxPushCurrent_v2(context) == 0
+    for beyond in (0, 1):
+        assert code.cuMemAlloc_v2(ctypes.byref(at), ctypes.c_size_t(100)) == 0
+        fresh = np.ctypeslib.as_array((ctypes.c_uint8 * 100).from_address(at.value))
+        assert (fresh == 0xC5).all()
+        assert code.cuMemsetD8_v2(at, 0, ctypes.c_size_t(100 + beyond)) == 0
+        assert code.cuMemFree_v2(at) == 0
+        assert code.emulated_get(b"overruns") == before[0] + beyond
+    assert code.cuCtxPopCurrent_v2(ctypes.byref(context)) == 0 and code.cuDevicePrimaryCtxRelease_v2(0) == 0
+    assert "a write 0 bytes behind a block of 100" in capfd.readouterr().err
+    assert [code.emulated_get(name.encode()) for name in numbers_of[1:]] == before[1:]
+
+
 # -- hosts -----------------------------------------------------------------------------------------------------------
 
 HOST = """#include <dlfcn.h>

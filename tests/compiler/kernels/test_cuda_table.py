@@ -14,17 +14,19 @@ import numpy as np
 import pytest
 from harness import check_region, machines, region_of, run_region, sample
 from nervure.compiler.interpret import interpret
-from nervure.compiler.kernels.spec import Region
-from nervure.compiler.kernels.templates import plans
+from nervure.compiler.kernels.spec import Draft, Region
+from nervure.compiler.kernels.templates import plans, templates
 from nervure.compiler.ops import OPS
 from nervure.compiler.ops.record import OpError
-from nervure.targets import get
+from nervure.errors import MissingTool
+from nervure.targets import cubin, get, nvrtc
 
 GPU = get("cuda-sm80")
 TOGETHER = 24  # cases whose kernels are compiled at once
 EVERY, EVERY_HALF = 8, 5  # of an operator's cases, of the operators in half types, is a fast test
 PRODUCTS = ("attention", "conv", "conv_grad_weight", "conv_transpose", "gru", "lstm", "matmul", "rnn")
 LOOSE = {"exact": (1e-4, 1e-5), "float16": (2e-3, 2e-3), "bfloat16": (2e-2, 2e-2)}
+DEVICE = {t.name for t in templates() if t.device}
 Row = tuple[str, int, str]
 
 
@@ -98,3 +100,33 @@ def test_case(name: str, number: int, precision: str) -> None:
     else:
         rtol, atol = LOOSE[precision]
         check_region(region, arrays, rtol=rtol, atol=atol)
+
+
+def _drafts(name: str) -> dict[str, Draft]:
+    """Kernels of device templates for the operator's first case in every precision."""
+    found = {}
+    for precision in ("exact", "tf32", "float16", "bfloat16"):
+        try:
+            region, _ = _region(name, 0, precision, machine=GPU)
+        except OpError:
+            continue
+        found |= {d.spec.name: d for p in plans(region) if p.template in DEVICE for d in p.phases}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in sorted(OPS) if OPS[n].cases])
+def test_machine_code(name: str) -> None:
+    """No kernel of a device template spills registers or indexes them, and each keeps within its block's limits."""
+    try:
+        nvrtc.compiler_version()
+    except MissingTool as error:
+        pytest.skip(str(error))
+    gpu = GPU.gpu
+    assert gpu is not None
+    for draft in _drafts(name).values():
+        text = gpu_harness.written(draft, GPU)
+        code = nvrtc.compile_cuda(text.source, nvrtc.architecture(gpu.images[0]), contract=text.contract)
+        (info,) = cubin.kernels(code).values()
+        assert (info.local, info.stack) == (0, 0), f"local memory: {info} of {draft.spec.canonical[:400]}"
+        assert not cubin.within(gpu, info, text.threads, text.shared)
