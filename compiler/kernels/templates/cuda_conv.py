@@ -98,7 +98,8 @@ def window_side(g: Geometry) -> Side:
     walk = "k" if not g.planes and abs(channel) <= abs(steps[2]) else "row"
     if item == 4:
         return found | {"width": 1, "copy": 4, "layout": walk, "walk": walk}
-    return found | {"width": 1, "copy": 0, "layout": "k", "walk": walk}
+    # a thread's many small copies are all of one point: what is known of it takes few registers
+    return found | {"width": 1, "copy": 0, "layout": "k", "walk": "row"}
 
 
 def weight_side(region: Region, g: Geometry) -> tuple[np.ndarray | None, Side]:
