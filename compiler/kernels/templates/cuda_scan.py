@@ -1,7 +1,8 @@
 """Running sums and products on a GPU.
 
 Where memory runs along the axis, a warp goes over a row in steps of its lanes: each step is a scan by shuffles (Hillis
-and Steele, "Data Parallel Algorithms", 1986) on top of what came before. Else each thread has a column.
+and Steele, "Data Parallel Algorithms", 1986) on top of what came before. A long row has a block, whose warps leave what
+they come to in shared memory. Else each thread has a column.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ._rows import Coords, Unit, axis_strides, source
 from .reduce import accumulator
 
 _WARP, _ROWS = 32, 4  # lanes of a row, rows of a block
+_LONG, _BLOCK = 512, 512  # elements of a row that a block is worth, its threads
 _COLUMNS = 64  # threads of a block, where each has a column
 
 
@@ -28,6 +30,8 @@ def plan(region: Region) -> list[Plan]:
     space = device_walk(region, [axis], axis_strides(region, range(x.rank)))
     units = space["units"]
     x_size, y_size = (_ROWS, _WARP) if space["across"] else (min(_COLUMNS, units), 1)
+    if space["across"] and x.dims[axis] > _LONG:
+        x_size, y_size = 1, _BLOCK
     space |= {"x": x_size, "y": y_size, "parts": 1, "chunk": x.dims[axis], "tasks": -(-units // x_size)}
     space["unrolled"] = False
     config = {
@@ -107,41 +111,67 @@ class _Scan:
             self.store(coords, before if self.c["exclusive"] else running.get())
 
     def rows(self, unit: Unit) -> None:
-        """A warp goes over a row. Lanes behind its end take in nothing and store nothing."""
+        """The threads of a row go over it. Those behind its end take in nothing and store nothing."""
         from tvm import tirx
 
-        k, extent = self.k, self.c["extent"]
+        k, extent, threads = self.k, self.c["extent"], self.walk.y_size
+        warps = threads // _WARP
+        totals = k.shared(self.dtype, 2 * warps, "totals") if warps > 1 else None
         running = k.register(self.dtype, 1, "running")
         running.set(self.start())
-        with k.loop(-(-extent // _WARP)) as i:
-            at = k.bind(i * _WARP + self.walk.y, "e")
+        with k.loop(-(-extent // threads)) as i:
+            at = k.bind(i * threads + self.walk.y, "e")
             value = k.register(self.dtype, 1, "value")
             value.set(self.start())
-            there = tirx.all(tirx.LT(at, extent), tirx.const(True, "bool") & self.walk.inside)
-            there = k.bind(there, "there")
+            there = k.bind(tirx.all(tirx.LT(at, extent), tirx.const(True, "bool") & self.walk.inside), "there")
             with k.when(there):
                 value.set(self.read(self.place(unit, at)))
-            found, before = self._scanned(value.get(), running.get())
-            running.set(from_lane(k, found, _WARP - 1))
+            own, before = self._scanned(k.bind(value.get()))
+            carry = k.bind(running.get())
+            if totals is None:
+                running.set(self.joined(carry, from_lane(k, own, _WARP - 1)))
+            else:
+                carry = self._warps(totals, k.bind(i % 2 * warps, "side"), own, running)
             with k.when(there):
-                self.store(self.place(unit, at), before if self.c["exclusive"] else found)
+                self.store(self.place(unit, at), self.joined(carry, before if self.c["exclusive"] else own))
 
-    def _scanned(self, value: Any, carry: Any) -> tuple[Any, Any]:
-        """The scan up to and with each lane, and without it, on top of ``carry``."""
+    def _scanned(self, value: Any) -> tuple[Any, Any]:
+        """The scan of a warp's values up to and with each lane, and without it."""
         from tvm import tirx
 
         from ..tir import select
 
-        k, lane = self.k, self.walk.y
-        value, carry = k.bind(value), k.bind(carry)
+        k, lane = self.k, self._lane()
         distance = 1
         while distance < _WARP:
             other = k.bind(from_lane(k, value, tirx.Max(lane - distance, 0)))
             value = k.bind(select(tirx.GE(lane, distance), self.joined(other, value), value))
             distance *= 2
-        found = self.joined(carry, value)
-        previous = k.bind(from_lane(k, found, tirx.Max(lane - 1, 0)))
-        return found, k.bind(select(tirx.EQ(lane, 0), carry, previous))
+        previous = k.bind(from_lane(k, value, tirx.Max(lane - 1, 0)))
+        return value, k.bind(select(tirx.EQ(lane, 0), self.start(), previous))
+
+    def _lane(self) -> Any:
+        from tvm import tirx
+
+        return self.walk.y if self.walk.y_size == _WARP else tirx.truncmod(self.walk.y, _WARP)
+
+    def _warps(self, totals: Any, side: Any, own: Any, running: Any) -> Any:
+        """What comes before this warp; ``running`` takes in all warps. The halves of ``totals`` take turns, so that
+        one barrier is enough."""
+        from tvm import tirx
+
+        k, warps = self.k, self.walk.y_size // _WARP
+        warp = k.bind(tirx.truncdiv(self.walk.y, _WARP), "warp")
+        with k.when(tirx.EQ(self._lane(), _WARP - 1)):
+            k.store(totals, side + warp, own)
+        k.barrier()
+        carry = k.register(self.dtype, 1, "carry")
+        carry.set(running.get())
+        with k.loop(warps) as w:
+            with k.when(tirx.EQ(w, warp)):
+                carry.set(running.get())
+            running.set(self.joined(k.bind(running.get()), k.bind(k.load(totals, side + w))))
+        return k.bind(carry.get())
 
 
 TEMPLATE = Template("cuda_scan", ("cumsum", "cumprod"), plan, {"cuda_scan": emit}, device=True)

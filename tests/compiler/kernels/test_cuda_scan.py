@@ -20,8 +20,9 @@ def test_cases(op: str, case: Any) -> None:
 
 @pytest.mark.parametrize("exclusive", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_rows_longer_than_a_warp(exclusive: bool, reverse: bool) -> None:
-    x = np.random.default_rng(1).integers(-9, 9, (5, 101)).astype(np.int64)
+@pytest.mark.parametrize("length", [101, 1300])
+def test_rows_longer_than_a_warp(length: int, exclusive: bool, reverse: bool) -> None:
+    x = np.random.default_rng(1).integers(-9, 9, (5, length)).astype(np.int64)
     attrs = {"axis": 1, "exclusive": exclusive, "reverse": reverse}
     region, arrays = region_of("cumsum", [x], attrs, machine=GPU)
     check_region(region, arrays, template="cuda_scan")
