@@ -27,6 +27,7 @@ NAMES = (
     "cuda_matmul",
     "cuda_max_pool_grad",
     "cuda_move",
+    "cuda_nms",
     "cuda_nonzero",
     "cuda_norm",
     "cuda_pointwise",

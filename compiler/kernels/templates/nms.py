@@ -32,7 +32,7 @@ def emit(k: Any, config: Data) -> None:
     from ..functions import cast
     from ..tir import constant
 
-    kernel = _Kernel(k, config)
+    kernel = Kernel(k, config)
     batch, classes, count = kernel.cursor.shape(1)
     if batch * classes * count * config["most"]:
         with k.loop(batch) as b, k.loop(classes) as c:
@@ -44,7 +44,7 @@ def emit(k: Any, config: Data) -> None:
     put(kernel.cursor, 1, [], cast(kernel.found.get(), "int64"))
 
 
-class _Kernel:
+class Kernel:
     def __init__(self, k: Any, config: Data) -> None:
         from ..tir import constant
 
@@ -84,7 +84,7 @@ class _Kernel:
         first = sort(k, self.scratch, self.count, total)
         with k.loop(total) as i, k.when(kept.get() < self.most):
             box = k.bind(unpacked(k.load(self.scratch, first + i)), "box")
-            facts = self._facts(b, box)
+            facts = self.facts(b, box)
             with k.when(tirx.Not(self._overlapped(facts, kept.get()))):
                 for row, fact in enumerate(facts):
                     k.store(self.kept, row * self.room + kept.get(), fact)
@@ -106,11 +106,11 @@ class _Kernel:
         with k.loop(tirx.floordiv(kept + lanes - 1, lanes)) as i:
             others = [k.bind(k.load(self.kept, row * self.room + i * lanes, lanes), "other") for row in range(_FACTS)]
             numbers = tirx.Ramp(i * lanes, 1, lanes) if lanes > 1 else i
-            hit = tirx.And(numbers < splat(kept, lanes), self._overlaps([splat(f, lanes) for f in facts], others))
+            hit = tirx.And(numbers < splat(kept, lanes), self.overlaps([splat(f, lanes) for f in facts], others))
             hits.set(hits.get() + select(hit, one, zero))
         return k.bind(k.across(hits.get(), lambda x, y: x + y) > 0, "overlapped")
 
-    def _facts(self, b: Any, box: Any) -> list[Any]:
+    def facts(self, b: Any, box: Any) -> list[Any]:
         """Low and high along both axes (the corners of a box may come in any order), and the area."""
         from ..tir import like, maximum, minimum
 
@@ -127,7 +127,7 @@ class _Kernel:
         corners = [self.k.bind(v, "corner") for v in corners]
         return [*corners, self.k.bind((corners[2] - corners[0]) * (corners[3] - corners[1]), "area")]
 
-    def _overlaps(self, a: list[Any], b: list[Any]) -> Any:
+    def overlaps(self, a: list[Any], b: list[Any]) -> Any:
         from tvm import tirx
 
         from ..tir import like, maximum, minimum
