@@ -108,13 +108,14 @@ API cuStreamDestroy_v2(void *handle) {
     add(LIVE_STREAMS, -1);
     return status;
 }
-API cuCtxSynchronize() {
-    CALL;
+static result finish_all() {
+    if (!get(DEFERRED)) return OK; /* nothing waits */
     result status = drain(&ordinary, NULL, 0);
     for (stream *s = streams; s != NULL; s = s->next)
         if (result failed = drain(s, NULL, 0)) status = failed;
     return status;
 }
+API cuCtxSynchronize() { CALL; return finish_all(); }
 static work plain(int kind) { work w; memset(&w, 0, sizeof w); w.kind = kind; return w; }
 static work copying(uint64_t to, uint64_t from, size_t bytes) { work w = plain(COPY); w.to = to, w.from = from, w.bytes = bytes; return w; }
 
@@ -145,7 +146,7 @@ API cuMemsetD8_v2(uint64_t at, unsigned char value, size_t bytes) { CALL; drain(
 /* -- events -------------------------------------------------------------------------------------------------------- */
 
 API cuEventCreate(void **to, unsigned) { CALL; *to = calloc(1, sizeof(event)); add(LIVE_EVENTS, 1); return OK; }
-API cuEventDestroy_v2(void *e) { result status = fault(); free(e); add(LIVE_EVENTS, -1); return status; }
+API cuEventDestroy_v2(void *e) { result status = fault(); finish_all(); free(e); add(LIVE_EVENTS, -1); return status; }
 API cuEventRecord(void *handle, void *s) {
     CALL;
     event *e = (event *)handle;
@@ -209,6 +210,7 @@ API cuModuleLoadData(void **module, const void *image) {
 }
 API cuModuleUnload(void *module) {
     result status = fault();
+    finish_all();
     loaded *held = (loaded *)module;
     dlclose(held->library);
     close(held->file);
