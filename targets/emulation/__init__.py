@@ -45,7 +45,7 @@ def compile_kernels(kernels: Sequence[tuple[str, str]], target: str = "x86_64-li
     It asks for nothing but what the driver gives it when it is loaded, and libm. ``target`` is the host's, as zig
     names it.
     """
-    texts = [HERE.joinpath(name).read_text() for name in ("engine.h", "device.h")]
+    texts = [HERE.joinpath(name).read_text() for name in ("engine.h", "cuda.h", "device.h")]
     texts += [text for _, text in kernels] + [_launcher(text) for _, text in kernels]
     return _library({"kernels.cpp": "\n".join(texts)}, (*_IMAGE_FLAGS, *_ALIGNMENT), target.split(".")[0])
 

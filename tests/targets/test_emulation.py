@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -342,3 +343,12 @@ def test_hosts(tmp_path: Path, name: str) -> None:
     driver = emulation.driver(machine.zig_target)
     done = subprocess.run([*before, str(program), str(driver), "./image.so"], cwd=tmp_path, env=dict(os.environ))
     assert done.returncode == 0
+
+
+def test_functions_of_both_devices() -> None:
+    """What a kernel may call on a GPU is there on the played one."""
+    real = (toolchain.RUNTIME / "cuda" / "device.h").read_text()
+    names = set(re.findall(r"^(?:template <[^>]*> )?NV [\w *]*?\b(nv_\w+)\(", real, re.M))
+    played = (emulation.HERE / "device.h").read_text()
+    missing = {name for name in names if not re.search(rf"\b{name}\b", played)}
+    assert len(names) > 20 and {name for name in missing if not name.endswith("_by")} == set()
