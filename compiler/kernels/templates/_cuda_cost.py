@@ -79,8 +79,9 @@ def busy(gpu: Gpu, load: Load) -> float:
     compute = max(fullest * cycles / load.blocks / hidden, waves * load.chain) / gpu.clock
     running = min(load.blocks, gpu.multiprocessors * held) * load.threads
     asked = running * load.in_flight
-    far = load.far / min(gpu.bandwidth, asked / LATENCY)
-    near = load.near / min(gpu.bandwidth * gpu.l2_bandwidth, asked / (LATENCY * NEAR))
+    reach = min(1.0, 2 * load.blocks / gpu.multiprocessors)  # half of the multiprocessors can take all the bandwidth
+    far = load.far / min(gpu.bandwidth * reach, asked / LATENCY)
+    near = load.near / min(gpu.bandwidth * gpu.l2_bandwidth * reach, asked / (LATENCY * NEAR))
     # products and copies overlap, but for the first and the last of a block
     return max(compute, far + near) + 0.1 * min(compute, far + near) + LATENCY
 

@@ -115,7 +115,7 @@ def forms(layout: str) -> Iterator[Form]:
             for share in (1, 2, 4, 8):
                 yield Form("dot", lines, share)
     else:
-        for lanes in (32, 16, 8, 4):
+        for lanes in (32, 16, 8, 4, 2):
             yield Form("sum", lanes, THREADS // lanes)
 
 
@@ -145,7 +145,7 @@ def choose(gpu: Gpu, work: Work, layout: str) -> tuple[Form, float] | None:
             far=matrix + work.batch * work.lines * work.few * work.item,
             near=float(rows),
             in_flight=CHUNK * min(8.0, turns * (form.lines if form.name == "dot" else 1)),
-            chain=1200 + 12 * turns * (form.lines if form.name == "dot" else 1) + 4 * folds,
+            chain=1200 + 12 * turns * (form.lines if form.name == "dot" else 1) + 4 * folds + 6 * form.share,
         )
         cost = nanoseconds(gpu, load)
         if best is None or cost < 0.995 * best[1]:

@@ -4,6 +4,7 @@ machine code takes on each architecture."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -108,6 +109,15 @@ def test_elementwise_work_behind(columns: int) -> None:
     agree((20, 32), (32, columns), epilogue=lambda g, y: [g.add("relu", y), g.add("neg", y)])
 
 
+def test_copies_are_as_wide_as_alignment_allows() -> None:
+    arrays = [numbers((64, 64), "float16"), numbers((64, 64), "float16", 1)]
+    region, _ = region_of("matmul", arrays, {}, machine=get(GPU))
+    for aligned, width in ((16, 16), (8, 4), (4, 4), (2, 0)):
+        moved = replace(region, inputs=tuple(replace(o, aligned=aligned) for o in region.inputs))
+        config = plan_of(moved, "cuda_matmul").phases[0].spec.config
+        assert (config["a"]["copy"], config["b"]["copy"]) == (width, width)
+
+
 def test_parts_of_the_depth() -> None:
     for dtype, columns in (("float32", 40), ("float16", 41)):
         arrays = [numbers((33, 2000), dtype), numbers((2000, columns), dtype, 1)]
@@ -149,8 +159,6 @@ _SIZE = _cuda_mma.Product(264, 264, 72, 1, "float32", False, 1, 1, 1)
 
 def _laid(region: Region, orders: Sequence[Callable[[int], tuple[int, ...]]]) -> Region:
     """The region with its inputs in these memory orders."""
-    from dataclasses import replace
-
     from harness import dense
 
     inputs = (replace(o, strides=dense(o.type.dims, order(2))) for o, order in zip(region.inputs, orders, strict=True))
