@@ -8,15 +8,14 @@ RNNs", Diamos et al., 2016); otherwise they come from the second-level cache at 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 from ....targets.gpu import Gpu
 from ..spec import Arg, Draft, KernelSpec, Operand, Plan, Region, Template
 from ._cells import GATES, chosen, described
 from ._cuda_cost import Load, nanoseconds
-from ._cuda_recurrent import FED, LANES, emit, emit_feed
+from ._cuda_recurrent import LANES, emit
+from ._cuda_recurrent_feed import FED, emit_feed
 
 _INPUTS = ("x", "w", "r", "b", "lengths", "h0", "c0", "p")
 _HELD = 64  # weights that a thread keeps in registers, at most
@@ -113,15 +112,6 @@ def _plan(
         shared_bytes=directions * lines * gates * 4,
         detail=f"{config['op']}, {config['rows']} rows a block, weights {'held' if config['fits'] else 'read anew'}",
     )
-
-
-def shape_of(config: dict[str, Any]) -> Sequence[int]:
-    """Of what x gives the gates: direction, step, row of the batch, gate and unit."""
-    return (config["directions"], config["steps"], config["batch"], GATES[config["op"]] * config["hidden"])
-
-
-def size_of(config: dict[str, Any]) -> int:
-    return math.prod(shape_of(config))
 
 
 TEMPLATE = Template(
