@@ -285,3 +285,37 @@ def test_curves_of_tf32_steps(name: str) -> None:
     apart = np.abs(gpu - cpu) / np.maximum(cpu, cpu[0] / 10)
     print(f"{name}: {apart.max():.2e} at step {apart.argmax()}")
     assert apart[0] < 2e-3 and apart.max() < 0.15 and gpu[-5:].mean() < 1.1 * cpu[-5:].mean()
+
+
+# -- gradients against finite differences -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_gradients_are_finite_differences() -> None:
+    """A step of plain descent by a rate of 1 on the played GPU shows the gradient; losses of nearby weights are the
+    CPU's."""
+    layers = [nv.Input((3, 8, 8)), L.Conv2D(5, 3, padding=1, activation="tanh")]
+    layers += [L.DepthwiseConv2D(3, padding="same"), L.Conv2D(6, 3, strides=2, padding=1, activation="tanh")]
+    net = nv.Sequential([*layers, L.Flatten(), L.Dense(CLASSES)], name="smooth")
+    net.ready()
+    training = nv.Training(SCE, nv.optimizers.SGD(1.0), batch=BATCH)
+    gpu, cpu = (nv.compile(net, t, training=training, precision="exact").session for t in (TARGET, None))
+    x, y = data("pictures")
+    feeds = {gpu.artifact.meta["training"]["inputs"][0]: x, "y": y}
+    before = gpu.params()
+    gpu.run(None, {**feeds, "learning_rate": np.float32(1)}, entry="train_step")
+    after, rng, checked = gpu.params(), np.random.default_rng(0), 0
+    for name, weight in before.items():
+        gradient = (before[name] - after[name]).ravel()
+        for at in rng.integers(0, weight.size, 6):
+            losses = []
+            for step_size in (-1e-2, 1e-2):
+                moved = weight.ravel().copy()
+                moved[at] += np.float32(step_size)
+                cpu.set_params({name: moved.reshape(weight.shape)})
+                losses.append(float(cpu.run(None, feeds, entry="evaluate")[0]))
+            cpu.set_params({name: weight})
+            slope = (losses[1] - losses[0]) / 2e-2
+            assert slope == pytest.approx(gradient[at], rel=2e-2, abs=5e-4), (name, at)
+            checked += abs(slope) > 5e-3
+    assert checked > 20

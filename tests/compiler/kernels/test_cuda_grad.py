@@ -95,6 +95,16 @@ def test_weights_of_channels_by_themselves(shape: tuple[Any, ...]) -> None:
     check_weights(region, arrays)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_half_types(dtype: str) -> None:
+    """Sums in float32, one rounding at the end."""
+    kind = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else np.float16
+    given = [normal(2, 6, 6, 5).astype(kind), normal(2, 8, 6, 5, seed=1).astype(kind)]
+    attrs = {"kernel_shape": (3, 3), "strides": (1, 1), "pads": (1,) * 4, "dilations": (1, 1), "group": 1}
+    region, arrays = region_of("conv_grad_weight", given, attrs, order=channels_last, machine=GPU)
+    check_region(region, arrays, template="cuda_conv_grad_weight", atol=2e-2)
+
+
 def test_weights_where_channels_are_planes() -> None:
     check_weights(*weights_region((2, 4, 6, 7), 8, (3, 3), order=None, exact=True))
 
