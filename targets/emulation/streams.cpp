@@ -1,7 +1,7 @@
 /* Follows driver.cpp: streams, events, modules, launches and graphs. */
 /* -- work and streams ---------------------------------------------------------------------------------------------- */
 
-struct function { function *next; kernel run; int arguments; };
+struct function { function *next; kernel run; int arguments; unsigned shared; }; /* shared: bytes that it may be given */
 struct stream;
 struct event { stream *on; long long asked, done; timespec time; };
 enum { COPY, SET, LAUNCH, RECORD, WAIT };
@@ -229,16 +229,22 @@ API cuModuleGetFunction(void **to, void *module, const char *name) {
     const int *arguments = (const int *)dlsym(held->library, symbol);
     if (run == NULL || arguments == NULL) return NOT_FOUND;
     function *f = (function *)malloc(sizeof(function));
-    *f = function{held->functions, (kernel)run, *arguments};
+    *f = function{held->functions, (kernel)run, *arguments, 48 << 10};
     held->functions = f;
     *to = f;
     return OK;
 }
-API cuFuncSetAttribute(void *, int, int) { CALL; return OK; }
+API cuFuncSetAttribute(void *f, int which, int value) {
+    CALL;
+    if (which != 8 || value < 0 || value > 227 << 10) return INVALID; /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
+    ((function *)f)->shared = (unsigned)value;
+    return OK;
+}
 API cuFuncGetAttribute(int *value, int, void *) { CALL; *value = 1024; return OK; }
 
 static result filled(work *w, void *f, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned shared, void **arguments, uint64_t *values) {
-    if (f == NULL || x == 0 || x > 0x7fffffffu || y != 1 || z != 1 || threads == 0 || threads > 1024 || shared > 227u << 10) return INVALID;
+    if (f == NULL || x == 0 || x > 0x7fffffffu || y != 1 || z != 1 || threads == 0 || threads > 1024) return INVALID;
+    if (shared > ((function *)f)->shared) return INVALID;
     *w = plain(LAUNCH);
     w->f = (function *)f, w->blocks = x, w->threads = threads, w->shared = shared, w->arguments = values;
     for (int i = 0; i < w->f->arguments; i++) values[i] = *(uint64_t *)arguments[i];

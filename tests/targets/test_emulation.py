@@ -301,6 +301,28 @@ def test_a_write_behind_a_block_is_counted(capfd: pytest.CaptureFixture[str]) ->
     assert [code.emulated_get(name.encode()) for name in numbers_of[1:]] == before[1:]
 
 
+def test_more_shared_memory_is_asked_for_first() -> None:
+    code, held = ctypes.CDLL(str(emulation.driver())), [ctypes.c_void_p() for _ in range(3)]
+    context, module, function = held
+    assert code.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0 and code.cuCtxPushCurrent_v2(context) == 0
+    assert code.cuModuleLoadData(ctypes.byref(module), emulation.compile_kernels([("k", BODY)])) == 0
+    assert code.cuModuleGetFunction(ctypes.byref(function), module, b"other") == 500
+    assert code.cuModuleGetFunction(ctypes.byref(function), module, b"k") == 0
+    a = np.ones(256, np.float32)
+    at = ctypes.c_uint64(a.ctypes.data)
+    given = (ctypes.c_void_p * 1)(ctypes.addressof(at))
+
+    def launch(shared: int) -> int:
+        return int(code.cuLaunchKernel(function, 2, 1, 1, 128, 1, 1, shared, None, given, None))
+
+    assert launch(48 << 10) == 0 and launch((48 << 10) + 1) == 1
+    assert code.cuFuncSetAttribute(function, 8, 228 << 10) == 1
+    assert code.cuFuncSetAttribute(function, 8, 100 << 10) == 0 and launch(100 << 10) == 0
+    assert code.cuCtxSynchronize() == 0 and (a == 4).all()
+    assert code.cuModuleUnload(module) == 0
+    assert code.cuCtxPopCurrent_v2(ctypes.byref(context)) == 0 and code.cuDevicePrimaryCtxRelease_v2(0) == 0
+
+
 # -- hosts -----------------------------------------------------------------------------------------------------------
 
 HOST = """#include <dlfcn.h>
