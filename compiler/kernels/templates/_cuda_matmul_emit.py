@@ -14,6 +14,7 @@ from ._cuda_mma import Tile
 from ._cuda_mma_emit import Core
 from ._cuda_mma_load import Strided
 from ._cuda_mma_out import Sums, add_parts, finish, leave, turns_of
+from ._cuda_walk import rounds_each
 
 GROUP = 8  # tiles of rows that run side by side, so that both operands stay in the second-level cache
 
@@ -57,6 +58,7 @@ class Tail:
         self.k, self.c = k, c
         self.fixes = k.arg("fixes", "int32", c["fixes"]) if c["fixes"] else None
         program = c["program"]
+        k.contract = dtype != "int32" and not rounds_each(program)
         self.buffers: list[Any] = [None] * len(program["inputs"])
         for i in c["reads"]:
             self.buffers[i] = k.arg(f"x{i}", program["inputs"][i]["dtype"], program["inputs"][i]["span"])

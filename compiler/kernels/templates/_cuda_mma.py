@@ -224,9 +224,10 @@ def load_of(gpu: Gpu, p: Product, tile: Tile, parts: int) -> Load:
     matrix = gpu.matrix(MATRIX.get(p.dtype, "")) if tile.function else None
     per_cycle = matrix.per_cycle if matrix else gpu.fma / (2 if tile.dtype == "float64" else 1)
     macs = float(blocks * tile.rows * tile.columns * turns * tile.depth)
-    # what one multiprocessor reads of its shared memory limits narrow tiles: 128 bytes a cycle
+    # what one multiprocessor reads of its shared memory limits narrow tiles: 128 bytes a cycle, a third of that where
+    # lanes read the same
     area = tile.warp_rows * tile.warp_columns / (tile.warp_rows + tile.warp_columns)
-    per_cycle = min(per_cycle, area * (128 / tile.item if tile.function else 64))
+    per_cycle = min(per_cycle, area * (128 / tile.item if tile.function else 43))
     copies = sum(
         rows * tile.item * tile.depth / (c or tile.item)
         for c, rows in ((p.a_copy, tile.rows), (p.b_copy, tile.columns))

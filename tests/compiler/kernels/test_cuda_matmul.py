@@ -3,6 +3,7 @@ machine code takes on each architecture."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -192,6 +193,29 @@ def test_integers_with_a_bias_and_rescaling() -> None:
         arrays = [numbers(a, "uint8"), numbers(b, "int8", 1), bias]
         region, given = region_of("matmul_integer", arrays, attrs, machine=get(GPU), consts=[1], epilogue=steps)
         check_region(region, given, template="cuda_matmul")
+
+
+def test_products_behind_integers_are_rounded_apart() -> None:
+    """A product and a sum may become one rounding only where floats were multiplied."""
+    from nervure.compiler.kernels import device, worker
+
+    def scaled(g: Graph, y: Value) -> Value:
+        real = g.add("cast", y, to="float32") if y_is_integer else y
+        return g.add(
+            "add",
+            g.add("mul", real, extra_input(g, numbers((48,), "float32"))),
+            extra_input(g, numbers((48,), "float32", 2)),
+        )
+
+    for y_is_integer in (True, False):
+        kind, op = ("int8", "matmul_integer") if y_is_integer else ("float32", "matmul")
+        attrs = {"zero_point": 3, "b_zero_point": 0} if y_is_integer else {}
+        arrays = [numbers((40, 64), kind), numbers((64, 48), kind, 1)]
+        region, given = region_of(op, arrays, attrs, machine=get(GPU), consts=[1], epilogue=scaled)
+        (draft,) = plan_of(region, "cuda_matmul").phases
+        builder = worker.written(draft.spec.template, json.loads(draft.spec.canonical)[1], "k", region.machine.record())
+        assert device.text(builder, [])["contract"] is not y_is_integer
+        check_region(region, given, template="cuda_matmul", rtol=1e-3, atol=2e-2)
 
 
 def test_integers_in_parts() -> None:
