@@ -29,8 +29,10 @@ def one(op: str, arrays: list[Any], order: Any = None, exact: bool = False, **at
     return lambda machine: region_of(op, arrays, attrs, machine=machine, order=order, exact=exact)[0]
 
 
-def attends(length: int, size: int, dtype: str = "float32", queries: int = 0, **options: Any) -> Callable[..., Region]:
-    arrays = [zeros(3, n, size, dtype=dtype) for n in (queries or length, length, length)]
+def attends(
+    length: int, size: int, dtype: str = "float32", queries: int = 0, heads: int = 3, **options: Any
+) -> Callable[..., Region]:
+    arrays = [zeros(heads, n, size, dtype=dtype) for n in (queries or length, length, length)]
     return one("attention", arrays, scale=0.1, **options)
 
 
@@ -62,7 +64,7 @@ ROWS: dict[str, tuple[str, Callable[[Machine], Region]]] = {
 }
 ATTENTION = {
     "TF32, 64": ("mma.sync", attends(197, 64)),
-    "TF32, 128": ("mma.sync", attends(256, 128)),
+    "TF32, 128": ("mma.sync", attends(512, 128, heads=12)),
     "float16, 64": ("mma.sync", attends(197, 64, "float16")),
     "float16, 128, causal": ("mma.sync", attends(256, 128, "float16", causal=True)),
     "float16, odd": ("mma.sync", attends(50, 33, "float16")),
