@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -120,17 +120,23 @@ def test_int8_models_are_met_to_the_bit(path: Path) -> None:
     assert row.error == 0 == row.limit
 
 
+def children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.slow
 def test_compile_time(tmp_path: Path, compiler: None) -> None:
-    """From the file to the library, in a process of its own, first without and then with what caches hold."""
+    """From the file to the library, in a process of its own, first without and then with what caches hold. Counted is
+    the time of all its processes on the CPU, which bounds what it takes on a machine that does nothing else."""
     path = found("mobilenet_v2" if "mobilenet_v2" in models.names() else "shipped")[0]
     env = {**os.environ, "NERVURE_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "nervure", "compile", str(path), "--target", "cuda-sm80", "--no-verify", "-o"]
     seconds = []
     for i in range(2):
-        begin = time.perf_counter()
+        begin = children_seconds()
         subprocess.run([*command, str(tmp_path / f"{i}.so")], env=env, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(children_seconds() - begin)
     print(f"cold {seconds[0]:.1f} s, warm {seconds[1]:.1f} s")
     assert seconds[0] <= COLD and seconds[1] <= WARM
     assert (tmp_path / "0.so").read_bytes() == (tmp_path / "1.so").read_bytes()
