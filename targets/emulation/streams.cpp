@@ -197,11 +197,12 @@ API cuModuleLoadData(void **module, const void *image) {
     }
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+    emu_engine *engine = emu_start(); /* and libm, which the image needs, with it */
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL) fprintf(stderr, "%s\n", dlerror()), close(file);
     if (library == NULL) return NO_BINARY;
     emu_engine **machine = (emu_engine **)dlsym(library, "emu_machine");
-    if (machine != NULL) *machine = emu_start();
+    if (machine != NULL) *machine = engine;
     loaded *held = (loaded *)malloc(sizeof(loaded));
     *held = loaded{library, file, NULL}; /* open as long: dlopen knows libraries by the name, which is its number */
     *module = held;

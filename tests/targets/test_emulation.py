@@ -11,9 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cuda_small
 import ml_dtypes
 import numpy as np
 import pytest
+from nervure.compiler.interpret import interpret
+from nervure.compiler.pipeline import EntryGraph, compile_entries
 from nervure.errors import MissingTool
 from nervure.targets import emulation, emulator, get, toolchain
 
@@ -374,3 +377,21 @@ def test_functions_of_both_devices() -> None:
     played = (emulation.HERE / "device.h").read_text()
     missing = {name for name in names if not re.search(rf"\b{name}\b", played)}
     assert len(names) > 20 and {name for name in missing if not name.endswith("_by")} == set()
+
+
+@pytest.mark.slow
+def test_an_artifact_for_a_jetson_runs_on_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything of it but the GPU is what a Jetson would run: the host's code is that of a 64-bit ARM."""
+    machine, host, graph = emulation.emulated(get("cuda-sm87")), get("aarch64"), cuda_small.pictures()
+    try:
+        emulator.command(host)
+    except MissingTool as error:
+        pytest.skip(str(error))
+    x = np.random.default_rng(1).standard_normal((2, 3, 17, 17)).astype(np.float32)
+    (wanted,) = interpret(graph, [x])
+    library = tmp_path / "pictures.so"
+    artifact = compile_entries([EntryGraph(graph)], machine, library)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(emulation.driver(machine.zig_target).parent))
+    prefix = artifact.block["prefix"]
+    (data,) = emulator.run(library, host, prefix=prefix, entry=0, inputs=[x.tobytes()], output_bytes=[wanted.nbytes])
+    np.testing.assert_allclose(np.frombuffer(data, np.float32).reshape(wanted.shape), wanted, atol=1e-3)
