@@ -74,14 +74,22 @@ def _blocks(gpu: Gpu, config: dict[str, Any]) -> dict[str, Any]:
     padded = chunk * 4 * LANES
     gates = GATES[config["op"]] * hidden
     extra = (2 * padded + gates + 2 * hidden) * rows * 4 + 1024
-    turns = [-(-count * hidden // (threads // LANES)) for _, count in panels(config)]
+    turns = _turns(config, threads)
     each = threads * chunk * 16  # bytes of the weights of a round
     kept = min(sum(turns), _HELD // (chunk * 4))
     placed = min(sum(turns) - kept, max(0, gpu.shared - extra) // each)
     fits = kept + placed == sum(turns) and sum(turns) * chunk * rows <= _WRITTEN
     held = {"kept": kept, "placed": placed} if fits else {"kept": 0, "placed": 0}
+    if not fits:  # more threads ask for more at once
+        threads = min(gpu.threads, max(64, -(-widest // 32) * 32))
+        turns = _turns(config, threads)
     shared = extra + held["placed"] * each
     return {"rows": rows, "threads": threads, "chunk": chunk, "turns": turns, "fits": fits, **held, "shared": shared}
+
+
+def _turns(config: dict[str, Any], threads: int) -> list[int]:
+    """Rounds in which a block's threads take the rows of each panel."""
+    return [-(-count * config["hidden"] // (threads // LANES)) for _, count in panels(config)]
 
 
 def _plan(
