@@ -208,22 +208,30 @@ def test_ended_threads_have_arrived(tmp_path: Path) -> None:
     assert a.sum() == 40
 
 
+RACES = {
+    "written": ("__syncthreads();", "s[threadIdx.x] = a[threadIdx.x]; {wait} a[threadIdx.x] = s[63 - threadIdx.x];"),
+    "warp": ("nv_warp_barrier();", "s[threadIdx.x] = a[threadIdx.x]; {wait} a[threadIdx.x] = s[threadIdx.x ^ 1];"),
+    "again": (
+        "__syncthreads();",
+        "float sum = 0; for (int i = 1; i < 4; i++) {{ s[threadIdx.x] = a[threadIdx.x] * i; __syncthreads(); "
+        "sum += s[(threadIdx.x + 1) % 64]; {wait} }} a[threadIdx.x] = sum;",
+    ),
+    "blocks": ("if (blockIdx.x == 0)", "{wait} a[threadIdx.x] = a[threadIdx.x] * 2.0f + blockIdx.x;"),
+}
+
+
 def test_a_missing_barrier_shows(tmp_path: Path) -> None:
-    """Two orders of threads give two results, and only then."""
-    body = """// int
-int *s = (int *)nv_shared;
-s[threadIdx.x] = threadIdx.x;
-{wait}
-a[blockIdx.x * 64 + threadIdx.x] = s[63 - threadIdx.x];"""
-    made = kernels(tmp_path, right=body.format(wait="__syncthreads();"), wrong=body.format(wait=""))
-    for name, same in (("right", True), ("wrong", False)):
+    """Two orders of threads give two results where something is missing, and only there."""
+    start = "// float\nfloat *s = (float *)nv_shared;\n"
+    bodies = {f"{name}_right": start + body.format(wait=wait) for name, (wait, body) in RACES.items()}
+    bodies |= {f"{name}_wrong": start + body.format(wait="") for name, (_, body) in RACES.items()}
+    for name, run in kernels(tmp_path, **bodies).items():
         results = []
         for order in (0, 1):
             engine().emu_order(order)
-            results.append(np.zeros((2, 64), np.int32))
-            assert made[name](2, 64, 256, results[-1]) == ""
-        assert np.array_equal(*results) is same
-        assert np.array_equal(results[0][0], np.arange(64)[::-1]) is same
+            results.append(np.arange(64).astype(np.float32))
+            assert run(2 if name.startswith("blocks") else 1, 64, 256, results[-1]) == ""
+        assert np.array_equal(*results) is name.endswith("right"), name
 
 
 # -- numbers of 16 bits ----------------------------------------------------------------------------------------------
