@@ -84,9 +84,10 @@ def plan(region: Region) -> list[Plan]:
     g = Geometry(region)
     if min(*g.out, g.batch, g.points) < 1:
         return []
+    ending = {"program": serialize(region), "reads": epilogue_inputs(region)}
     if region.attrs["group"] > 1 and region.inputs[region.operand(0) or 0].type.dims[1] == region.attrs["group"]:
-        return [_depthwise(region, g)]
-    return [min((_product(region, g, t) for t in _tiles(region)), key=lambda p: (p.cost, p.detail))]
+        return [_depthwise(region, g, ending)]
+    return [min((_product(region, g, t, ending) for t in _tiles(region)), key=lambda p: (p.cost, p.detail))]
 
 
 def _tiles(region: Region) -> Iterator[Tile]:
@@ -107,7 +108,8 @@ def _registers(tile: Tile) -> int:
 # -- a matrix product --------------------------------------------------------------------------------------------------
 
 
-def _product(region: Region, g: Geometry, tile: Tile) -> Plan:
+def _product(region: Region, g: Geometry, tile: Tile, ending: dict[str, Any]) -> Plan:
+    """``ending``: what is done with a sum, and the inputs that this reads."""
     gpu = region.machine.gpu
     assert gpu is not None
     columns = g.depth * g.taps
@@ -123,7 +125,7 @@ def _product(region: Region, g: Geometry, tile: Tile) -> Plan:
         "parts": cut.parts,
         "each": cut.each,
         "dims": [cut.parts, g.group, down, across],
-        "finish": None if cut.parts > 1 else {"program": serialize(region), "reads": epilogue_inputs(region)},
+        "finish": None if cut.parts > 1 else ending,
     }
     instruction = gpu.matrix("tfloat32") if tile.matrix else None
     blocks = cut.parts * cut.blocks
@@ -145,7 +147,7 @@ def _product(region: Region, g: Geometry, tile: Tile) -> Plan:
     )
     unit = "tf32" if tile.matrix else "fma"
     detail = f"cuda_conv_grad_weight {unit} {tile.rows}x{tile.columns}x{tile.depth}, {cut.parts} parts"
-    return _plan(region, g, "cuda_conv_grad_weight", config, cut, nanoseconds(gpu, load), detail)
+    return _plan(region, "cuda_conv_grad_weight", config, ending, cut, nanoseconds(gpu, load), detail)
 
 
 def _cut(region: Region, g: Geometry, steps: int, blocks: int, least: int) -> Cut:
@@ -185,22 +187,28 @@ def _common(region: Region, g: Geometry) -> dict[str, Any]:
     }
 
 
-def _plan(region: Region, g: Geometry, name: str, config: dict[str, Any], cut: Cut, nanos: float, detail: str) -> Plan:
+def _plan(
+    region: Region, name: str, config: dict[str, Any], ending: dict[str, Any], cut: Cut, nanos: float, detail: str
+) -> Plan:
     """The kernel that sums, and the one that joins its parts unless it does all by itself."""
     x, grad = region.operand(0), region.operand(1)
     assert x is not None and grad is not None
     gpu = region.machine.gpu
     assert gpu is not None
     outs = tuple(Arg("out", j) for j in range(len(region.outputs)))
-    ends = (*(Arg("in", i) for i in epilogue_inputs(region)), *outs)
+    ends = (*(Arg("in", i) for i in ending["reads"]), *outs)
     own = config.get("finish") is not None
     args = (Arg("in", x), Arg("in", grad), *(ends if own else (Arg("shared"),)))
     phases = [Draft(KernelSpec(name, config), args, math.prod(config["dims"]))]
     size = region.anchor_type.size
     if not own:
         finish: dict[str, Any] = {
-            **{"program": serialize(region), "reads": epilogue_inputs(region), "parts": cut.parts, "size": size},
-            **{"dims": [g.depth, g.kernel, g.rank], "lanes": min(8, cut.parts), "weights": FINISH},
+            **{**ending, "parts": cut.parts, "size": size},
+            **{
+                "dims": [config["depth"], config["kernel"], config["rank"]],
+                "lanes": min(8, cut.parts),
+                "weights": FINISH,
+            },
         }
         blocks = -(-size // FINISH)
         phases.append(Draft(KernelSpec("cuda_conv_grad_weight.sum", finish), (Arg("shared"), *ends), blocks))
@@ -216,7 +224,7 @@ def _plan(region: Region, g: Geometry, name: str, config: dict[str, Any], cut: C
 # -- depthwise ---------------------------------------------------------------------------------------------------------
 
 
-def _depthwise(region: Region, g: Geometry) -> Plan:
+def _depthwise(region: Region, g: Geometry, ending: dict[str, Any]) -> Plan:
     """A thread has a channel of g and ``TAPS`` taps at most, and takes every eighth point of its part."""
     gpu = region.machine.gpu
     assert gpu is not None
@@ -246,7 +254,7 @@ def _depthwise(region: Region, g: Geometry) -> Plan:
         chain=cut.each * 60.0,
     )
     detail = f"cuda_conv_grad_weight depthwise {taps} taps, {cut.parts} parts"
-    return _plan(region, g, "cuda_conv_grad_weight.channels", config, cut, nanoseconds(gpu, load), detail)
+    return _plan(region, "cuda_conv_grad_weight.channels", config, ending, cut, nanoseconds(gpu, load), detail)
 
 
 TEMPLATE = Template(

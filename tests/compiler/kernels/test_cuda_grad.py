@@ -12,6 +12,7 @@ from cuda_images import counted, needs_compiler
 from harness import assert_close, cases, channels_last, check_region, extra_input, region_of, run_region, sample
 from nervure.compiler.interpret import interpret
 from nervure.compiler.ir import Graph, Value
+from nervure.compiler.kernels.expr import serialize
 from nervure.compiler.kernels.spec import Plan, Region
 from nervure.compiler.kernels.templates import cuda_conv_grad_weight, plans
 from nervure.compiler.kernels.templates.conv_grad_weight import Geometry
@@ -116,7 +117,8 @@ def test_every_tile_of_weights(exact: bool) -> None:
     tiles = list(cuda_conv_grad_weight._tiles(region))
     assert len(tiles) > 6
     for tile in tiles:
-        plan = cuda_conv_grad_weight._product(region, Geometry(region), tile)
+        ending = {"program": serialize(region), "reads": []}
+        plan = cuda_conv_grad_weight._product(region, Geometry(region), tile, ending)
         _check_plan(region, arrays, plan, 1e-4 if exact else 6e-2)
 
 
