@@ -19,8 +19,9 @@ const_image param_image state_image init clock context context_bytes create crea
 output param params_changed profile reset restore run state status status_text
 ok null memory alignment threads thread_start busy buffer forked space damaged foreign feature regions params states h
 params_bytes states_bytes derived_bytes export_bytes
-buffer_address buffer_copy buffer_create buffer_export buffer_release create_on device device_bytes device_input device_output fetch
-run_on stream wait
+buffer_address buffer_copy buffer_create buffer_export buffer_release create_on device device_bytes device_input
+device_output fetch run_on stream wait
+driver old_driver no_device architecture device_memory old_copy shared_device_bytes pinned_bytes
 """
 API = frozenset(_API_WORDS.split())
 

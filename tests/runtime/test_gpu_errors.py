@@ -166,6 +166,9 @@ def test_what_is_written_to_an_older_copy_is_refused(gpu_artifacts, played):
     call("param", context, 0)
     assert call("params_changed", context) == 0
     np.testing.assert_array_equal(session.params()["w"], WEIGHTS + 1)
+    before = session.run(None, {"x": x})[1][0]  # the states are now newer than their copy, the parameters are not
+    assert call("params_changed", context) == 0
+    assert session.run(None, {"x": x})[1][0] == before + 1
 
 
 ALONE = """
