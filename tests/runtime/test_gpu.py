@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
+import subprocess
 import threading
 
 import numpy as np
@@ -11,6 +14,7 @@ from gpu_programs import BIG, WEIGHTS, chain
 from nervure.compiler import device, render
 from nervure.errors import NervureError
 from nervure.runtime import load, read_artifact
+from nervure.runtime.arrays import empty
 
 
 def sample(*shape: int, seed: int = 0) -> np.ndarray:
@@ -251,3 +255,50 @@ def test_a_busy_session_and_a_closed_one_say_so(gpu_artifacts, played):
     session.close()
     with pytest.raises(NervureError, match="closed"):
         session(x)
+
+
+def test_slots_and_a_region_of_the_callers(gpu_artifacts, played):
+    """As from C: the arena in memory of the caller's, and arrays that stay in their slots."""
+    artifact, x = gpu_artifacts("scaled"), sample(1, 64)
+    session = load(artifact.path)
+    before = played.live()
+    arena = session.device_array(np.zeros(1024, np.float32))
+    code = ctypes.CDLL(str(artifact.path))
+    pointer = ctypes.c_void_p
+    for name in ("device_input", "device_output", "input", "output"):
+        function = getattr(code, f"scaled_{name}")
+        function.restype, function.argtypes = pointer, (pointer, ctypes.c_int, ctypes.c_int)
+    memory, context = empty(artifact.context_bytes()), pointer()
+    regions = (pointer * 1)(arena.address + 4)
+    arguments = (pointer(memory.ctypes.data), ctypes.c_size_t(memory.nbytes), regions, 1, ctypes.byref(context))
+    assert b"256 on the device" in session._library.call("status_text", code.scaled_create_in(*arguments))
+    regions[0] = arena.address
+    assert code.scaled_create_in(*arguments) == 0
+    assert played.live()["blocks"] == before["blocks"] + 1  # the arena of the caller alone
+    assert code.scaled_device_input(context, 0, 0) == arena.address
+    assert code.scaled_device_output(context, 0, 0) == arena.address + 2048
+    ctypes.memmove(code.scaled_input(context, 0, 0), x.ctypes.data, x.nbytes)
+    assert code.scaled_run(context, 0, None, None) == 0
+    y = np.frombuffer((ctypes.c_float * 64).from_address(code.scaled_output(context, 0, 0)), np.float32)
+    np.testing.assert_array_equal(y, (x * WEIGHTS)[0])
+    arena.fill(np.concatenate([2 * x[0], np.zeros(960, np.float32)]))
+    assert code.scaled_run_on(context, 0, None, None, pointer(1)) == 0 and code.scaled_wait(context) == 0
+    np.testing.assert_array_equal(arena.numpy()[512:576], (2 * x * WEIGHTS)[0])
+    assert code.scaled_input(context, 0, 1) is None and code.scaled_device_output(context, 7, 0) is None
+    assert code.scaled_device_bytes() == 4096 and code.scaled_device(context) == 0
+    assert code.scaled_destroy(context) == 0
+    assert code.scaled_run(context, 0, None, None) != 0  # it is over
+    assert arena.numpy().shape == (1024,)
+
+
+@pytest.mark.parametrize("language", ["c", "c++"])
+def test_the_header_stands_alone(gpu_artifacts, tmp_path, language):
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip("gcc is not installed")
+    header = gpu_artifacts("trained").path.with_suffix(".h")
+    flags = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-x", language)
+    subprocess.run([gcc, *flags, "-"], input=f'#include "{header}"\n', text=True, check=True)
+    text = header.read_text()
+    assert "$" not in text and "@" not in text
+    assert "#define TRAINED_DEVICE_BYTES 1104u" in text
