@@ -11,7 +11,8 @@ from ..device import DeviceBuilder
 from ..evaluate import Coord
 from ..functions import cast
 from ..tir import constant, dtype_of
-from ._cuda_conv_parts import both, decoded, is_float, placed, within
+from ._cuda_conv_lanes import both, decoded, placed, within
+from ._cuda_conv_parts import is_float
 from ._cuda_mma import Tile
 from ._cuda_mma_emit import Core
 from ._cuda_mma_load import Loader, Strided

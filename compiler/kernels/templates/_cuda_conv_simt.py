@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ._cuda_conv_parts import Kernel, both, decoded, number, padding, placed, within
+from ..tir import constant, dtype_of
+from ._cuda_conv_lanes import Kernel, both, decoded, number, padding, placed, within
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
@@ -39,8 +40,6 @@ class _Points:
         self.acc = self.k.array(self.c["dtype"], self.points * self.lanes, "acc")
 
     def run(self) -> None:
-        from ..tir import constant
-
         k, c = self.k, self.c
         for i in range(self.points * self.lanes):
             k.store(self.acc, i, constant(0, c["dtype"]))
@@ -80,8 +79,6 @@ class _Points:
         return found
 
     def _bound(self, value: Any) -> Any:
-        from ..tir import dtype_of
-
         if isinstance(value, int):
             return value
         return self.k.bind(value if dtype_of(value) != "bool" else number(value), "tap")
@@ -111,8 +108,6 @@ class _Points:
         return [k.load(held, i) for i in range(self.lanes)]
 
     def _constant(self, value: int) -> Any:
-        from ..tir import constant
-
         return constant(value, self.c["dtype"])
 
     def _finish(self) -> None:

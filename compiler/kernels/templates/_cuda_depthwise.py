@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._cuda_conv_parts import Kernel, both, decoded, number, padding, placed, within
+from tvm import tirx
+
+from ..tir import constant
+from ._cuda_conv_lanes import Kernel, both, decoded, number, padding, placed, within
 
 
 def emit(k: Any, config: dict[str, Any]) -> None:
@@ -39,8 +42,6 @@ class _Rectangle:
         self.acc = self.k.array(self.c["dtype"], self.lines * self.points * self.lanes, "acc")
 
     def run(self) -> None:
-        from ..tir import constant
-
         for i in range(self.lines * self.points * self.lanes):
             self.k.store(self.acc, i, constant(0, self.c["dtype"]))
         slab = self.axes[0]
@@ -57,8 +58,6 @@ class _Rectangle:
     # -- where things lie ------------------------------------------------------------------------------------------
 
     def _base(self) -> Any:
-        from tvm import tirx
-
         x, channel, many = self.c["x"], self.channel, self.c["multiplier"]
         if many > 1 and not isinstance(channel, int):
             channel = tirx.truncdiv(channel, many)
@@ -158,8 +157,6 @@ class _Rectangle:
             self.k.store(self.acc, place, self.k.load(self.acc, place) + value * factor)
 
     def _constant(self, value: int) -> Any:
-        from ..tir import constant
-
         return constant(value, self.c["dtype"])
 
     # -- results ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from . import _cuda_conv_simt
 from ._cuda_conv_parts import (
     WIDEST,
     Part,
@@ -179,6 +178,10 @@ def weights(g: Geometry, lanes: int) -> dict[str, Any]:
     }
 
 
-TEMPLATE = Template(
-    "cuda_conv_simt", ("conv", "conv_integer"), plan, {"cuda_conv_simt": _cuda_conv_simt.emit}, device=True
-)
+def _emit(k: Any, config: dict[str, Any]) -> None:
+    from ._cuda_conv_simt import emit
+
+    emit(k, config)
+
+
+TEMPLATE = Template("cuda_conv_simt", ("conv", "conv_integer"), plan, {"cuda_conv_simt": _emit}, device=True)

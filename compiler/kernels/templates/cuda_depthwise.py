@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
-from . import _cuda_depthwise
 from ._cuda_conv_parts import (
     WIDEST,
     Part,
@@ -200,6 +199,10 @@ def configure(region: Region, g: Geometry, cut: Cut) -> dict[str, Any]:
     }
 
 
-TEMPLATE = Template(
-    "cuda_depthwise", ("conv", "conv_integer"), plan, {"cuda_depthwise": _cuda_depthwise.emit}, device=True
-)
+def _emit(k: Any, config: dict[str, Any]) -> None:
+    from ._cuda_depthwise import emit
+
+    emit(k, config)
+
+
+TEMPLATE = Template("cuda_depthwise", ("conv", "conv_integer"), plan, {"cuda_depthwise": _emit}, device=True)
