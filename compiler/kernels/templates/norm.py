@@ -64,6 +64,8 @@ def emit(k: Any, config: dict[str, Any]) -> None:
 
 
 class Norm:
+    """One kernel of this template; ``unit`` emits the work of one of the walk's units."""
+
     def __init__(self, k: Any, config: dict[str, Any]) -> None:
         from ..evaluate import Evaluator
 

@@ -92,6 +92,8 @@ def emit(k: Any, config: dict[str, Any]) -> None:
 
 
 class Rows:
+    """One kernel of this template; ``unit`` emits the work of one of the walk's units."""
+
     def __init__(self, k: Any, config: dict[str, Any]) -> None:
         self.k, self.c = k, config
         self.program = config["program"]

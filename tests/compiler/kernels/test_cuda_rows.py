@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import gpu_harness
+import numpy as np
 import pytest
-from harness import channels_last, check_region
+from harness import channels_last, check_region, run_region
 from nervure.compiler.kernels.templates import plans
 from nervure.targets import get
 from test_reduce_many import layer_norm_back, moments, normal, region, softmax, softmax_back
@@ -66,3 +69,19 @@ def test_the_place_of_an_operand_may_be_taken() -> None:
     arrays = [normal(6, 40), normal(6, 40, seed=1)]
     (plan,) = plans(region(arrays, softmax_back, machine=GPU))
     assert {(0, 0), (1, 0)} <= set(plan.inplace)
+
+
+@pytest.mark.parametrize("shape", [(131, 10), (7, 50), (3, 3000)])
+def test_results_over_operands(shape: tuple[int, ...]) -> None:
+    """A result in the place of an operand: what a row's threads read, and those that have no row, is read before."""
+    arrays = [normal(*shape), normal(*shape, seed=1)]
+    made = region(arrays, softmax_back, machine=GPU)
+    (plan,) = plans(made)
+    (wanted,) = run_region(made, arrays, plan=plan)
+    (draft,) = plan.phases
+    for taken in (0, 1):
+        held = [SimpleNamespace(raw=a.copy().view(np.uint8).reshape(-1), start=0) for a in arrays]
+        places = [[(a.index if a.kind == "in" else taken, 0) for a in draft.args]]
+        gpu_harness.run(plan.phases, GPU, held, places, range(taken, taken + 1))
+        found = held[taken].raw.view(np.float32).reshape(shape)
+        np.testing.assert_array_equal(found, wanted)
