@@ -33,6 +33,7 @@ NAMES = (
     "cuda_pointwise",
     "cuda_pool",
     "cuda_recurrent",
+    "cuda_recurrent_integer",
     "cuda_recurrent_training",
     "cuda_reduce",
     "cuda_resize",

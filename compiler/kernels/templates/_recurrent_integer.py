@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ...ops.recurrent_integers import CELL_BITS, GATE_BITS, GATES, MOST_GATE, ONE, REACH, UNIT_BITS
@@ -40,11 +41,27 @@ class Layer:
                 dtype, size = ("int32", 2 * rows) if name == "b" else ("float32", rows)
                 self.packed[name] = k.arg(name, dtype, size)
         self.table = k.arg("table", "int32", 256)
-        for name, dtype, size in self.parts(config):
-            setattr(self, name, k.arg(name, dtype, size))
+        self.given_scratch()
         self.d: Any = 0
         self.row: Any = 0
         self.position: Any = 0
+
+    def given_scratch(self) -> None:
+        """The parts of scratch as the last arguments."""
+        for name, dtype, size in self.parts(self.c):
+            setattr(self, name, self.k.arg(name, dtype, size))
+
+    @contextmanager
+    def over(self, extent: int, name: str = "i") -> Iterator[Any]:
+        """Statements for each of so many indices."""
+        with self.k.loop(extent, name=name) as i:
+            yield i
+
+    @contextmanager
+    def blocks(self) -> Iterator[tuple[Any, Sequence[Any]]]:
+        """Statements for each block of units, and the numbers of its vectors."""
+        with self.k.loop(self.units // self.block, name="block") as block:
+            yield block, range(self.wide)
 
     @staticmethod
     def parts(config: dict[str, Any]) -> list[tuple[str, str, int]]:
@@ -110,10 +127,10 @@ class Layer:
 
         k, first = self.k, "c0" if self.c["layer"] == "lstm" else "h0"
         nothing = constant(self.c["zero_point"] - self.c["offsets"]["r"], "int32")
-        with k.loop(max(self.units, depth_of(self.c, "r"))) as u:
+        with self.over(max(self.units, depth_of(self.c, "r"))) as u:
             k.store(self.h, u, cast(nothing, self.c["element"]))
             k.store(self.state, u, constant(0, "int32"))
-        with k.loop(self.hidden) as u:
+        with self.over(self.hidden) as u:
             if first in self.given:
                 value = k.bind(cast(k.load(self.given[first], self._at(first, self.d, self.row, u)), "int32"))
                 k.store(self.state, u, value)
@@ -131,7 +148,7 @@ class Layer:
         for which, (out, buffer) in self.outputs.items():
             if which == 0:
                 continue
-            with k.loop(self.hidden) as u:
+            with self.over(self.hidden) as u:
                 held = k.load(self.state if which == of_state else self.h, u)
                 value = cast(held, out["dtype"]) if which == of_state else self._back(held)
                 k.store(buffer, offset_of(out["strides"], (self.d, self.row, u)), value)
@@ -149,7 +166,7 @@ class Layer:
     def _each(self, extent: int, body: Callable[[Any, int], None]) -> None:
         """``body(start, width)`` for vectors that cover an extent."""
         whole, rest = divmod(extent, self.lanes)
-        with self.k.loop(whole) as i:
+        with self.over(whole) as i:
             body(i * self.lanes, self.lanes)
         for o, w in pieces(rest, self.lanes):
             body(whole * self.lanes + o, w)
@@ -213,8 +230,8 @@ class Layer:
             for i in range(c["features"], depth):
                 k.store(self.x, line * depth + i, cast(constant(0, "int32"), c["element"]))
         most = max(1, (24 if k.machine.get("registers", 16) >= 32 else 8) // lines)
-        columns = [(g, v) for g in range(self.gates) for v in range(self.wide)]
-        with k.loop(self.units // self.block, name="block") as block:
+        with self.blocks() as (block, vectors):
+            columns = [(g, v) for g in range(self.gates) for v in vectors]
             for i in range(0, len(columns), most):
                 part = columns[i : i + most]
                 sources = [(self.x, line * depth) for line in range(lines)]
@@ -223,19 +240,19 @@ class Layer:
                         to = (line * self.gates + g) * self.units + block * self.block + v * self.lanes
                         k.store(self.fed, to, self._biased(value, g, block, v))
 
-    def _biased(self, value: Any, gate: int, block: Any, v: int) -> Any:
+    def _biased(self, value: Any, gate: int, block: Any, v: Any) -> Any:
         """Both biases of a gate, but of a GRU's candidate only x's where the reset comes after the product."""
         for which in range(2):
             if not (which == 1 and gate == 2 and self.c["linear"]):
                 value = value + self._bias(which, gate, block, v) if "b" in self.packed else value
         return value
 
-    def _bias(self, which: int, gate: int, block: Any, v: int) -> Any:
+    def _bias(self, which: int, gate: int, block: Any, v: Any) -> Any:
         at = ((self.d * 2 + which) * self.gates + gate) * self.units + block * self.block + v * self.lanes
         return self.k.load(self.packed["b"], at, self.lanes)
 
     def _products(
-        self, name: str, block: Any, columns: Sequence[tuple[int, int]], sources: Sequence[tuple[Any, Any]]
+        self, name: str, block: Any, columns: Sequence[tuple[int, Any]], sources: Sequence[tuple[Any, Any]]
     ) -> list[list[Any]]:
         """For each source (buffer, offset): what its products with the columns (gate, vector) of a block of ``w`` or
         ``r`` give the gates."""
@@ -318,10 +335,10 @@ class Layer:
 
         return self.k.bind(shift_right(x + like(1 << (bits - 1), x), like(bits, x)))
 
-    def _recurrent(self, block: Any, gates: Sequence[int], buffer: Any) -> Sums:
-        columns = [(g, v) for g in gates for v in range(self.wide)]
+    def _recurrent(self, block: Any, vectors: Sequence[Any], gates: Sequence[int], buffer: Any) -> Sums:
+        columns, wide = [(g, v) for g in gates for v in vectors], len(vectors)
         (found,) = self._products("r", block, columns, [(buffer, 0)])
-        return [found[i * self.wide : (i + 1) * self.wide] for i in range(len(gates))]
+        return [found[i * wide : (i + 1) * wide] for i in range(len(gates))]
 
     def _fed(self, line: Any, gate: int, unit: Any) -> Any:
         return self.k.load(self.fed, (line * self.gates + gate) * self.units + unit, self.lanes)
@@ -330,11 +347,11 @@ class Layer:
         from ..tir import like, maximum, minimum
 
         k = self.k
-        with k.loop(self.units // self.block, name="block") as block:
-            sums = self._recurrent(block, range(4), self.h)
-            for v in range(self.wide):
+        with self.blocks() as (block, vectors):
+            sums = self._recurrent(block, vectors, range(4), self.h)
+            for place, v in enumerate(vectors):
                 unit = block * self.block + v * self.lanes
-                gates = [k.bind(sums[g][v] + self._fed(line, g, unit)) for g in range(4)]
+                gates = [k.bind(sums[g][place] + self._fed(line, g, unit)) for g in range(4)]
                 i, o, f = (self._squash(gate, half=True) for gate in gates[:3])
                 memory = k.load(self.state, unit, self.lanes)
                 more = self._shift(i * self._squash(gates[3], half=False), UNIT_BITS - CELL_BITS)
@@ -350,32 +367,32 @@ class Layer:
             self._gru_linear(line)
             return
         k = self.k
-        with k.loop(self.units // self.block, name="block") as block:
-            sums = self._recurrent(block, range(2), self.h)
-            for v in range(self.wide):
+        with self.blocks() as (block, vectors):
+            sums = self._recurrent(block, vectors, range(2), self.h)
+            for place, v in enumerate(vectors):
                 unit = block * self.block + v * self.lanes
-                update, reset = (self._squash(sums[g][v] + self._fed(line, g, unit), half=True) for g in range(2))
+                update, reset = (self._squash(sums[g][place] + self._fed(line, g, unit), half=True) for g in range(2))
                 before = k.load(self.state, unit, self.lanes)
                 k.store(self.update, unit, update)
                 kept = self._to_steps(self._shift(reset * before, UNIT_BITS))
                 k.store(self.fold, unit, self._factor(kept))
-        with k.loop(self.units // self.block, name="block") as block:
-            sums = self._recurrent(block, (2,), self.fold)
-            for v in range(self.wide):
+        with self.blocks() as (block, vectors):
+            sums = self._recurrent(block, vectors, (2,), self.fold)
+            for place, v in enumerate(vectors):
                 unit = block * self.block + v * self.lanes
-                candidate = self._squash(sums[0][v] + self._fed(line, 2, unit), half=False)
+                candidate = self._squash(sums[0][place] + self._fed(line, 2, unit), half=False)
                 self._advance(unit, k.load(self.update, unit, self.lanes), candidate)
 
     def _gru_linear(self, line: Any) -> None:
         from ..tir import like, maximum, minimum
 
         k = self.k
-        with k.loop(self.units // self.block, name="block") as block:
-            sums = self._recurrent(block, range(3), self.h)
-            for v in range(self.wide):
+        with self.blocks() as (block, vectors):
+            sums = self._recurrent(block, vectors, range(3), self.h)
+            for place, v in enumerate(vectors):
                 unit = block * self.block + v * self.lanes
-                update, reset = (self._squash(sums[g][v] + self._fed(line, g, unit), half=True) for g in range(2))
-                own = sums[2][v] + self._bias(1, 2, block, v) if "b" in self.packed else sums[2][v]
+                update, reset = (self._squash(sums[g][place] + self._fed(line, g, unit), half=True) for g in range(2))
+                own = sums[2][place] + self._bias(1, 2, block, v) if "b" in self.packed else sums[2][place]
                 own = k.bind(minimum(maximum(own, like(1 - REACH, own)), like(REACH - 1, own)))
                 fold = self._shift(reset * own, UNIT_BITS)
                 candidate = self._squash(self._fed(line, 2, unit) + fold, half=False)

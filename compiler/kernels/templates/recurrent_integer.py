@@ -26,22 +26,43 @@ _ROWS = 6  # rows of x taken at once
 
 
 def plan(region: Region) -> list[Plan]:
+    found = layer(region)
+    if found is None:
+        return []
+    config, arguments, packing = found
+    scratch, total = _scratch(config)
+    arguments += [Arg("worker", 0, at) for at in scratch]
+    tasks = config["directions"] * config["batch"]
+    main = Draft(KernelSpec("recurrent_integer", config), tuple(arguments), tasks if tasks > 1 else None)
+    gates, hidden, lanes = GATES[config["layer"]], config["hidden"], config["lanes"]
+    products = config["steps"] * tasks * gates * hidden * (config["features"] + hidden)
+    cost = 300 + products / (lanes * config["group"]) / 1.5 + config["steps"] * tasks * hidden * gates * 3
+    detail = f"{region.op} {gates}x{config['wide']}x{lanes}, {config['row'] or 'no dot product'}"
+    consts = tuple(packing.consts)
+    shared = packing.shared
+    return [Plan("recurrent_integer", (*packing.phases, main), cost, consts, shared, worker_bytes=total, detail=detail)]
+
+
+def layer(region: Region, *, apart: bool = False) -> tuple[dict[str, Any], list[Arg], Packing] | None:
+    """What a layer's kernel is told, its arguments but for scratch, and its packed arrays. ``apart``: all units are one
+    block, each is computed by itself."""
     body, attrs, machine = region.body, region.attrs, region.machine
-    layer = region.op.split("_")[0]
+    kind = region.op.split("_")[0]
     args = body.args(region.anchor)  # type: ignore[arg-type]
     numbers = {n: region.operand(i) for i, n in enumerate(_INPUTS[: len(args)]) if args[i] is not None}
     if any(v.node != region.anchor for v in body.outputs) or None in numbers.values():
-        return []
+        return None
     found = {n: region.inputs[i] for n, i in numbers.items() if i is not None}
     steps, batch, features = found["x"].type.dims
     directions, _, hidden = found["r"].type.dims
-    gates, lanes = GATES[layer], machine.lanes
+    gates, lanes = GATES[kind], machine.lanes
     vectors = -(-hidden // lanes)
     limit = 12 if machine.registers >= 32 else 8
     wide = max(w for w in (1, 2, 3) if vectors % w == 0 and (w == 1 or w * gates <= limit))
+    wide = max(1, vectors) if apart else wide
     row = next((i for i in machine.instructions if _fits(i, lanes)), None)
     config: dict[str, Any] = {
-        "layer": layer,
+        "layer": kind,
         "steps": steps,
         "batch": batch,
         "features": features,
@@ -65,16 +86,7 @@ def plan(region: Region) -> list[Plan]:
     arguments += [Arg("out", i) for i in range(len(region.outputs))]
     arguments += [*packing.args, Arg("const", packing.keep(tanh_table()))]
     config["packed"] = [n for n in _PACKED if n in found]
-    scratch, total = _scratch(config)
-    arguments += [Arg("worker", 0, at) for at in scratch]
-    tasks = directions * batch
-    main = Draft(KernelSpec("recurrent_integer", config), tuple(arguments), tasks if tasks > 1 else None)
-    products = steps * tasks * gates * hidden * (features + hidden)
-    cost = 300 + products / (lanes * config["group"]) / 1.5 + steps * tasks * hidden * gates * 3
-    detail = f"{region.op} {gates}x{wide}x{lanes}, {row.name if row else 'no dot product'}"
-    consts = tuple(packing.consts)
-    shared = packing.shared
-    return [Plan("recurrent_integer", (*packing.phases, main), cost, consts, shared, worker_bytes=total, detail=detail)]
+    return config, arguments, packing
 
 
 def _fits(row: Any, lanes: int) -> bool:

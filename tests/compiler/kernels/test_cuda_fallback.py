@@ -12,7 +12,7 @@ from nervure.targets import get
 MACHINE = get("cuda-sm80")
 KEY = "thread_scratch"
 LEFT = {  # operators with cases that run task by task; one that is served is to be taken off
-    *("conv_grad_weight", "gru_integer", "lstm_integer", "matmul", "topk"),
+    *("conv_grad_weight", "matmul", "topk"),
 }
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cuda_images import counted, needs_compiler
-from harness import check_region, region_of
+from harness import cases, check_region, region_of, sample
 from nervure.compiler.kernels.templates import cuda_recurrent, plans
+from nervure.compiler.ops import OPS
 from nervure.targets import get
 
 MACHINE = get("cuda-sm80")
@@ -65,6 +66,22 @@ def test_float64_is_not_served():
     region, arrays = build("rnn", 2, 1, 3, 4, dtype="float64")
     assert plans(region)[0].template == "recurrent"
     check_region(region, arrays)
+
+
+@pytest.mark.parametrize(("op", "case"), cases("lstm_integer", "gru_integer")[::4])
+def test_integers(op, case):
+    region, arrays = region_of(op, sample(case), case.attrs, machine=MACHINE)
+    assert [p.template for p in plans(region)] == ["cuda_recurrent_integer"]
+    check_region(region, arrays)
+
+
+@needs_compiler
+@pytest.mark.parametrize("op", ["lstm_integer", "gru_integer"])
+def test_integers_have_no_local_memory(op):
+    case = next(iter(OPS[op].cases()))
+    arrays = sample(case)
+    given = range(1, sum(a is not None for a in arrays))  # weights that are not constants are packed by a CPU's kernel
+    counted(region_of(op, arrays, case.attrs, consts=given, machine=MACHINE)[0], "cuda_recurrent_integer")
 
 
 @needs_compiler
