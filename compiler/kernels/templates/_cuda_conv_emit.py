@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm import tirx
-
 from ..device import DeviceBuilder
 from ..evaluate import Coord
 from ..functions import cast
@@ -86,6 +84,8 @@ class Windows(Loader):
         self.whole = self.rows % tile.rows == 0, self.depth % tile.depth == 0
 
     def begin(self, k: DeviceBuilder, row: Any) -> Any:
+        from tvm import tirx
+
         c, inside = self.c, True if self.whole[0] else row < self.rows
         row = k.bind(row if self.whole[0] else tirx.Select(inside, row, 0), "point")
         if c["a"]["linear"] is not None:
@@ -99,6 +99,8 @@ class Windows(Loader):
         return offset if isinstance(offset, int) else k.bind(offset), inside, at
 
     def at(self, k: DeviceBuilder, state: Any, step: Any) -> tuple[Any, Any, Any]:
+        from tvm import tirx
+
         offset, inside, at = state
         valid, channel = [inside, True if self.whole[1] else step < self.depth], step
         if at is not None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from ..evaluate import Evaluator
 from ..functions import cast
@@ -22,6 +21,8 @@ from ._cuda_conv_parts import WIDEST, is_float
 
 def decoded(k: Any, index: Any, extents: Sequence[int]) -> list[Any]:
     """Coordinates of a running index, the last one fastest. Extents of 1 give the number 0."""
+    from tvm import tirx
+
     found: list[Any] = []
     for i, extent in reversed(list(enumerate(extents))):
         if extent == 1:
@@ -36,6 +37,8 @@ def decoded(k: Any, index: Any, extents: Sequence[int]) -> list[Any]:
 
 def within(at: Any, size: int) -> Any:
     """Whether ``0 <= at < size``: a Python bool where that is known."""
+    from tvm import tirx
+
     if isinstance(at, int):
         return 0 <= at < size
     return tirx.all(at >= 0, at < size)
@@ -43,6 +46,8 @@ def within(at: Any, size: int) -> Any:
 
 def both(*conditions: Any) -> Any:
     """All of them; a Python bool where that is known."""
+    from tvm import tirx
+
     if any(c is False for c in conditions):
         return False
     open_ones = [c for c in conditions if c is not True]
@@ -58,6 +63,8 @@ def padding(k: Any, value: int, dtype: str) -> Any:
 
 def number(condition: Any) -> Any:
     """A condition as an argument of a function."""
+    from tvm import tirx
+
     return int(condition) if isinstance(condition, bool) else tirx.Cast("int32", condition)
 
 
@@ -80,6 +87,8 @@ class Lanes(Evaluator):
 
     def read(self, index: int, coords: list[Any], lanes: int = 1) -> Any:
         """One lane; of a load for all of them where it is the channel that runs."""
+        from tvm import tirx
+
         mine = [a for a, (at, _) in enumerate(coords) if at is self.here]
         if self.lanes == 1 or len(mine) != 1 or mine[0] not in self.wide["inputs"][index]:
             return super().read(index, coords, lanes)
@@ -138,6 +147,8 @@ def wide_type(dtype: str) -> str:
 
 
 def _as_stored(value: Any, dtype: str) -> Any:
+    from tvm import tirx
+
     return tirx.Cast("uint8", value) if dtype == "bool" else value
 
 

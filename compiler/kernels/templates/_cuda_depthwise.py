@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
-
 from ..tir import constant
 from ._cuda_conv_lanes import Kernel, both, decoded, number, padding, placed, within
 
@@ -58,6 +56,8 @@ class _Rectangle:
     # -- where things lie ------------------------------------------------------------------------------------------
 
     def _base(self) -> Any:
+        from tvm import tirx
+
         x, channel, many = self.c["x"], self.channel, self.c["multiplier"]
         if many > 1 and not isinstance(channel, int):
             channel = tirx.truncdiv(channel, many)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm import tirx
-from tvm.tirx import truncdiv, truncmod
-
 from ..device import DeviceBuilder
 from ..tir import constant
 from ._cuda_matmul_emit import Tail, indices_of
@@ -36,6 +33,8 @@ class _Few:
         self.few, self.lines, self.share = c["few"], c["lines"], c["share"]
 
     def emit(self) -> None:
+        from tvm.tirx import truncdiv, truncmod
+
         k, c = self.k, self.c
         batch = math.prod(o["extent"] for o in c["outer"])
         with k.grid(c["blocks"] * batch, THREADS) as (block, self.thread):
@@ -55,6 +54,8 @@ class _Few:
 
     def _hold_few(self) -> None:
         """The few rows into shared memory, zeros up to the pitch."""
+        from tvm.tirx import truncdiv, truncmod
+
         k, c, side = self.k, self.c, self.c["small"]
         base = k.bind(self._base("b" if c["swapped"] else "a"), "base")
         width = self.width if side["step"] == 1 and c["depth"] % self.width == 0 else 1
@@ -73,6 +74,9 @@ class _Few:
     # -- lines along the depth ---------------------------------------------------------------------------------
 
     def _dot(self, block: Any) -> None:
+        from tvm import tirx
+        from tvm.tirx import truncdiv, truncmod
+
         k, c, count = self.k, self.c, self.lines * self.few
         groups = THREADS // WARP // self.share
         lane, warp = k.bind(truncmod(self.thread, WARP), "lane"), k.bind(truncdiv(self.thread, WARP), "warp")
@@ -127,6 +131,9 @@ class _Few:
     # -- lines across the depth --------------------------------------------------------------------------------
 
     def _sum(self, block: Any) -> None:
+        from tvm import tirx
+        from tvm.tirx import truncdiv, truncmod
+
         k, c, count = self.k, self.c, self.few * self.width
         lane, slice_ = (
             k.bind(truncmod(self.thread, self.lines), "lane"),
@@ -157,6 +164,8 @@ class _Few:
     def _finish(self, block: Any, lines: int, folded: Any, shares: int, step: int, few: int) -> None:
         """Adds what shares of the depth found, and finishes ``lines`` lines from the block's first on. ``few``: of a
         line in ``folded``, 0 where the lines of a row lie side by side."""
+        from tvm.tirx import truncdiv, truncmod
+
         k, c = self.k, self.c
         with pieces(k, lines * self.few, THREADS, self.thread) as at:
             inside, row = k.bind(truncmod(at, lines), "inside"), k.bind(truncdiv(at, lines), "few")

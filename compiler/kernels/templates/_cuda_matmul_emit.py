@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm import tirx
-from tvm.tirx import truncdiv, truncmod
-
 from ..device import DeviceBuilder
 from ..evaluate import Coord
 from ._cuda_mma import Tile
@@ -44,6 +41,8 @@ def emit_sum(k: DeviceBuilder, c: dict[str, Any]) -> None:
 
 def indices_of(k: DeviceBuilder, outer: list[dict[str, Any]], number: Any) -> list[Any]:
     """A product's index on each outer axis."""
+    from tvm.tirx import truncdiv, truncmod
+
     found: list[Any] = []
     for axis in outer[:0:-1]:
         found.insert(0, k.bind(truncmod(number, axis["extent"]), "outer"))
@@ -120,6 +119,9 @@ class _Product:
 
     def _where(self, block: Any) -> tuple[Any, tuple[Any, Any]]:
         """A block's product and tile: groups of tiles of rows, in each the columns one after the other."""
+        from tvm import tirx
+        from tvm.tirx import truncdiv, truncmod
+
         k, (down, across) = self.k, self.c["grid"]
         number, at = k.bind(block // (down * across), "number"), k.bind(block % (down * across), "tile")
         if down <= GROUP or across == 1:
@@ -132,6 +134,8 @@ class _Product:
         return number, (k.bind(row * self.tile.rows, "row0"), k.bind(column * self.tile.columns, "column0"))
 
     def _multiplied(self, indices: list[Any], origin: tuple[Any, Any], thread: Any, part: Any) -> Core:
+        from tvm import tirx
+
         k, c, tile, zeros = self.k, self.c, self.tile, self.c["zeros"]
         bases = [
             k.bind(sum((i * o[n] for i, o in zip(indices, c["outer"], strict=True) if o[n]), start=0), f"{n}0")

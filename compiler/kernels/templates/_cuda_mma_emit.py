@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tvm import tirx
-from tvm.tirx import truncdiv, truncmod
-
 from ..device import DeviceBuilder
 from ..tir import constant
 from ._cuda_mma import STEP, Tile
@@ -52,6 +49,8 @@ class Core:
 
     def run(self, row0: Any, column0: Any, first: Any, turns: Any) -> None:
         """Sums the products of the steps from ``first`` on, ``turns`` times the tile's depth of them."""
+        from tvm import tirx
+
         k, tile = self.k, self.tile
         self._clear()
         for copies, at in zip(self.copies, (row0, column0), strict=True):
@@ -109,6 +108,8 @@ class Core:
         ]
 
     def _place(self, side: str, row0: Any) -> Any:
+        from tvm.tirx import truncdiv, truncmod
+
         tile, lane = self.tile, self.lane
         pitch = tile.pitch(side)
         layout = tile.a_layout if side == "a" else tile.b_layout
@@ -232,6 +233,8 @@ class Core:
     def passes(self) -> Iterator[tuple[int, Any]]:
         """Puts the sums into shared memory, piece after piece, as rows of ``out_pitch``; gives for each the number of
         rows and the function from such a row to the tile's. The threads have met when it is read."""
+        from tvm.tirx import truncdiv, truncmod
+
         tile, k = self.tile, self.k
         for p in range(tile.passes):
             if p:
@@ -253,6 +256,8 @@ class Core:
             yield tile.rows // tile.passes, row
 
     def _put_warps(self, p: int) -> None:
+        from tvm.tirx import truncdiv, truncmod
+
         k, tile = self.k, self.tile
         high, across = tile.warp_rows // tile.passes, tile.warp_columns // 8
         row0 = truncdiv(self.warp_row, tile.warp_rows) * high + truncdiv(self.lane, 4)

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tvm import tirx
-
 from ..device import DeviceBuilder
 from ..tir import constant
 from ._cuda_mma import Tile
@@ -66,11 +64,15 @@ class Strided(Loader):
         self.whole = rows % tile_rows == 0, depth % tile_depth == 0
 
     def begin(self, k: DeviceBuilder, row: Any) -> State:
+        from tvm import tirx
+
         inside = True if self.whole[0] else row < self.rows
         at = row if self.whole[0] else tirx.Select(inside, row, 0)
         return k.bind(self.base + at * self.row, "row"), inside
 
     def at(self, k: DeviceBuilder, state: State, step: Any) -> tuple[Any, Any, Any]:
+        from tvm import tirx
+
         offset, inside = state
         if self.whole[1]:
             return self.buffer, offset + step * self.step, inside
@@ -131,6 +133,8 @@ class Copies:
     def start(self, step0: Any, slot: Any) -> None:
         """Starts the copies of the steps from ``step0`` on to the stage that begins at byte ``slot``; or loads them to
         registers, from which ``finish`` takes them."""
+        from tvm import tirx
+
         k, loader = self.k, self.loader
         for i, step, at in self._each():
             buffer, offset, valid = loader.at(k, self.states[i], step0 + step)

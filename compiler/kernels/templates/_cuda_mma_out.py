@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tvm import tirx
-from tvm.tirx import truncdiv, truncmod
-
 from ..device import DeviceBuilder
 from ..evaluate import Coord, Evaluator
 from ..tir import constant
@@ -84,6 +81,9 @@ def each_quad(
 ) -> None:
     """``use(row, column, read)`` for four columns of the tile at ``origin`` at a time, as far as ``extents`` reach.
     ``down``: consecutive threads take consecutive rows, for outputs whose rows are neighbours."""
+    from tvm import tirx
+    from tvm.tirx import truncdiv, truncmod
+
     tile = core.tile
     quads = tile.columns // QUAD
     for high, row_of in core.passes():
@@ -140,6 +140,8 @@ def add_parts(
 ) -> None:
     """A whole kernel: adds what ``leave`` left, part after part, and finishes. ``sizes``: products and rows of each;
     ``place(product, row)`` gives coordinates."""
+    from tvm.tirx import truncdiv, truncmod
+
     batch, rows = sizes
     columns = sums.columns
     quads = -(-columns // QUAD)
@@ -163,6 +165,8 @@ def add_parts(
 
 def turns_of(tile: Tile, depth: int, parts: int, part: Any) -> tuple[Any, Any]:
     """``(first step, turns)`` of a part of the depth."""
+    from tvm import tirx
+
     turns = -(-depth // tile.depth)
     if parts == 1:
         return 0, turns
