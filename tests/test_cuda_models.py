@@ -21,9 +21,12 @@ from nervure.targets import nvrtc
 
 COLD, WARM = 120.0, 5.0  # seconds for MobileNetV2, one architecture, two cores
 LARGE = ("resnet18", "resnet50", "vit_tiny", "bert_mini_128", "unet_16_256", "mobilenet_v2", "mnv2_imagenet_tv")
-# TF32 rounds factors to 11 bits, after nine layers scores of up to 25 by 0.02; the softmax of two classes that are
-# nearly as likely makes 1e-2 of it. Precision exact holds.
-MISSED = {("tiny_ic01", "default"): "TF32 before a softmax of large scores"}
+# TF32 rounds factors to 11 bits: after many layers that is more than 1e-3 of the largest score, and a softmax of large
+# scores makes 1e-2 of it. Precision exact holds for both.
+MISSED = {
+    ("tiny_ic01", "default"): "TF32 before a softmax of scores up to 25: 9.7e-3",
+    ("mobilenet_v2", "default"): "TF32 through 53 convolutions: 1.5e-3",
+}
 INPUTS = {
     "pictures": {"x": np.random.default_rng(1).standard_normal((2, 3, 17, 17)).astype(np.float32)},
     "words": {
