@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..spec import Template
 from ._cuda_boxes import emitter
-from .sample import grid_sample, roi_align, plan
+from .sample import grid_sample, plan, roi_align
 
 ELEMENTS = {"grid_sample": grid_sample, "roi_align": roi_align}
 EMITTERS = {f"cuda_sample.{op}": emitter(element) for op, element in ELEMENTS.items()}

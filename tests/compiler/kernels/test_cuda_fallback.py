@@ -3,10 +3,14 @@ shrinks."""
 
 from __future__ import annotations
 
+import models
 import numpy as np
+import pytest
 from harness import check_region, region_of, sample
 from nervure.compiler.kernels.templates import _cuda_fallback, plans, templates
 from nervure.compiler.ops import OPS
+from nervure.compiler.pipeline import EntryGraph, Options, plan_program
+from nervure.frontends.onnx import load
 from nervure.targets import get
 
 MACHINE = get("cuda-sm80")
@@ -27,6 +31,16 @@ def test_the_list():
                 left.add(name)
     print("task by task:", ", ".join(sorted(left)))
     assert left <= LEFT, f"no longer served: {sorted(left - LEFT)}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
+def test_whole_models_have_kernels_of_their_own(name):
+    own = {t.name for t in templates() if t.device}
+    program, pool = plan_program([EntryGraph(load(models.model(name)[0], {}, {}))], MACHINE, Options())
+    wanted = {p.kernel for e in program.entries for s in e.steps for p in s.phases}
+    left = {k for k in wanted if pool.drafts[k].spec.template.split(".")[0] not in own}
+    assert wanted and not left
 
 
 def layer():
