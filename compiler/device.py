@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..targets import emulation, fatbin, nvrtc
+from ..targets.cuda import PLAYED
 from ..targets.gpu import Gpu
 from ..targets.machine import Machine
 from .cache import cache_dir, read_entry, write_entry
@@ -111,6 +112,7 @@ def tables(program: Program, machine: Machine, kernels: Sequence[Kernel], module
     ]
     fields = {
         "modules": "modules" if modules else "0",
+        "driver": f'"{PLAYED}"' if machine.emulator is not None else "0",
         "kernels": "kernels" if kernels else "0",
         "arguments": "arguments" if arguments else "0",
         "entries": "gpu_entries" if program.entries else "0",
@@ -212,6 +214,7 @@ def facts(program: Program, machine: Machine, kernels: Sequence[Kernel], modules
         "architectures": list(gpu.images),
         "ptx": gpu.ptx,
         "emulated": machine.emulator is not None,
+        "driver": PLAYED if machine.emulator is not None else "libcuda.so.1",
         "image_bytes": sum(len(m.image) for m in modules),
         "kernels": {k.name: [k.blocks, k.threads, k.shared] for k in kernels},
         "device_bytes": device_bytes(program),

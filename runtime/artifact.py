@@ -158,7 +158,7 @@ class Artifact:
         """Of a model for a GPU: ``architectures`` (80 for 8.0) that it holds machine code for, ``ptx`` (that of its
         PTX, or None), ``kernels`` (name: blocks, threads, bytes of shared memory), ``image_bytes``;
         ``device_bytes`` and ``pinned_bytes`` (page-locked memory of the host) of each context, ``shared_bytes`` of
-        all together (weights); ``emulated`` where this CPU plays the GPU. None for others."""
+        all together (weights); ``emulated`` where this CPU plays the GPU; its ``driver``. None for others."""
         return self.block.get("gpu")
 
     @property
@@ -205,7 +205,7 @@ class Artifact:
                 hint="compile it with --target host on this machine, or for a plainer target such as x86-64-v3",
             )
         if self.gpu is not None:
-            find_driver()
+            find_driver(self.gpu["driver"])
 
 
 def host_machine() -> tuple[int, int]:

@@ -33,10 +33,11 @@ class Driver:
     devices: tuple[Device, ...]
 
 
-def find_driver() -> Driver:
-    """The driver and its devices; ``NervureError`` where there is none, or where it finds no device."""
+def find_driver(first: str = LIBRARY) -> Driver:
+    """The driver and its devices; ``NervureError`` where there is none, or where it finds no device. ``first``: the
+    library that is asked for before that of a real GPU."""
     try:
-        code = ctypes.CDLL(LIBRARY)
+        code = _open(first)
     except OSError as error:
         raise NervureError(
             "there is no Nvidia driver here",
@@ -56,6 +57,15 @@ def find_driver() -> Driver:
     if not devices:
         raise NervureError("the Nvidia driver finds no GPU", hint="look at nvidia-smi, and at CUDA_VISIBLE_DEVICES")
     return Driver((number.value // 1000, number.value % 1000 // 10), devices)
+
+
+def _open(name: str) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        if name == LIBRARY:
+            raise
+        return ctypes.CDLL(LIBRARY)
 
 
 def _device(code: ctypes.CDLL, number: int) -> Device:

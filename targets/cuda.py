@@ -102,6 +102,7 @@ def _machine(name: str, host: Machine, gpu: Gpu) -> Machine:
     )
 
 
+PLAYED = "libnervure-gpu.so"  # the driver of such a GPU
 EMULATED = "-emulated"  # after a target's name: its GPU is played by this CPU (``targets.emulation``)
 _BASELINE = {"x86": "x86-64", "arm": "generic"}
 HOST, ORIN = x86.BASE, next(m for m in arm.MACHINES if m.name == "aarch64")

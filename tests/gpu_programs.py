@@ -15,7 +15,7 @@ from nervure.compiler.library import build_library
 from nervure.compiler.program import Entry, Phase, Program, Ref, Region, Step
 from nervure.compiler.types import TensorType
 from nervure.runtime.artifact import Artifact
-from nervure.targets import emulation, get
+from nervure.targets import cuda, emulation, get
 
 # name: parameters, body of one thread, blocks, threads of a block
 KERNELS = {
@@ -160,7 +160,7 @@ class Played:
 
     def __init__(self) -> None:
         emulation.install()
-        self.code = ctypes.CDLL("libcuda.so.1")
+        self.code = ctypes.CDLL(cuda.PLAYED)
         self.code.emulated_get.restype = ctypes.c_longlong
         self.code.emulated_set.argtypes = (ctypes.c_char_p, ctypes.c_longlong)
         gc.collect()

@@ -1,7 +1,8 @@
 """An Nvidia GPU played by this CPU, for tests without one: kernels' texts compiled as C++, and a driver that runs them.
 
 ``emulated(machine)`` is a GPU target whose artifacts hold such kernels instead of machine code; everything else of them
-is as on a GPU. ``driver()`` is the library that stands in for ``libcuda.so.1``. Blocks run one after the other; the
+is as on a GPU. ``driver()`` is the library that stands in for ``libcuda.so.1``; such artifacts ask for it by a name of
+its own, so that no model for a real GPU ever meets it. Blocks run one after the other; the
 threads of a block are coroutines that give way at barriers and where a warp exchanges values, so that what they compute
 does not depend on chance.
 """
@@ -12,11 +13,12 @@ import ctypes
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from ..cuda import EMULATED
+from ..cuda import EMULATED, PLAYED
 from ..files import cache_dir, temporary_folder, write_atomic
 from ..machine import Machine
 from ..toolchain import run_zig
@@ -29,7 +31,7 @@ _FLAGS = (
 )
 _IMAGE_FLAGS = ("-O1", "-nostdlib", "-DEMU_IMAGE", "-ftrivial-auto-var-init=pattern")
 _ALIGNMENT = ("-fsanitize=alignment", "-fsanitize-minimal-runtime")
-_DRIVER_FLAGS = ("-O2", "-Wl,-soname,libcuda.so.1", "-ldl", "-lpthread")
+_DRIVER_FLAGS = ("-O2", f"-Wl,-soname,{PLAYED}", "-ldl", "-lpthread")
 _DRIVER = ("engine.h", "library.h", "engine.cpp", "collective.cpp")
 _SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
 
@@ -67,19 +69,21 @@ def _launcher(text: str) -> str:
 
 @cache
 def driver(target: str = "x86_64-linux-gnu") -> Path:
-    """The library that stands in for ``libcuda.so.1`` on such a host, by that name in a folder of its own."""
+    """The library that stands in for ``libcuda.so.1`` on such a host, by its own name and by that one in a folder."""
     texts = {name: HERE.joinpath(name).read_text() for name in _DRIVER}
     texts["driver.cpp"] = "".join(HERE.joinpath(name).read_text() for name in ("driver.cpp", "streams.cpp"))
     data = _library(texts, _DRIVER_FLAGS, target)
-    path = cache_dir() / "emulation" / hashlib.sha256(data).hexdigest()[:16] / "libcuda.so.1"
+    path = cache_dir() / "emulation" / hashlib.sha256(data).hexdigest()[:16] / PLAYED
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data, mode=0o755)
+        with suppress(FileExistsError):
+            path.with_name("libcuda.so.1").symlink_to(PLAYED)
     return path
 
 
 def install() -> None:
-    """Loads the driver into this process: whoever asks for ``libcuda.so.1`` from now on gets it."""
+    """Loads the driver into this process: an artifact whose GPU is played finds it."""
     ctypes.CDLL(str(driver()), mode=ctypes.RTLD_GLOBAL)
 
 

@@ -257,7 +257,7 @@ def growth(library: str, runs: int) -> int:
     import ctypes
 
     session, inputs = _session({"library": library})
-    code = ctypes.CDLL("libcuda.so.1")
+    code = ctypes.CDLL(session.artifact.gpu["driver"])
 
     def free() -> int:
         here, whole = ctypes.c_size_t(), ctypes.c_size_t()

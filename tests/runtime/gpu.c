@@ -46,7 +46,7 @@ static void load(const char *path, const char *name) {
         "export", "import", "profile", "status_text", "buffer_create", "buffer_copy", "buffer_release", "buffer_address",
     };
     char prefix[128];
-    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL), *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL), *driver = dlopen("libnervure-gpu.so", RTLD_NOW | RTLD_LOCAL);
     if (library == NULL || driver == NULL) fail("cannot load", dlerror());
     snprintf(prefix, sizeof prefix, "%s_", name);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) ((void **)&f)[i] = find(library, prefix, names[i]);

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 # written. Accesses and leaks of all else are held against it.
 SUPPRESSED = "".join(
     f"{{\n {kind}\n Memcheck:{kind}\n obj:{place}\n}}\n"
-    for place in ("*libcuda.so.1", "*memfd:kernels*")
+    for place in ("*libnervure-gpu.so", "*memfd:kernels*")
     for kind in ("Addr1", "Addr2", "Addr4", "Addr8", "Addr16", "Addr32")
 )
 

@@ -95,7 +95,7 @@ static int load_constants(nervure_shared *s) {
 }
 
 static int start(nervure_shared *s) {
-    int status = nervure_driver_open(&s->cu, &s->library, &s->version), count = 0;
+    int status = nervure_driver_open(&s->cu, s->program->gpu->driver, &s->library, &s->version), count = 0;
     if (status != NERVURE_OK) return status;
     int code = s->cu.init(0);
     if (code == 0) code = s->cu.device_count(&count);

@@ -37,10 +37,11 @@ static int too_old(int version, const char *lacking) {
                         lacking != NULL ? lacking : "", OLDEST / 1000, OLDEST % 1000 / 10);
 }
 
-int nervure_driver_open(nervure_cuda *cu, void **library, int *version) {
+int nervure_driver_open(nervure_cuda *cu, const char *name, void **library, int *version) {
 #define NERVURE_NAME(member, symbol, ...) #symbol,
     static const char *const names[] = {NERVURE_DRIVER_FUNCTIONS(NERVURE_NAME)};
-    *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    *library = name != NULL ? dlopen(name, RTLD_NOW | RTLD_LOCAL) : NULL;
+    if (*library == NULL) *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (*library == NULL) {
         const char *why = dlerror();
         return nervure_fail(NERVURE_DRIVER, "there is no Nvidia driver on this machine (%s): install the driver of its GPU",

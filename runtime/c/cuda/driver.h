@@ -119,7 +119,7 @@ typedef struct {
 } gpu_context;
 
 /* driver.c */
-int nervure_driver_open(nervure_cuda *cu, void **library, int *version);
+int nervure_driver_open(nervure_cuda *cu, const char *name, void **library, int *version);
 int nervure_fail(int status, const char *format, ...);
 int nervure_driver_fail(const nervure_cuda *cu, int code, const char *what);
 

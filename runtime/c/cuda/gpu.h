@@ -48,6 +48,7 @@ struct nervure_gpu_program {
     int32_t most_arguments, most_steps;
     int32_t ptx;  /* the architecture of the PTX, or 0 */
     int32_t cuda; /* of the compiler that made the images, 13050 for 13.5; 0: unknown */
+    const char *driver; /* the library that is asked for first; NULL: libcuda.so.1 */
 };
 
 /* Memory that outlives contexts: on the device, or on the host where the device reaches it fast. */
