@@ -45,8 +45,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How to compile. ``precision="exact"``: no Winograd, no approximations, no TF32; ``"fp16"`` and ``"bf16"``: half
-    types in a GPU's memory (``passes.half``). ``optimize="size"``: weights as they are.
+    """How to compile. ``precision="exact"``: no Winograd, no approximations, on GPUs FMA alone; ``"tf32"``: one product
+    of rounded factors on a GPU's tensor cores, where ``"default"`` takes three of their parts; ``"fp16"``, ``"bf16"``:
+    half types in a GPU's memory (``passes.half``). ``optimize="size"``: weights as they are.
     ``max_ram`` (bytes) bounds the arena of ``threads`` workers. ``fast``, ``spare``, ``arena`` and ``flash`` are the
     memories of a board (``plan.regions.board_memory``): those beside the arena that take what is touched most often,
     those that help where the arena is too small, the arena's own capacity, and the bytes for code and constants."""
@@ -63,7 +64,7 @@ class Options:
     flash: int | None = None  # what code and constants may take
 
     def choices(self) -> Choices:
-        return Choices(exact=self.precision == "exact", small=self.optimize == "size")
+        return Choices(exact=self.precision == "exact", fast=self.precision == "tf32", small=self.optimize == "size")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def compile(
     board, by its name or as the path of a TOML file; what does not fit its memory ends in an error that says what
     would. ``dims`` binds named dimensions (``{"batch": 8}``; several values, ``{"batch": (1, 8)}``,
     make one plan each in the same artifact); ``shapes`` gives whole input shapes. ``precision="exact"`` leaves out
-    Winograd, approximations and TF32; ``"fp16"`` and ``"bf16"``, for GPUs, hold weights and activations in half types.
+    Winograd, approximations and tensor cores; for GPUs, ``"tf32"`` rounds the factors of products to 10 bits of
+    fraction, ``"fp16"`` and ``"bf16"`` hold weights and activations in half types.
     ``max_ram`` (bytes) bounds the arena of ``threads`` workers; a training step computes activations again instead of
     keeping them where that makes it fit. ``training`` adds the entry points ``train_step`` and ``evaluate`` to a
     network of the DSL, ``steps`` one's own (networks whose functions call ``nv.minimize``; ``source`` may then be a
@@ -74,7 +75,7 @@ def compile(
 
     Raises ``NervureError`` for a model that cannot be read, bound or compiled, and where ``out`` cannot be written.
     """
-    _known("precision", precision, ("default", "exact", *PRECISIONS))
+    _known("precision", precision, ("default", "exact", "tf32", *PRECISIONS))
     _known("optimize", optimize, ("speed", "size"))
     _known("emit", emit, ("library", "c"))
     machine = get_target(target, board)

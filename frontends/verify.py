@@ -15,7 +15,7 @@ from ..runtime.artifact import Artifact, Port
 from ..targets import get
 from .twin import open_session
 
-TOLERANCE = {"default": 1e-3, "exact": 2e-5, "fp16": 1e-2, "bf16": 6e-2}
+TOLERANCE = {"default": 1e-3, "exact": 2e-5, "tf32": 1e-2, "fp16": 1e-2, "bf16": 6e-2}
 # where floats are quantized between, a rounding that flips moves a whole step: the root mean square counts
 MIXED = 2e-2
 

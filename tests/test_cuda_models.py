@@ -23,10 +23,6 @@ COLD, WARM = 120.0, 5.0  # seconds for MobileNetV2, one architecture, two cores
 LARGE = ("resnet18", "resnet50", "vit_tiny", "bert_mini_128", "unet_16_256", "mobilenet_v2", "mnv2_imagenet_tv")
 # TF32 rounds factors to 11 bits: after many layers that is more than 1e-3 of the largest score, and a softmax of large
 # scores makes 1e-2 of it. Precision exact holds for both.
-MISSED = {
-    ("tiny_ic01", "default"): "TF32 before a softmax of scores up to 25: 9.7e-3",
-    ("mobilenet_v2", "default"): "TF32 through 53 convolutions: 1.5e-3",
-}
 INPUTS = {
     "pictures": {"x": np.random.default_rng(1).standard_normal((2, 3, 17, 17)).astype(np.float32)},
     "words": {
@@ -102,13 +98,9 @@ def test_models_are_machine_code(name: str, precision: str, target: str, compile
     sound(census(found(name)[0], target, precision))
 
 
-def known(name: str, precision: str) -> Any:
-    why = MISSED.get((name, precision))
-    return pytest.param(name, precision, marks=[pytest.mark.xfail(reason=why, strict=True)] if why else [])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "precision"), [known(n, p) for n in models.names() for p in ("default", "fp16")])
+@pytest.mark.parametrize("precision", ["default", "fp16"])
+@pytest.mark.parametrize("name", models.names())
 def test_models_agree(name: str, precision: str) -> None:
     path, inputs = found(name)
     row = agreement(path, inputs, precision)

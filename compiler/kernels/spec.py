@@ -56,6 +56,7 @@ class Region:
     outputs: tuple[Operand, ...]
     machine: Machine
     exact: bool = False  # no Winograd, no approximations
+    fast: bool = False  # on GPUs: factors of products rounded to TF32
     small: bool = False  # prefer few bytes over speed
     tuned: Mapping[str, Any] = field(default_factory=dict)  # measured choices, from a tuning record
 

@@ -66,20 +66,20 @@ _EXACT = {"float16": ("bool", "int8", "uint8"), "bfloat16": ("bool", "int8", "ui
 
 
 def half_type(precision: str, machine: Machine, graph: Graph) -> str | None:
-    """The element type of ``--precision fp16`` and ``bf16``, None for the others.
+    """The element type of ``--precision fp16`` and ``bf16``, None for the others (``tf32`` changes products alone).
 
     ``NervureError`` where the machine has no arithmetic of such types, or where the graph trains.
     """
     dtype = PRECISIONS.get(precision)
-    if dtype is None:
-        return None
-    if machine.gpu is None:
+    if machine.gpu is None and (dtype or precision == "tf32"):
         raise NervureError(
             f"--precision {precision} on {machine.name}",
             why="it is for GPUs: this target has no fast arithmetic of that type",
-            hint="compile for cuda (--target cuda-sm80, ...), or store the weights alone in half: "
-            f"nervure quantize --mode {precision}",
+            hint="compile for cuda (--target cuda-sm80, ...)"
+            + (f", or store the weights alone in half: nervure quantize --mode {precision}" if dtype else ""),
         )
+    if dtype is None:
+        return None
     if any(graph.node(key).op == "param" for key in graph.bindings):
         raise NervureError(
             f"--precision {precision} for a network that trains",

@@ -23,6 +23,7 @@ class Choices:
     """What decides between plans besides the machine."""
 
     exact: bool = False
+    fast: bool = False
     small: bool = False
     lean: bool = False  # where much is alive, kernels that write over their input and take little scratch
     weight_budget: float = 1.5  # packed bytes over original bytes
@@ -147,6 +148,7 @@ def _job(layout: Layout, key: int, machine: Machine, choices: Choices) -> Job:
         tuple(_operand(layout, v) for v in outputs),
         machine,
         choices.exact,
+        choices.fast,
         choices.small,
     )
     return Job(key, op_label(body), inputs, outputs, region, _NO_PLAN)
@@ -159,7 +161,7 @@ def copy_job(layout: Layout, value: Value, target: Value, machine: Machine, choi
     type, place = graph.type(value), layout.places[target]
     part = graph.node(target.node).op == "concat"  # which may begin at any element
     out = Operand(type, place.strides, aligned=type.itemsize if part else gcd(place.offset * type.itemsize, ALIGNED))
-    region = Region(body, (_operand(layout, value),), (out,), machine, choices.exact, choices.small)
+    region = Region(body, (_operand(layout, value),), (out,), machine, choices.exact, choices.fast, choices.small)
     return Job(target.node, "copy", (value,), (target,), region, usable_plans(region)[0])
 
 

@@ -11,6 +11,7 @@ import typer
 class Precision(enum.StrEnum):
     default = "default"
     exact = "exact"
+    tf32 = "tf32"
     fp16 = "fp16"
     bf16 = "bf16"
 
@@ -75,7 +76,7 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option(
         "--precision",
-        help="exact leaves out Winograd, approximated functions and TF32; fp16 and bf16 are for GPUs.",
+        help="exact leaves out Winograd and approximated functions; tf32, fp16 and bf16 are for GPUs.",
     ),
 ]
 OptimizeOption = Annotated[Optimize, typer.Option("--optimize", help="size keeps weights at their original size.")]

@@ -117,6 +117,13 @@ NV void nv_words4(uint32_t *to, const void *from, int near, int far) {
 NV void nv_tf32_4(uint32_t *at) {
     for (int i = 0; i < 4; i++) at[i] = nv_tf32(__uint_as_float(at[i]));
 }
+NV void nv_split_tf32_4(uint32_t *at, uint32_t *rest) { /* at = at + rest, each TF32 */
+    for (int i = 0; i < 4; i++) {
+        float value = __uint_as_float(at[i]);
+        at[i] = nv_tf32(value);
+        rest[i] = nv_tf32(value - __uint_as_float(at[i]));
+    }
+}
 NV void nv_flip4(uint32_t *at) { /* uint8 to int8, 128 less */
     for (int i = 0; i < 4; i++) at[i] ^= 0x80808080u;
 }

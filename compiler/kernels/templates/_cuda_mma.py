@@ -46,7 +46,9 @@ _THREADED = (
 @dataclass(frozen=True)
 class Tile:
     """``dtype``: of the operands in shared memory. A side's layout is ``k`` where its lines lie along the depth, else
-    ``row``: a line for each step, of neighbouring rows (or columns)."""
+    ``row``: a line for each step, of neighbouring rows (or columns). ``split``: float32 as two TF32 numbers each, of
+    whose four products the three largest are summed: all of float32's bits but the last one or two (Ootomo and Yokota,
+    "Recovering single precision accuracy from Tensor Cores", 2022)."""
 
     function: str
     dtype: str
@@ -58,6 +60,7 @@ class Tile:
     stages: int
     a_layout: str = "k"
     b_layout: str = "k"
+    split: bool = False
 
     @property
     def sums(self) -> str:
@@ -84,7 +87,8 @@ class Tile:
         wide = 2 if self.dtype == "float64" else 1
         if not self.function:
             return wide * (self.held + 4 * self.warp_rows + 4 * self.warp_columns) + _OVERHEAD
-        return self.held + (self.warp_rows + self.warp_columns) // 2 + _OVERHEAD
+        fragments = (self.warp_rows + self.warp_columns) // 2
+        return self.held + fragments * (2 if self.split else 1) + _OVERHEAD
 
     def pitch(self, side: str) -> int:
         """Bytes from line to line in shared memory: padded so that the rows of a matrix fall into different banks."""
@@ -135,6 +139,7 @@ class Tile:
 
     def describe(self) -> str:
         unit = self.function.removeprefix("nv_mma_") or f"fma {self.dtype}"
+        unit = f"3 x {unit}" if self.split else unit
         tiles = f"{self.rows}x{self.columns}x{self.depth}"
         return f"{unit} {tiles} by {self.warp_rows}x{self.warp_columns}, {self.stages} stages"
 
@@ -162,6 +167,7 @@ class Product:
     epilogue: int = 1
     stepped: bool = True
     lines: int = 0
+    fast: bool = False  # float32 as one TF32 number each
 
 
 @dataclass(frozen=True)
@@ -192,6 +198,14 @@ def tiles(gpu: Gpu, p: Product) -> Iterator[Tile]:
     function = function_of(gpu, p.dtype, p.exact)
     if function is None:
         return
+    split = bool(function) and p.dtype == "float32" and not p.fast
+    yield from _tiles_by(gpu, p, function, split)
+    if split:
+        yield from _tiles_by(gpu, p, "", False)
+
+
+def _tiles_by(gpu: Gpu, p: Product, function: str, split: bool) -> Iterator[Tile]:
+    """The tiles of one way to multiply."""
     layouts = (p.a_layout, p.b_layout)
     through_registers = min(p.a_copy, p.b_copy) < 4
     for rows, columns, warp_rows, warp_columns in _WARPED if function else _THREADED:
@@ -199,7 +213,7 @@ def tiles(gpu: Gpu, p: Product) -> Iterator[Tile]:
             depth = nbytes // ITEM[p.dtype]
             turns = -(-p.depth // depth)
             for stages in (2,) if through_registers else choice:
-                tile = Tile(function, p.dtype, rows, columns, warp_rows, warp_columns, depth, stages, *layouts)
+                tile = Tile(function, p.dtype, rows, columns, warp_rows, warp_columns, depth, stages, *layouts, split)
                 registers = registers_of(tile, p)
                 filled = stages == 2 or turns >= stages - 1
                 if filled and registers <= MOST_REGISTERS and fits(gpu, tile.threads, registers, tile.shared):
@@ -222,7 +236,9 @@ def load_of(gpu: Gpu, p: Product, tile: Tile, parts: int) -> Load:
     whole = -(-p.depth // tile.depth)
     turns = -(-whole // parts)
     matrix = gpu.matrix(MATRIX.get(p.dtype, "")) if tile.function else None
-    per_cycle = matrix.per_cycle if matrix else gpu.fma / (2 if tile.dtype == "float64" else 1)
+    per_cycle = (
+        matrix.per_cycle / (3 if tile.split else 1) if matrix else gpu.fma / (2 if tile.dtype == "float64" else 1)
+    )
     macs = float(blocks * tile.rows * tile.columns * turns * tile.depth)
     # what one multiprocessor reads of its shared memory limits narrow tiles: 128 bytes a cycle, a third of that where
     # lanes read the same

@@ -130,12 +130,23 @@ class Core:
         counts = (tile.warp_rows // 16, tile.warp_columns // 16)  # of 16 rows, of 16 columns: four registers each
         steps = tile.depth * tile.item // STEP
         held = [[k.array("uint32", 4 * n, "abcd"[side]) for side, n in enumerate(counts)] for _ in range(min(2, steps))]
+        self.rest = [k.array("uint32", 4 * n, "low") for n in counts] if tile.split else []
         at = [k.bind(slot + base) for base in self.at]
         self._fragments(held[0], at, counts, 0)
         for step in range(steps):
             if step + 1 < steps:
                 self._fragments(held[(step + 1) % 2], at, counts, step + 1)
+            if tile.split:
+                self._split(held[step % 2], counts)
+                self._products([self.rest[0], held[step % 2][1]], counts)
+                self._products([held[step % 2][0], self.rest[1]], counts)
             self._products(held[step % 2], counts)
+
+    def _split(self, held: list[Any], counts: tuple[int, int]) -> None:
+        """Each operand as a TF32 number and what is left of it, as another."""
+        for side, count in enumerate(counts):
+            for i in range(count):
+                self.k.run("nv_split_tf32_4", (held[side], 4 * i), (self.rest[side], 4 * i))
 
     def _fragments(self, held: list[Any], at: list[Any], counts: tuple[int, int], step: int) -> None:
         """Reads a step's registers of both operands."""
@@ -152,7 +163,7 @@ class Core:
                 else:
                     near, far = (8 * tile.item, 4 * pitch) if side == 0 else (4 * pitch, 8 * tile.item)
                     k.run("nv_words4", to, (self.s, at[side] + (step * 8 * pitch + 16 * i * tile.item)), near, far)
-                if tile.dtype == "float32" and not loader.rounded:
+                if tile.dtype == "float32" and not tile.split and not loader.rounded:
                     k.run("nv_tf32_4", to)
                 if side and self.flip:
                     k.run("nv_flip4", to)

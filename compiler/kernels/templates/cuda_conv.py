@@ -105,7 +105,7 @@ def window_side(g: Geometry) -> Side:
 def weight_side(region: Region, g: Geometry) -> tuple[np.ndarray | None, Side]:
     """Packed lines (None where they are packed at run time), and how they are copied."""
     if g.w.const is not None:
-        return packed(g.reduction_major(g.w.const), g.w.type.dtype == "float32" and not region.exact)
+        return packed(g.reduction_major(g.w.const), g.w.type.dtype == "float32" and region.fast)
     item, depth = g.w.type.itemsize, reduction(g)
     unit = max(1, CHUNK // item)
     row = -(-depth // unit) * unit
@@ -122,6 +122,7 @@ def sizes(region: Region, g: Geometry, a: Side, b: Side) -> Product:
         batch=g.group,
         dtype=g.x.type.dtype,
         exact=region.exact,
+        fast=region.fast,
         a_bytes=g.x.type.nbytes,
         b_bytes=g.w.type.nbytes,
         out_bytes=sum(o.type.nbytes for o in region.outputs),

@@ -42,7 +42,7 @@ def plan(region: Region) -> list[Plan]:
     if matrix is None:
         b = side_of(p.b, p.columns, p.b_column, p.depth, p.b_step, outer_b)
     else:
-        lines, b = packed(matrix, p.a.type.dtype == "float32" and not region.exact)
+        lines, b = packed(matrix, p.a.type.dtype == "float32" and region.fast)
         consts = (lines.reshape(-1),)
     cut = choose(gpu, sizes(region, p, a, b, zeros))
     if cut is None:
@@ -93,6 +93,7 @@ def sizes(region: Region, p: Operands, a: Side, b: Side, zeros: dict[str, Any]) 
         batch=math.prod(o.extent for o in p.outer),
         dtype=dtype,
         exact=region.exact,
+        fast=region.fast,
         a_bytes=p.a.type.nbytes,
         b_bytes=p.b.type.nbytes,
         out_bytes=sum(o.type.nbytes for o in region.outputs),

@@ -222,6 +222,14 @@ NV void nv_tf32_4(uint32_t *at) {
 #pragma unroll
     for (int i = 0; i < 4; i++) at[i] = nv_tf32(__uint_as_float(at[i]));
 }
+NV void nv_split_tf32_4(uint32_t *at, uint32_t *rest) { /* at = at + rest, each TF32 */
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float value = __uint_as_float(at[i]);
+        at[i] = nv_tf32(value);
+        rest[i] = nv_tf32(value - __uint_as_float(at[i]));
+    }
+}
 NV void nv_flip4(uint32_t *at) { /* uint8 to int8, 128 less */
 #pragma unroll
     for (int i = 0; i < 4; i++) at[i] ^= 0x80808080u;
