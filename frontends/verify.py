@@ -15,7 +15,9 @@ from ..runtime.artifact import Artifact, Port
 from ..targets import get
 from .twin import open_session
 
-TOLERANCE = {"default": 1e-3, "exact": 2e-5, "tf32": 1e-2, "fp16": 1e-2, "bf16": 6e-2}
+# what would not be rounding: 11 or 8 bits of fraction, through many layers and a softmax on random numbers, cost 1e-2
+# and 6e-2 with networks that are right
+TOLERANCE = {"default": 1e-3, "exact": 2e-5, "tf32": 3e-2, "fp16": 3e-2, "bf16": 0.2}
 # where floats are quantized between, a rounding that flips moves a whole step: the root mean square counts
 MIXED = 2e-2
 

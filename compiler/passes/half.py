@@ -155,15 +155,16 @@ class _Kept:
         return bool(size.max() <= LARGEST) and (array.size > 1 or bool(size.min() >= _LEAST))
 
     def _lift(self, key: int) -> None:
-        """Products, and views of them, that only float32 reads are float32, and elementwise work that is shown."""
+        """Products, and views of them, that only float32 reads are float32, and elementwise work and scores that are
+        shown: a softmax of rounded scores would be wrong in its third digit."""
         node = self.graph.node(key)
         kind = OPS[node.op].kind
-        plain = kind in (Kind.ELEMENTWISE, Kind.VIEW) and node.op != "cast"
+        plain = (kind in (Kind.ELEMENTWISE, Kind.VIEW) and node.op != "cast") or node.op in BOUNDED
         if key in self.wide or not plain or any(t.dtype != "float32" for t in node.types):
             return
         users = {user for value in self.graph.values(key) for user, _ in self.graph.users(value)}
         shown = self._shown(key)
-        moves = node.op in _SCALING or kind == Kind.VIEW or all(self.graph.node(u).op == "cast" for u in users)
+        moves = node.op in (*_SCALING, *BOUNDED) or kind == Kind.VIEW or all(self.graph.node(u).op == "cast" for u in users)
         if (shown or (users and moves)) and all(u in self.wide or self.graph.node(u).op == "cast" for u in users):
             self.wide.add(key)
 
