@@ -15,7 +15,7 @@ import models
 import nervure as nv
 import numpy as np
 import pytest
-from cuda_figures import ALL, agreement, census, found
+from cuda_figures import agreement, census, found
 from nervure.errors import MissingTool, NervureError
 from nervure.targets import nvrtc
 
@@ -91,11 +91,11 @@ def test_training_says_that_half_types_are_not_for_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ALL)
 @pytest.mark.parametrize("precision", ["default", "fp16"])
-@pytest.mark.parametrize("name", models.names())
-def test_models_are_machine_code(name: str, precision: str, target: str, compiler: None) -> None:
-    sound(census(found(name)[0], target, precision))
+@pytest.mark.parametrize("name", models.names()[::4])
+def test_models_are_machine_code(name: str, precision: str, compiler: None) -> None:
+    """Some of them, for every architecture; ``python tests/cuda_figures.py --target ...`` has them all, in an hour."""
+    sound(census(found(name)[0], "cuda", precision))
 
 
 @pytest.mark.slow

@@ -164,7 +164,8 @@ class _Kept:
             return
         users = {user for value in self.graph.values(key) for user, _ in self.graph.users(value)}
         shown = self._shown(key)
-        moves = node.op in (*_SCALING, *BOUNDED) or kind == Kind.VIEW or all(self.graph.node(u).op == "cast" for u in users)
+        casts = all(self.graph.node(u).op == "cast" for u in users)
+        moves = node.op in (*_SCALING, *BOUNDED) or kind == Kind.VIEW or casts
         if (shown or (users and moves)) and all(u in self.wide or self.graph.node(u).op == "cast" for u in users):
             self.wide.add(key)
 

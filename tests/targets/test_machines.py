@@ -14,7 +14,8 @@ SPR = f"{ZEN4} avx512_fp16 avx_vnni amx_tile amx_int8"
 
 def test_names_and_a_near_miss():
     linux = ["host", "x86-64-v3", "x86-64-v4", "aarch64", "rpi3", "rpi4", "rpi5", "armv7"]
-    assert names() == [*linux, "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"]
+    gpus = ["cuda-sm80", "cuda-sm87", "cuda-sm89", "cuda-sm90", "cuda"]
+    assert names() == [*linux, "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", *gpus]
     with pytest.raises(NervureError, match=r"no target 'rpi6'\n.*did you mean 'rpi"):
         get("rpi6")
 
@@ -23,11 +24,24 @@ def test_names_and_a_near_miss():
 def test_every_machine_is_whole(name):
     machine = get(name)
     assert len(machine.llvm["mtriple"].split("-")) == 4  # LLVM misreads shorter ones
+    assert (machine.gpu is not None) == (machine.system == "cuda")
     assert machine.lanes * 4 == machine.vector_bytes and machine.registers >= 8
     assert machine.l1 < machine.l2 and machine.cores >= 1 and machine.flops_per_cycle > 0
     assert json.loads(json.dumps(machine.record())) == machine.record()
     bare = machine.system == "bare"  # nothing there asks the CPU what it is: it is known which one it is
-    assert bool(machine.features) != bare and (machine.board is not None) == bare
+    own = bare or machine.gpu is not None  # a GPU's host is the plainest of its family
+    assert bool(machine.features) != own and (machine.board is not None) == bare
+
+
+@pytest.mark.parametrize("name", [n for n in names() if MACHINES.get(n, get("host")).gpu])
+def test_every_gpu_is_whole(name):
+    gpu = get(name).gpu
+    assert all(gpu.runs_on(n) for n in gpu.images) and not gpu.runs_on(min(gpu.images) - 1)
+    assert gpu.runs_on(120) == (gpu.ptx is not None)  # what comes later
+    assert gpu.shared_static < gpu.shared < gpu.shared_all and gpu.threads <= gpu.resident
+    assert {m.inputs for m in gpu.matrices} == {"float16", "bfloat16", "tfloat32", "int8", "uint8"}
+    played = get(f"{name}-emulated")
+    assert played.gpu == gpu and played.emulator is not None
 
 
 @pytest.mark.parametrize(
