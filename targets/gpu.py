@@ -71,4 +71,4 @@ class Gpu:
 
     def record(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        return asdict(self) | {"images": list(self.images), "matrices": [asdict(m) for m in self.matrices]}

@@ -234,7 +234,7 @@ def test_every_machine_has_exact_instructions(machine, dtype):
     assert all(not row.saturates and row.signed == (found.signed, True) for _, row in found.rows)
 
 
-@pytest.mark.parametrize("machine", [m for m in MACHINES.values() if m.family == "arm" and m.gpu is None], ids=lambda m: m.name)
+@pytest.mark.parametrize("machine", [m for m in SYSTEMS if m.family == "arm"], ids=lambda m: m.name)
 def test_arm_takes_its_dot_product(machine):
     region, _ = conv(SHAPES[0], machine, "int8")
     plan = next(p for p in plans(region) if p.template == "dot_conv")
