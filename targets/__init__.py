@@ -29,7 +29,8 @@ def get(name: str) -> Machine:
     if name.endswith(cuda.EMULATED) and name.removesuffix(cuda.EMULATED) in MACHINES:  # a GPU played by this CPU
         from .emulation import emulated
 
-        return emulated(MACHINES[name.removesuffix(cuda.EMULATED)])
+        made = MACHINES[name.removesuffix(cuda.EMULATED)]
+        return emulated(cuda.beside(made, cuda.HOSTS.get(platform.machine(), cuda.HOST)))
     if name not in MACHINES:
         close = get_close_matches(name, names(), 1)
         hint = f"did you mean {close[0]!r}? " if close else ""

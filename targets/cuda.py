@@ -84,6 +84,12 @@ SM90 = replace(
 EVERY = replace(SM89, images=(80, 87, 89, 90), ptx=90, board="RTX 4090", launch=1.5e-6)
 
 
+def beside(machine: Machine, host: Machine) -> Machine:
+    """A GPU's target with another host."""
+    assert machine.gpu is not None
+    return _machine(machine.name, host, machine.gpu)
+
+
 def _machine(name: str, host: Machine, gpu: Gpu) -> Machine:
     llvm: dict[str, Any] = {"mtriple": host.llvm["mtriple"], "mcpu": _BASELINE[host.family]}
     return replace(
@@ -98,6 +104,7 @@ def _machine(name: str, host: Machine, gpu: Gpu) -> Machine:
         tiles=None,
         system="cuda",
         align=256,
+        emulator=None,
         gpu=gpu,
     )
 
@@ -106,6 +113,7 @@ PLAYED = "libnervure-gpu.so"  # the driver of such a GPU
 EMULATED = "-emulated"  # after a target's name: its GPU is played by this CPU (``targets.emulation``)
 _BASELINE = {"x86": "x86-64", "arm": "generic"}
 HOST, ORIN = x86.BASE, next(m for m in arm.MACHINES if m.name == "aarch64")
+HOSTS = {"x86_64": HOST, "AMD64": HOST, "aarch64": ORIN, "arm64": ORIN}  # by the system's name of the CPU
 MACHINES = (
     _machine("cuda-sm80", HOST, SM80),
     _machine("cuda-sm87", ORIN, SM87),

@@ -68,6 +68,13 @@ def test_without_a_gpu_a_twin_of_the_same_kernels_is_verified(nervure: Nervure, 
 
 @needs_compiler
 @without_gpu
+def test_the_twin_of_a_jetsons_library_runs_on_this_cpu(nervure: Nervure, model: Path, tmp_path: Path) -> None:
+    made = nervure("compile", model, "-t", "cuda-sm87", "-o", tmp_path / "out", "--json")
+    assert made.code == 0 and made.json["verification"]["ok"], made.err
+
+
+@needs_compiler
+@without_gpu
 def test_a_library_of_another_model_is_not_this_ones_twin(
     nervure: Nervure, model: Path, make_model: MakeModel, tmp_path: Path
 ) -> None:
