@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,15 @@ class Template:
     plan: Planner
     emitters: Mapping[str, Callable[..., None]]  # spec.template -> emit(builder, config)
     device: bool = False  # for a GPU (its builder is a device.DeviceBuilder), not for CPUs
+
+
+def deferred(module: str, name: str = "emit") -> Callable[..., None]:
+    """An emitter of ``templates/MODULE.py``, which imports TVM: it is loaded when a kernel is written, in a worker."""
+
+    def emit(k: Any, config: Mapping[str, Any]) -> None:
+        getattr(import_module(f"{__package__}.templates.{module}"), name)(k, config)
+
+    return emit
 
 
 def machine_key(machine: Machine) -> str:

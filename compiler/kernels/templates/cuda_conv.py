@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template, deferred
 from ._cuda_conv_parts import Part, arguments, axes_of, common, joined, reachable
 from ._cuda_cost import Load, nanoseconds
 from ._cuda_mma import CHUNK, ITEM, Cut, Product, choose, sum_blocks
@@ -226,34 +226,10 @@ def pack(region: Region, g: Geometry, side: Side) -> Draft:
     return Draft(KernelSpec("cuda_conv.pack", config), args, config["blocks"], prepares=nbytes)
 
 
-def _emit(k: Any, config: dict[str, Any]) -> None:
-    from ._cuda_conv_emit import emit
-
-    emit(k, config)
-
-
-def _emit_parts(k: Any, config: dict[str, Any]) -> None:
-    from ._cuda_conv_emit import emit_parts
-
-    emit_parts(k, config)
-
-
-def _emit_sum(k: Any, config: dict[str, Any]) -> None:
-    from ._cuda_conv_emit import emit_sum
-
-    emit_sum(k, config)
-
-
-def _emit_pack(k: Any, config: dict[str, Any]) -> None:
-    from ._cuda_conv_emit import emit_pack
-
-    emit_pack(k, config)
-
-
 EMITTERS = {
-    "cuda_conv": _emit,
-    "cuda_conv.parts": _emit_parts,
-    "cuda_conv.sum": _emit_sum,
-    "cuda_conv.pack": _emit_pack,
+    "cuda_conv": deferred("_cuda_conv_emit"),
+    "cuda_conv.parts": deferred("_cuda_conv_emit", "emit_parts"),
+    "cuda_conv.sum": deferred("_cuda_conv_emit", "emit_sum"),
+    "cuda_conv.pack": deferred("_cuda_conv_emit", "emit_pack"),
 }
 TEMPLATE = Template("cuda_conv", ("conv", "conv_integer"), plan, EMITTERS, device=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template, deferred
 from ._cuda_conv_parts import (
     WIDEST,
     Part,
@@ -178,10 +178,6 @@ def weights(g: Geometry, lanes: int) -> dict[str, Any]:
     }
 
 
-def _emit(k: Any, config: dict[str, Any]) -> None:
-    from ._cuda_conv_simt import emit
-
-    emit(k, config)
-
-
-TEMPLATE = Template("cuda_conv_simt", ("conv", "conv_integer"), plan, {"cuda_conv_simt": _emit}, device=True)
+TEMPLATE = Template(
+    "cuda_conv_simt", ("conv", "conv_integer"), plan, {"cuda_conv_simt": deferred("_cuda_conv_simt")}, device=True
+)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template, deferred
 from ._cuda_conv_parts import (
     WIDEST,
     Part,
@@ -199,10 +199,6 @@ def configure(region: Region, g: Geometry, cut: Cut) -> dict[str, Any]:
     }
 
 
-def _emit(k: Any, config: dict[str, Any]) -> None:
-    from ._cuda_depthwise import emit
-
-    emit(k, config)
-
-
-TEMPLATE = Template("cuda_depthwise", ("conv", "conv_integer"), plan, {"cuda_depthwise": _emit}, device=True)
+TEMPLATE = Template(
+    "cuda_depthwise", ("conv", "conv_integer"), plan, {"cuda_depthwise": deferred("_cuda_depthwise")}, device=True
+)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ....targets.gpu import Gpu
 from ..expr import serialize
-from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template, deferred
 from ._cuda_cost import Load, nanoseconds
 from ._cuda_mma import CHUNK, SUMS
 from ._cuda_sides import Side, packed, side_of
@@ -206,10 +206,6 @@ def _assembled(
     return replace(found, inplace=()) if {ia, ib} & set(reads) else found
 
 
-def _emit(k: Any, config: dict[str, Any]) -> None:
-    from ._cuda_gemv_emit import emit
-
-    emit(k, config)
-
-
-TEMPLATE = Template("cuda_gemv", ("matmul", "matmul_integer"), plan, {"cuda_gemv": _emit}, device=True)
+TEMPLATE = Template(
+    "cuda_gemv", ("matmul", "matmul_integer"), plan, {"cuda_gemv": deferred("_cuda_gemv_emit")}, device=True
+)

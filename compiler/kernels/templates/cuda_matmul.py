@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..expr import serialize
-from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
+from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template, deferred
 from ._cuda_mma import Cut, Product, choose, sum_blocks
 from ._cuda_sides import Side, packed, side_of
 from ._tile import epilogue_inputs, epilogue_work, fits, inplace_pairs
@@ -211,28 +211,14 @@ def _down(region: Region, rows: Axis, column: int | None) -> bool:
     return rows.out is not None and column is not None and out.strides[rows.out] == 1 and out.strides[column] != 1
 
 
-def _emit(k: Any, config: dict[str, Any]) -> None:
-    from ._cuda_matmul_emit import emit
-
-    emit(k, config)
-
-
-def _emit_parts(k: Any, config: dict[str, Any]) -> None:
-    from ._cuda_matmul_emit import emit_parts
-
-    emit_parts(k, config)
-
-
-def _emit_sum(k: Any, config: dict[str, Any]) -> None:
-    from ._cuda_matmul_emit import emit_sum
-
-    emit_sum(k, config)
-
-
 TEMPLATE = Template(
     "cuda_matmul",
     ("matmul", "matmul_integer"),
     plan,
-    {"cuda_matmul": _emit, "cuda_matmul.parts": _emit_parts, "cuda_matmul.sum": _emit_sum},
+    {
+        "cuda_matmul": deferred("_cuda_matmul_emit"),
+        "cuda_matmul.parts": deferred("_cuda_matmul_emit", "emit_parts"),
+        "cuda_matmul.sum": deferred("_cuda_matmul_emit", "emit_sum"),
+    },
     device=True,
 )

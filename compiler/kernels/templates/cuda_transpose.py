@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ...ops.selection import POSITIONAL
 from ...types import DTYPES
 from ..expr import serialize
 from ..spec import Arg, Draft, KernelSpec, Plan, Region, Template
 from ._cuda_walk import MOST, rounds_each, split, streaming
-from ._leaves import Leaf, all_leaves
-from ._nest import Data, merged
+from ._leaves import Leaf
+from ._nest import Data
 from ._rows import effort
+from .transpose import find_crossing
 
 _THREADS, _WARP = 256, 32
 _SHARED = 32 << 10  # bytes of tiles of a block
@@ -24,30 +24,15 @@ _SHARED = 32 << 10  # bytes of tiles of a block
 
 def plan(region: Region) -> list[Plan]:
     """One plan where an input is read across the results' rows and both axes are long enough for tiles."""
-    out, gpu = region.outputs[0], region.machine.gpu
-    shape, body = out.type.dims, region.body
-    if gpu is None or any((o.type.dims, o.strides) != (shape, out.strides) for o in region.outputs) or 0 in shape:
+    found = find_crossing(region)
+    if region.machine.gpu is None or found is None or any(o.span > MOST for o in (*region.inputs, *region.outputs)):
         return []
-    if any(o.span > MOST for o in (*region.inputs, *region.outputs)):
-        return []
-    read = all_leaves(region)
-    placed = any(body.node(n).op in POSITIONAL for n in body)
-    solo = range(len(shape)) if placed or len(region.inputs) != len(read) else ()
-    groups = merged(shape, [out.strides, *(s for _, s, _ in read)], solo)
-    if not groups or abs(out.strides[groups[-1][-1]]) != 1:
-        return []
-    across = groups[-1][-1]
-    twice = {i for i, *_ in read if sum(j == i for j, *_ in read) > 1}
-    crossing = [leaf for leaf in read if leaf[0] not in twice and leaf[1][across] not in (0, 1)]
-    along = [g for g in groups[:-1] if crossing and all(s[g[-1]] == 1 for _, s, _ in crossing)]
-    if not along:
-        return []
-    sizes = {g[-1]: math.prod(shape[a] for a in g) for g in groups}
+    sizes, along, across, crossing = found.sizes, found.along, found.across, found.crossing
     items = [DTYPES[region.inputs[i].type.dtype][0] for i, *_ in crossing]
-    tile = 64 if max(items) <= 2 and min(sizes[across], sizes[along[0][-1]]) >= 64 else 32
-    if min(sizes[across], sizes[along[0][-1]]) < tile // 2 or sum(_pitch(tile, i) * tile * i for i in items) > _SHARED:
+    tile = 64 if max(items) <= 2 and min(sizes[across], sizes[along]) >= 64 else 32
+    if min(sizes[across], sizes[along]) < tile // 2 or sum(_pitch(tile, i) * tile * i for i in items) > _SHARED:
         return []
-    return [_plan(region, [g[-1] for g in groups[:-1]], sizes, (along[0][-1], across), crossing, tile)]
+    return [_plan(region, [g[-1] for g in found.groups[:-1]], sizes, (along, across), crossing, tile)]
 
 
 def _pitch(tile: int, itemsize: int) -> int:

@@ -7,6 +7,7 @@ log2(T) rounds of two-vector shuffles, and kept in a small array in which the bo
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from ...ops.selection import POSITIONAL
@@ -20,30 +21,51 @@ from ._nest import Data, merged, nest, walk
 _STACK = 8 << 10  # bytes of tiles at once
 
 
-def plan(region: Region) -> list[Plan]:
+@dataclass(frozen=True)
+class Crossing:
+    """A region that reads some inputs across its results' rows: ``crossing`` ones, whose rows lie along axis ``along``,
+    where the results' lie along ``across``. ``groups`` of axes walk as one, of ``sizes`` by their last."""
+
+    groups: list[list[int]]
+    sizes: dict[int, int]
+    along: int
+    across: int
+    crossing: list[Leaf]
+
+
+def find_crossing(region: Region) -> Crossing | None:
+    """What a tiled transpose works on; None where nothing is read across."""
     out = region.outputs[0]
-    shape, body, machine = out.type.dims, region.body, region.machine
+    shape, body = out.type.dims, region.body
     if any((o.type.dims, o.strides) != (shape, out.strides) for o in region.outputs) or 0 in shape:
-        return []
+        return None
     read = all_leaves(region)
     coordinates = any(body.node(n).op in POSITIONAL for n in body)
     solo = range(len(shape)) if coordinates or len(region.inputs) != len(read) else ()
     groups = merged(shape, [out.strides, *(s for _, s, _ in read)], solo)
     if not groups or abs(out.strides[groups[-1][-1]]) != 1:
-        return []
+        return None
     across = groups[-1][-1]
     twice = {i for i, *_ in read if sum(j == i for j, *_ in read) > 1}
     crossing = [leaf for leaf in read if leaf[0] not in twice and leaf[1][across] not in (0, 1)]
     along = [g for g in groups[:-1] if crossing and all(s[g[-1]] == 1 for _, s, _ in crossing)]
     if not along:
-        return []
+        return None
     sizes = {g[-1]: math.prod(shape[a] for a in g) for g in groups}
-    item = [DTYPES[region.inputs[i].type.dtype][0] for i, *_ in crossing]
+    return Crossing(groups, sizes, along[0][-1], across, crossing)
+
+
+def plan(region: Region) -> list[Plan]:
+    found, machine = find_crossing(region), region.machine
+    if found is None:
+        return []
+    sizes = found.sizes
+    item = [DTYPES[region.inputs[i].type.dtype][0] for i, *_ in found.crossing]
     most = min(16 if machine.registers >= 32 else 8, lanes_for(machine, max(item)))
-    tile = 1 << (min(most, sizes[across], sizes[along[0][-1]]).bit_length() - 1)
+    tile = 1 << (min(most, sizes[found.across], sizes[found.along]).bit_length() - 1)
     if tile < 4 or tile * tile * sum(item) > _STACK:
         return []
-    return [_plan(region, groups, sizes, along[0][-1], crossing, tile)]
+    return [_plan(region, found.groups, sizes, found.along, found.crossing, tile)]
 
 
 def _plan(region: Region, groups: Any, sizes: dict[int, int], along: int, crossing: list[Leaf], tile: int) -> Plan:
