@@ -155,6 +155,15 @@ class Machine:
         """Peak float32 operations a cycle of one core (an FMA counts two)."""
         return 2.0 * self.lanes * self.fma_ports
 
+    def roofline(self, flops: float, streamed: float) -> float:
+        """Cycles of so much work, roughly: the larger of float32 arithmetic at the peak and bytes at the rate of the L2
+        cache, on one core; on a GPU of the memory, and a launch."""
+        if self.gpu is None:
+            return max(flops / self.flops_per_cycle, streamed / self.l2_bandwidth)
+        gpu = self.gpu
+        work = max(flops / (2.0 * gpu.fma * gpu.multiprocessors), streamed / gpu.bandwidth * gpu.clock)
+        return work + gpu.launch * gpu.clock
+
     @property
     def mcpu(self) -> str:
         """LLVM's name of the CPU."""

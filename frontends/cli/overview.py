@@ -177,11 +177,10 @@ def _port(name: str, type: Any) -> dict[str, Any]:
 
 
 def _step(index: int, step: Mapping[str, Any], machine: Machine | None) -> dict[str, Any]:
-    """A step's row. ``cycles`` is the roofline's estimate for one core: the arithmetic, or what streams from L2."""
+    """A step's row. ``cycles`` is the machine's roofline."""
     cycles = 0.0
     if machine is not None:
-        streamed = (step["bytes"] + step["weight_bytes"]) / machine.l2_bandwidth
-        cycles = max(step["flops"] / machine.flops_per_cycle, streamed)
+        cycles = machine.roofline(step["flops"], step["bytes"] + step["weight_bytes"])
     return {
         "step": index,
         **{k: v for k, v in step.items() if k != "origin"},
