@@ -1,9 +1,10 @@
-"""Makes ``tests/models.py`` importable under pytest's importlib mode, in a checkout of any name."""
+"""Makes ``tests/models.py`` importable under pytest's importlib mode, in a checkout of any name; samples of cases."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,29 @@ class Checkout:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Checkout())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-case", action="store_true", help="all slow cases of tests that are marked as sampled")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the slow cases of a test that is marked ``sampled(n)`` one in n runs, the same ones each time."""
+    if config.getoption("--every-case"):
+        return
+    seen: Counter[str] = Counter()
+    kept, left = [], []
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is None or item.get_closest_marker("slow") is None:
+            kept.append(item)
+            continue
+        name = f"{item.path}::{getattr(item, 'originalname', item.name)}"
+        (left if seen[name] % mark.args[0] else kept).append(item)
+        seen[name] += 1
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
 
 
 # A shell's background job inherits that SIGINT is ignored, and would pass that on to the programs that tests interrupt.

@@ -91,6 +91,7 @@ def test_training_says_that_half_types_are_not_for_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", ["default", "fp16"])
 @pytest.mark.parametrize("name", models.names()[::4])
 def test_models_are_machine_code(name: str, precision: str, compiler: None) -> None:
@@ -99,6 +100,7 @@ def test_models_are_machine_code(name: str, precision: str, compiler: None) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", ["default", "fp16"])
 @pytest.mark.parametrize("name", models.names())
 def test_models_agree(name: str, precision: str) -> None:
@@ -108,6 +110,7 @@ def test_models_agree(name: str, precision: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [n for n in models.names() if n not in LARGE])
 def test_exact_models_agree(name: str) -> None:
     path, inputs = found(name)
@@ -116,6 +119,7 @@ def test_exact_models_agree(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", sorted(cuda_figures.INT8.glob("*.onnx")), ids=lambda p: p.stem)
 def test_int8_models_are_met_to_the_bit(path: Path) -> None:
     row = agreement(path)

@@ -72,6 +72,7 @@ def test_others_keep_everything_in_registers(name: str) -> None:
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_all_layers(name: str, machine: str) -> None:

@@ -111,6 +111,7 @@ def test_weights_where_channels_are_planes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "tf32"])
 def test_every_tile_of_weights(exact: bool) -> None:
     region, arrays = weights_region((2, 20, 6, 5), 24, (3, 3), exact=exact)
@@ -228,6 +229,7 @@ def test_scan_cases(op: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("op", [*SCANS, *(f"{n}_grad" for n in SCANS)])
 def test_all_scan_cases(op: str) -> None:
     for case in OPS[op].cases():  # type: ignore[misc]
@@ -267,6 +269,7 @@ def training(machine: Machine, exact: bool) -> list[tuple[str, Region]]:
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "tf32"])
 @pytest.mark.parametrize("machine", GPUS, ids=lambda m: m.name)
 def test_machine_code_has_no_local_memory(machine: Machine, exact: bool) -> None:

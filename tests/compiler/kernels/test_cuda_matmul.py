@@ -149,6 +149,7 @@ def _every_tile(dtype: str, exact: bool, fast: bool) -> list[_cuda_mma.Tile]:
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("dtype", "exact", "fast"),
     [("float32", False, False), ("float32", False, True), ("float16", False, False), ("float32", True, False)],
@@ -275,6 +276,7 @@ def test_float32_is_split_where_tensor_cores_are_that_much_faster() -> None:
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("size", [(128, 768, 768), (64, 1000, 2048), (197, 192, 576), (2047, 2045, 2043)])
 def test_machine_code_of_all_forms(machine: str, size: tuple[int, int, int]) -> None:

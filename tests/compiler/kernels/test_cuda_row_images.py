@@ -76,6 +76,7 @@ ATTENTION = {
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", ROWS)
 def test_rows(name: str, machine: str) -> None:
@@ -85,6 +86,7 @@ def test_rows(name: str, machine: str) -> None:
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention(name: str, machine: str) -> None:

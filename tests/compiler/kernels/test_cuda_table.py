@@ -59,7 +59,8 @@ def _region(name: str, number: int, precision: str, **options: Any) -> tuple[Reg
     if precision in ("float16", "bfloat16"):
         dtype = np.dtype(precision)
         arrays = [a.astype(dtype) if a is not None and a.dtype == np.float32 else a for a in arrays]
-    return region_of(name, arrays, case.attrs, exact=precision != "tf32", **options)
+    how = {"exact": precision != "tf32", "fast": precision == "tf32"}
+    return region_of(name, arrays, case.attrs, **how, **options)
 
 
 @cache
@@ -115,6 +116,7 @@ def _drafts(name: str) -> dict[str, Draft]:
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [n for n in sorted(OPS) if OPS[n].cases])
 def test_machine_code(name: str) -> None:
     """No kernel of a device template spills registers or indexes them, and each keeps within its block's limits."""
