@@ -216,7 +216,7 @@ def test_every_kernel_is_written_for_gpus(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("precision", ["default", "exact"])
 @pytest.mark.parametrize("name", ["resnet8", "dscnn", "transformer", "lstm", "gru", "autoencoder", "mobilenet_head"])
 def test_every_kernel_of_larger_networks_is_written_for_gpus(name: str, precision: str) -> None:
@@ -224,7 +224,7 @@ def test_every_kernel_of_larger_networks_is_written_for_gpus(name: str, precisio
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", ["mlp", "lenet", "resnet8", "dscnn", "transformer", "lstm", "gru"])
 def test_steps_are_machine_code_without_local_memory(name: str) -> None:
     """For every architecture."""
@@ -271,7 +271,7 @@ def curves(name: str, precision: str) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", EXACT)
 def test_curves_of_exact_steps(name: str) -> None:
     gpu, cpu = curves(name, "exact")
@@ -281,7 +281,7 @@ def test_curves_of_exact_steps(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", EXACT)
 def test_curves_of_tf32_steps(name: str) -> None:
     """TF32 keeps 10 bits of a factor: after some steps the curves are two trainings of the same network."""
