@@ -39,8 +39,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if mark is None or item.get_closest_marker("slow") is None:
             kept.append(item)
             continue
-        name = f"{item.path}::{getattr(item, 'originalname', item.name)}"
-        (left if seen[name] % mark.args[0] else kept).append(item)
+        name, each = f"{item.path}::{getattr(item, 'originalname', item.name)}", mark.args[0]
+        turn, place = divmod(seen[name], each)
+        (kept if place == turn % each else left).append(item)  # not the same parameter each time
         seen[name] += 1
     if left:
         config.hook.pytest_deselected(items=left)
