@@ -21,7 +21,21 @@ def open_session(artifact: Artifact, threads: int = 1) -> Session:
         from ..targets import emulation
 
         emulation.install()
+    elif needs_twin(artifact):
+        _refuse(artifact)
     return load(artifact.path, threads)
+
+
+def _refuse(artifact: Artifact) -> None:
+    """The error of a GPU that is not here, with what can be done beside getting one."""
+    from ..targets.cuda import EMULATED
+
+    try:
+        artifact.check_host()
+    except NervureError as error:
+        played = f"{artifact.block['machine']['name']}{EMULATED}"
+        hint = f"run it on a machine with such a GPU; compiled for {played} it runs here, slowly, for checks"
+        raise NervureError(error.what, where=str(artifact.path), why=error.why, hint=hint) from None
 
 
 def needs_twin(artifact: Artifact) -> bool:
