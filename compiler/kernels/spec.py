@@ -86,14 +86,17 @@ class Region:
     def attrs(self) -> Mapping[str, Any]:
         return {} if self.anchor is None else self.body.node(self.anchor).attrs
 
-    def operand(self, arg: int) -> int | None:
-        """The region input that feeds the anchor's input ``arg`` directly; None if it is absent or computed."""
+    @cached_property
+    def operands(self) -> tuple[int | None, ...]:
+        """For each input of the anchor the region input that feeds it directly; None if it is absent or computed."""
         assert self.anchor is not None
+        inputs = self.body.inputs
         args = self.body.args(self.anchor)
-        if arg >= len(args) or args[arg] is None:
-            return None
-        found = args[arg]
-        return self.body.inputs.index(found.node) if found.node in self.body.inputs else None  # type: ignore[union-attr]
+        return tuple(inputs.index(a.node) if a is not None and a.node in inputs else None for a in args)
+
+    def operand(self, arg: int) -> int | None:
+        """``operands[arg]``; None where the anchor has fewer inputs."""
+        return self.operands[arg] if arg < len(self.operands) else None
 
     def follows(self, output: int, source: int) -> bool:
         """Whether each element of a result is computed from that element of an input, not only through an anchor."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from .conv import Geometry
 _MIN_CHANNELS = 4  # below, transforms cost more than the products that they save
 
 
+@cache
 def weight_transform(m: int, taps: int = 3) -> np.ndarray:
     """``G``: what ``taps`` weights of a line become, for tiles of ``m`` outputs (Toom-Cook)."""
     if m == 1:
@@ -106,7 +108,7 @@ def plan(region: Region) -> list[Plan]:
             continue
         options = [Tiling(tile, down, across, c) for c in range(1, down + 1) if down % c == 0]
         best = min((_propose(region, g, t) for t in options), key=lambda p: p[0])
-        found.append(_chunked(region, g, *best[1:]) if best[0] < math.inf else None)
+        found.append(_chunked(region, g, *best) if best[0] < math.inf else None)
         if g.batch == 1 and down * across <= 64 and g.w.const is not None:
             found.append(_split(region, g, Tiling(tile, down, across, down)))
     return [p for p in found if p is not None]
@@ -231,7 +233,7 @@ def _weights(region: Region, g: Geometry, t: Tiling, columns: Columns) -> tuple[
         return tuple(consts), _transform_phase(region, g, t, columns)
     kernel = g.reduction_major(g.w.const.astype(np.float64)).reshape(*g.kernel[1:], g.depth, g.columns)
     down, right = (weight_transform(m) for m in t.m)
-    u = np.einsum("ai,ijco,bj->abco", down, kernel, right, optimize=True)
+    u = np.einsum("ai,ijco,bj->abco", down, kernel, right, optimize=["einsum_path", (0, 1), (0, 1)])
     return (*consts, pack(u.astype(np.float32).reshape(-1, g.columns), columns)), None
 
 
@@ -261,7 +263,7 @@ def _operands(region: Region) -> tuple[Arg, ...]:
     return (*bias, *reads, *(Arg("out", j) for j in range(len(region.outputs))))
 
 
-def _chunked(region: Region, g: Geometry, t: Tiling, columns: Columns, rows: int) -> Plan:
+def _chunked(region: Region, g: Geometry, cycles: float, t: Tiling, columns: Columns, rows: int) -> Plan:
     config = _config(region, g, t, columns, rows)
     x = region.operand(0)
     assert x is not None
@@ -276,7 +278,7 @@ def _chunked(region: Region, g: Geometry, t: Tiling, columns: Columns, rows: int
     return Plan(
         "winograd",
         (phase, main) if phase else (main,),
-        cost=_propose(region, g, t)[0] / GHZ + 50 + (0.5 * weights / region.machine.lanes if phase else 0),
+        cost=cycles / GHZ + 50 + (0.5 * weights / region.machine.lanes if phase else 0),
         consts=consts,
         shared_bytes=weights if phase else 0,
         worker_bytes=v_bytes + t.points * config["mm"] * 4,
