@@ -21,6 +21,7 @@ _NAMES = {
     "compile": "frontends.build",
     "Model": "frontends.model",
     "plan": "frontends.plan",
+    "run_in_c": "frontends.native",
     "load": "runtime.session",
     "Session": "runtime.session",
     "Trainer": "runtime.trainer",
@@ -43,7 +44,7 @@ _NAMES = {
     "regularizers": "frontends.training",
     **_DSL,
 }
-_MODULES = {"callbacks", "schedules"}  # beside this file; their names are for users
+_MODULES = {"callbacks", "datasets", "schedules", "zoo"}  # beside this file; their names are for users
 
 __all__ = sorted(["__version__", *_NAMES, *_MODULES])
 

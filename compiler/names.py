@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-
-from .program import Entry, Program
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 # First words of functions that the C library and POSIX own: a model of that name gets another prefix.
 _C_WORDS = """
@@ -24,6 +23,16 @@ device_output fetch run_on stream wait
 driver old_driver no_device architecture device_memory old_copy shared_device_bytes pinned_bytes
 """
 API = frozenset(_API_WORDS.split())
+
+
+class Named(Protocol):
+    """A Program, or an artifact that was made of one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def entries(self) -> Sequence[Any]: ...
 
 
 def identifier(text: str, limit: int = 40) -> str:
@@ -47,21 +56,17 @@ def distinct(texts: Iterable[str], reserved: frozenset[str] = frozenset()) -> li
     return names
 
 
-def prefix(program: Program) -> str:
+def prefix(program: Named) -> str:
     """What every public C name of the artifact starts with."""
     name = identifier(program.name)
     return f"{name}_model" if name in TAKEN else name
 
 
-def entry_names(program: Program) -> list[str]:
+def entry_names(program: Named) -> list[str]:
     """The C name of each entry behind the prefix; ``NAME_input`` and ``NAME_output`` are free beside it."""
     names = distinct((e.name for e in program.entries), API)
     slots = frozenset(f"{n}_{kind}" for n in names for kind in ("input", "output"))
     return names if slots.isdisjoint(names) else distinct((e.name for e in program.entries), API | slots)
-
-
-def entry_name(program: Program, entry: Entry) -> str:
-    return entry_names(program)[program.entries.index(entry)]
 
 
 def comment(text: str, limit: int = 90) -> str:

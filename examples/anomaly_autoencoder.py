@@ -11,8 +11,8 @@ import sys
 
 import nervure as nv
 import numpy as np
-from data import FASHION, fashion_mnist
 from nervure import layers
+from nervure.datasets import FASHION, fashion_mnist
 from PIL import Image
 
 SHOES = [FASHION.index(name) for name in ("sandal", "sneaker", "ankle boot")]

@@ -10,8 +10,8 @@ import sys
 
 import nervure as nv
 import numpy as np
-from data import FASHION, fashion_mnist
 from nervure import layers
+from nervure.datasets import FASHION, fashion_mnist
 
 EPOCHS, BATCH = int(sys.argv[1]) if len(sys.argv) > 1 else 5, 64
 (x_train, y_train), (x_test, y_test) = fashion_mnist()

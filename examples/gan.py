@@ -11,8 +11,8 @@ import sys
 
 import nervure as nv
 import numpy as np
-from data import fashion_mnist
 from nervure import layers
+from nervure.datasets import fashion_mnist
 from PIL import Image
 from rich.progress import track
 

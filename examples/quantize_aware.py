@@ -12,8 +12,8 @@ import sys
 
 import nervure as nv
 import numpy as np
-from data import fashion_mnist
 from nervure import layers
+from nervure.datasets import fashion_mnist
 
 EPOCHS, BATCH = int(sys.argv[1]) if len(sys.argv) > 1 else 5, 64
 MORE = max(1, EPOCHS // 3)  # epochs of the quantized network

@@ -11,8 +11,8 @@ import sys
 
 import nervure as nv
 import numpy as np
-from data import spoken_digits
 from nervure import layers
+from nervure.datasets import spoken_digits
 
 WINDOW, HOP, BANDS = 256, 160, 40  # samples, samples (20 ms at 8 kHz), bands of the mel scale
 BATCH = 32

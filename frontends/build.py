@@ -51,6 +51,7 @@ def compile(
     max_ram: int | None = None,
     training: Training | None = None,
     steps: Mapping[str, Any] | Sequence[Any] = (),
+    entries: Mapping[str, Any] | Sequence[Any] = (),
     name: str | None = None,
     out: str | Path | None = None,
     emit: str = "library",
@@ -68,10 +69,12 @@ def compile(
     fraction, ``"fp16"`` and ``"bf16"`` hold weights and activations in half types.
     ``max_ram`` (bytes) bounds the arena of ``threads`` workers; a training step computes activations again instead of
     keeping them where that makes it fit. ``training`` adds the entry points ``train_step`` and ``evaluate`` to a
-    network of the DSL, ``steps`` one's own (networks whose functions call ``nv.minimize``; ``source`` may then be a
-    list of networks). ``out``: where to write the library (its C header goes beside it); without it, a temporary
-    place. ``emit="c"`` writes portable C99 for the target instead of a library, ``out`` is then a file NAME.c: a
-    ``Source`` comes back, a model that is built with zig when it is called.
+    network of the DSL, ``steps`` one's own (networks in training mode, whose functions call ``nv.minimize`` or
+    ``nv.assign``; ``source`` may then be a list of networks). ``entries`` are further networks for inference: entry
+    points, called by their names, that share weights and variables with ``source``. ``out``: where to write the
+    library (its C header goes beside it); without it, a temporary place. ``emit="c"`` writes portable C99 for the
+    target instead of a library, ``out`` is then a file NAME.c: a ``Source`` comes back, a model that is built with zig
+    when it is called.
 
     Raises ``NervureError`` for a model that cannot be read, bound or compiled, and where ``out`` cannot be written.
     """
@@ -83,21 +86,22 @@ def compile(
     started = time.perf_counter()
     if emit == "c":
         path = _c_file(out, options.name)
-        entries, facts = _entries(source, dims, shapes, training, steps)
-        written = emit_entries(entries, machine, path, options, progress, meta=facts)
+        graphs, facts, _ = _entries(source, dims, shapes, training, steps, entries)
+        written = emit_entries(graphs, machine, path, options, progress, meta=facts)
         return Source(written, compile_seconds=time.perf_counter() - started)
     path = Path(out) if out is not None else _temporary() / library_name(options.name, machine)
     artifact = _cached(_file_key(source, machine, options, dims, shapes) if cache else None, path)
+    stored: list[Any] = []
     if artifact is None:
-        entries, facts = _entries(source, dims, shapes, training, steps)
-        keys = [_file_key(source, machine, options, dims, shapes), _graph_key(entries, machine, options, facts)]
+        graphs, facts, stored = _entries(source, dims, shapes, training, steps, entries)
+        keys = [_file_key(source, machine, options, dims, shapes), _graph_key(graphs, machine, options, facts)]
         artifact = _cached(keys[1] if cache else None, path)
         if artifact is None:
-            artifact = compile_entries(entries, machine, path, options, progress, meta=facts)
+            artifact = compile_entries(graphs, machine, path, options, progress, meta=facts)
         if cache:
             for key in keys:
                 _remember(key, path)
-    return Model(artifact, threads=threads, compile_seconds=time.perf_counter() - started)
+    return Model(artifact, threads=threads, compile_seconds=time.perf_counter() - started, stored=stored)
 
 
 def _c_file(out: str | Path | None, name: str) -> Path:
@@ -116,24 +120,26 @@ def _entries(
     shapes: Mapping[str, Sequence[int]] | None,
     training: Training | None,
     steps: Mapping[str, Any] | Sequence[Any],
-) -> tuple[list[EntryGraph], dict[str, Any]]:
-    """The entry points, and facts for the artifact's ``meta``."""
+    more: Mapping[str, Any] | Sequence[Any],
+) -> tuple[list[EntryGraph], dict[str, Any], list[Any]]:
+    """The entry points, facts for the artifact's ``meta``, and the weights that it can change, with their names."""
     bindings = _bindings(dims)
-    if training is not None or steps:
+    if training is not None or steps or more:
         from .training.step import step_entries, training_entries
 
         nets = list(source) if isinstance(source, list | tuple) else [source]
         if not all(hasattr(net, "to_graph") for net in nets):
             raise NervureError(
-                "only a network of the DSL can be trained",
+                "only a network of the DSL can have steps or further entry points",
                 hint="net = nv.load_network('model.onnx') makes one of a file",
             )
         if training is None:
-            return step_entries(steps, nets, bindings[0]), {}
-        return training_entries(nets[0], training, bindings)
+            graphs, stored = step_entries(steps, nets, bindings[0], more)
+            return graphs, {}, stored
+        return *training_entries(nets[0], training, bindings, more), []
     entries = [EntryGraph(_graph(source, b, shapes), "infer", b) for b in bindings]
     single = len(entries) == 1
-    return [EntryGraph(e.graph, e.function, {} if single else e.bindings) for e in entries], {}
+    return [EntryGraph(e.graph, e.function, {} if single else e.bindings) for e in entries], {}, []
 
 
 def get_target(target: str | None, board: str | None) -> Machine:

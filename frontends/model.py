@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from ..errors import NervureError
 from ..runtime.artifact import Artifact, Port
 from ..runtime.session import Session
 from ..targets.files import header_of, write_atomic
+
+if TYPE_CHECKING:
+    from .dsl.tensor import Weight
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,15 @@ class Model:
     here; it can be saved, and ``nervure verify`` runs it in an emulator.
     """
 
-    def __init__(self, artifact: Artifact, threads: int = 1, compile_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int = 1,
+        compile_seconds: float = 0.0,
+        stored: Sequence[tuple[Weight, str]] = (),
+    ) -> None:
         self.artifact, self.threads, self._seconds = artifact, threads, compile_seconds
+        self._stored = stored
 
     @property
     def path(self) -> Path:
@@ -116,6 +126,16 @@ class Model:
     def reset(self) -> None:
         """Sets states back to their initial values."""
         self.session.reset()
+
+    def pull(self) -> None:
+        """What the steps of this model have learned so far, into the networks and variables that it was compiled from
+        (``steps=``, ``entries=``)."""
+        held = {**self.session.params(), **self.session.states()}
+        for weight, name in self._stored:
+            if name in held:
+                whole = weight.array.copy()
+                whole[weight.part] = held[name]
+                weight.assign(whole)
 
     def save(self, path: str | Path) -> Path:
         """Copies the library (and its header) to ``path``; NervureError where that cannot be written."""

@@ -26,6 +26,6 @@ def plan(
 
     The arguments are those of ``nv.compile``, and so are the sizes; nothing is compiled.
     """
-    entries, facts = _entries(source, dims, None, training, ())
+    entries, facts, _ = _entries(source, dims, None, training, (), ())
     program, _ = plan_program(entries, get(target), Options(threads=threads, max_ram=max_ram), facts)
     return {entry.name: program.arena_bytes(entry, threads) for entry in program.entries}

@@ -57,8 +57,17 @@ class Network(Block):
         dimensions without a number stay names, as far as the network's operators allow it.
         Raises ``NervureError`` where the network does not fit together, or a dimension has no number.
         """
-        trace = Trace(self.name, self, stored=stored)
-        return self._trace(self.types(bindings, symbolic=symbolic), trace=trace).graph
+        return self.traced(bindings, symbolic=symbolic, stored=stored).graph
+
+    def traced(
+        self,
+        bindings: Mapping[str, int] | None = None,
+        *,
+        symbolic: bool = False,
+        stored: Mapping[int, Held] | None = None,
+    ) -> Trace:
+        """The recording behind ``to_graph``."""
+        return self._trace(self.types(bindings, symbolic=symbolic), trace=Trace(self.name, self, stored=stored))
 
     def types(self, bindings: Mapping[str, int] | None = None, *, symbolic: bool = False) -> dict[str, TensorType]:
         """The inputs' types; see ``to_graph``."""
@@ -110,7 +119,7 @@ class Network(Block):
             self.record(trace, types, values)
             named = _outputs(trace.result)
             for name, tensor in named.items():
-                trace.graph.output(tensor.value, name)
+                trace.graph.output(trace.resolve(tensor.value), name)
             trace.graph.prune()
         return trace
 

@@ -46,7 +46,7 @@ def as_tensor(x: Any, dtype: str | None = None) -> Tensor:
     """``x`` (a tensor, weight, array, number or nested list) as a tensor of the trace, cast to ``dtype`` if given."""
     trace = current()
     if isinstance(x, Weight):
-        x = trace.weight(x)
+        x = trace.read(x)
     if isinstance(x, Tensor):
         if x.trace is not trace:
             raise fail(

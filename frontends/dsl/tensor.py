@@ -384,3 +384,26 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     held = np.array(array, order="C", copy=True)
     held.flags.writeable = False
     return held
+
+
+class Variable(Weight):
+    """A stored tensor that belongs to no layer. In a network it acts as a tensor: that of its present value.
+
+    ``value``: what it starts as; with it shape and type are fixed. ``name`` is that in the artifact and in state
+    dictionaries. A ``trainable`` one is a parameter: ``nv.minimize`` may train it, ``reset()`` leaves it alone. One
+    that is not is a state, which ``session.reset()`` sets back to ``value``. Make it outside of the function that uses
+    it; the entry points of one artifact that use the same variable share it::
+
+        seen = nv.Variable(np.zeros((), np.int32), trainable=False, name="seen")
+
+        @nv.network
+        def count(x: nv.Input((4,))):
+            nv.assign(seen, seen + 1)
+            return nv.sum(x) / seen
+    """
+
+    __slots__ = ()
+
+    def __init__(self, value: Any, trainable: bool = True, *, name: str = "variable") -> None:
+        array = np.asarray(value)
+        super().__init__(name, array.astype(np.float32) if array.dtype == np.float64 else array, trainable)

@@ -22,7 +22,7 @@ from ...compiler.ops import OpError
 from ...compiler.types import DTYPES, TensorType
 from ...errors import NervureError
 from .place import user_place
-from .tensor import Tensor, Weight
+from .tensor import Tensor, Variable, Weight
 
 F = TypeVar("F", bound=Callable[..., Any])
 _numbers = itertools.count(1)
@@ -88,6 +88,7 @@ class Trace:
         self.activities: list[tuple[Any, Tensor]] = []  # penalties on outputs: regularizer, output
         self.result: Any = None  # what the traced function returned
         self._weights: dict[int, tuple[Weight, Value]] = {}
+        self._assigned: dict[int, Tensor] = {}  # id of a weight -> the value that it has been given
 
     @contextmanager
     def active(self) -> Iterator[Trace]:
@@ -144,11 +145,23 @@ class Trace:
         training those that are trained are params."""
         found = self._weights.get(id(weight))
         if found is None:
-            name = f"{self.path}.{weight.name}" if self.path else weight.name
+            name = self._enter(weight)
             kind, name = self._kept(weight, name)
             found = (weight, self._stored(weight, kind, name))
             self._weights[id(weight)] = found
         return Tensor(self, found[1])
+
+    def read(self, weight: Weight) -> Tensor:
+        """The value that a weight has by now: what it was given earlier in this trace, else what is stored."""
+        found = self._assigned.get(id(weight))
+        return self.weight(weight) if found is None else found
+
+    def _enter(self, weight: Weight) -> str:
+        """The name of a weight that is used for the first time. One that no layer made joins the network it is in."""
+        own = getattr(self.frames[-1].owner, "_own", {})
+        if isinstance(weight, Variable) and own.setdefault(weight.name, weight) is not weight:
+            raise fail(f"two variables are named {weight.name!r}", hint="give each its own name=")
+        return f"{self.path}.{weight.name}" if self.path else weight.name
 
     def _stored(self, weight: Weight, kind: str, name: str) -> Value:
         """A weight's node; of one whose channels are trained in part, its parts side by side, the trained one a
@@ -176,8 +189,9 @@ class Trace:
         return Held("param" if self.training and weight.trained else "const", name)
 
     def held(self) -> dict[int, Held]:
-        """How each weight is kept, for the other entries of the same artifact (``stored=``)."""
-        nodes = {key: self.graph.node(self.parts.get(key, value)) for key, (_, value) in self._weights.items()}
+        """How each weight is kept that the graph still has, for the other entries of the artifact (``stored=``)."""
+        stored = {key: self.parts.get(key, value) for key, (_, value) in self._weights.items()}
+        nodes = {key: self.graph.node(value) for key, value in stored.items() if value.node in self.graph.nx}
         return {key: Held(node.op, node.names[0]) for key, node in nodes.items()}
 
     def weights(self) -> list[tuple[Weight, Value]]:
@@ -202,11 +216,16 @@ class Trace:
         return value
 
     def update(self, weight: Weight, value: Tensor) -> None:
-        """The next value of a weight that is not trained, a running statistic: it becomes a state."""
+        """The next value of a weight: one that is not trained, such as a running statistic, becomes a state."""
         stored = self.weight(weight)
         if self.graph.node(stored.value).op == "const":
-            self.graph.set_node(stored.value.node, op="state")
+            self.graph.set_node(stored.value.node, op="param" if weight.trained else "state")
         self.bind(stored, value)
+
+    def assign(self, weight: Weight, value: Tensor) -> None:
+        """``update``, and what reads the weight from here on reads the new value."""
+        self.update(weight, value)
+        self._assigned[id(weight)] = value
 
     def random_uniform(self, shape: Sequence[int]) -> Tensor:
         """float32 in [0, 1), other ones at every call and every step; the same on every machine for the same seed.

@@ -22,13 +22,15 @@ from ..dsl.place import user_place
 from ..dsl.promote import as_tensor
 from ..dsl.reduce import mean, sum
 from ..dsl.spec import BATCH
-from ..dsl.tensor import Tensor
+from ..dsl.tensor import Tensor, Weight
 from ..dsl.trace import Held, Trace, leaves
 from . import losses, metrics, optimizers, regularizers
 from .classification import SparseCategoricalCrossentropy
 from .gradient import differentiate, mask_arrays, trainable
 
-RATE, WEIGHT = "learning_rate", "sample_weight"
+Named = Mapping[str, Network] | Sequence[Network]
+Stored = list[tuple[Weight, str]]  # weights that an artifact can change, and their names there
+RATE, SAMPLE_WEIGHT = "learning_rate", "sample_weight"
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,11 @@ class _Forward:
 
 
 def training_entries(
-    net: Network, training: Training, dims: Sequence[Mapping[str, int]] = ({},)
+    net: Network, training: Training, dims: Sequence[Mapping[str, int]] = ({},), more: Named = ()
 ) -> tuple[list[EntryGraph], dict[str, Any]]:
     """The entry points of a network's training artifact, and the facts for its ``meta``. ``dims``: what the dimensions
-    of ``infer`` are bound to, once for each plan. ``NervureError``: network, loss and targets do not fit."""
+    of ``infer`` are bound to, once for each plan. ``more``: networks for inference that share its params.
+    ``NervureError``: network, loss and targets do not fit."""
     first = _forward(net, training, None, training_mode=True)
     held = _held(first.trace, net)
     optimizer = optimizers.get(training.optimizer)
@@ -80,6 +83,7 @@ def training_entries(
     split_partly_trained(evaluate.trace.graph)
     entries = [EntryGraph(_infer(net, b, held), "infer", b if len(dims) > 1 else {}) for b in dims]
     entries += [EntryGraph(step.trace.graph, "train_step"), EntryGraph(evaluate.trace.graph, "evaluate")]
+    entries += [EntryGraph(_infer(m, _known(m, dims[0]), held), name) for name, m in _by_name(more).items()]
     if training.gradients:
         entries += _two_halves(net, training, optimizer, held)
     return entries, {"training": _facts(training, optimizer, step)}
@@ -165,7 +169,7 @@ def _forward(net: Network, training: Training, held: Mapping[int, Held] | None, 
     with trace.active():
         weight = None
         if training.weighted:
-            weight = trace.input(WEIGHT, TensorType("float32", (training.batch,)))
+            weight = trace.input(SAMPLE_WEIGHT, TensorType("float32", (training.batch,)))
             trace.graph.inputs.clear()  # it goes behind the targets
             trace.sample_mask = weight > 0
         predicted = net.record(trace, types)
@@ -315,21 +319,45 @@ def _two_halves(net: Network, training: Training, optimizer: Any, held: Mapping[
 
 
 def step_entries(
-    steps: Mapping[str, Network] | Sequence[Network], nets: Sequence[Network], dims: Mapping[str, int]
-) -> list[EntryGraph]:
-    """Entry points of a user's own: networks in training mode whose functions call ``nv.minimize`` (a GAN has two), and
-    networks as they are (``infer``). All share the params of the networks that they call."""
-    named = dict(steps) if isinstance(steps, Mapping) else {s.name: s for s in steps}
+    steps: Named, nets: Sequence[Network], dims: Mapping[str, int], entries: Named = ()
+) -> tuple[list[EntryGraph], Stored]:
+    """Entry points of a user's own, and the weights that they change: ``steps`` are networks in training mode whose
+    functions call ``nv.minimize`` or ``nv.assign`` (a GAN has two); ``nets`` (``infer``) and ``entries`` are networks
+    as they are at inference. All share the params and states of the networks that they call."""
+    trained, plain = _by_name(steps), {"infer": nets[0]} if len(nets) == 1 else _by_name(nets)
+    plain |= _by_name(entries)
     held: dict[int, Held] = {}
-    for step in [*named.values(), *named.values()]:  # a second time, when it is known what any of them trains
-        trace = _own_step(step, dims, None)
-        for key, found in trace.held().items():
-            if key not in held or held[key].kind == "const":
-                held[key] = found
-    entries = [EntryGraph(_pruned(_own_step(step, dims, held)), name) for name, step in named.items()]
+    weights: dict[int, Weight] = {}
+    for step in [*trained.values(), *trained.values()]:  # a second time, when it is known what any of them trains
+        _merge(held, weights, _own_step(step, dims, None))
+    for net in plain.values():
+        _merge(held, weights, net.traced(_known(net, dims)))
+    made = [EntryGraph(_pruned(_own_step(step, dims, held)), name) for name, step in trained.items()]
+    made += [EntryGraph(_infer(net, _known(net, dims), held), name) for name, net in plain.items()]
+    return made, [(weights[key], h.name) for key, h in held.items() if h.kind != "const"]
+
+
+def _by_name(nets: Named) -> dict[str, Network]:
+    if isinstance(nets, Mapping):
+        return dict(nets)
+    found: dict[str, Network] = {}
     for net in nets:
-        entries.append(EntryGraph(_infer(net, _known(net, dims), held), "infer" if len(nets) == 1 else net.name))
-    return entries
+        if found.setdefault(net.name, net) is not net:
+            hint = "name them: @nv.network(name=...), or give a dictionary"
+            raise NervureError(f"two entry points are named {net.name!r}", where=user_place().full, hint=hint)
+    return found
+
+
+def _merge(held: dict[int, Held], weights: dict[int, Weight], trace: Trace) -> None:
+    """Adds what a trace says of its weights: one that any of them changes is no constant."""
+    weights |= {id(weight): weight for weight, _ in trace.weights()}
+    taken = {h.name for h in held.values()}
+    for key, found in trace.held().items():
+        if key not in held:
+            name = f"{trace.graph.name}.{found.name}" if found.name in taken else found.name
+            held[key] = found._replace(name=name)
+        elif held[key].kind == "const":
+            held[key] = found._replace(name=held[key].name)
 
 
 def _known(net: Network, dims: Mapping[str, int]) -> dict[str, int]:

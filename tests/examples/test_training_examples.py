@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nervure as nv
 import numpy as np
 import pytest
+from example_runs import DATA, EXAMPLES, Load, needs_data, numbers, run
 
-Load = Callable[[str], ModuleType]
-EXAMPLES = Path(nv.__file__).parent / "examples"
-DATA = Path(os.environ.get("NERVURE_DATA") or EXAMPLES.resolve().parents[1] / "shared" / "data")
 FILES = {
     "fashion_cnn": ["fashion_cnn.h", "fashion_cnn.so", "fashion_cnn.svg"],
     "spoken_digits": [f"spoken_{net}.{end}" for net in ("ds_cnn", "gru") for end in ("h", "so", "svg")],
@@ -28,43 +19,6 @@ FILES = {
     "gan": ["gan.h", "gan.png", "gan.so", "gan.svg", "gan_growing.png"],
 }
 
-real_fashion = pytest.mark.skipif(not (DATA / "fashion_mnist.npz").exists(), reason="no fashion_mnist.npz")
-real_digits = pytest.mark.skipif(not (DATA / "spoken_digits_8k.npz").exists(), reason="no spoken_digits_8k.npz")
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Examples as modules; the data are the stand-ins unless the test says otherwise."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    before = set(sys.modules)
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield module
-    for name in {"data", *FILES} & (set(sys.modules) - before):
-        del sys.modules[name]
-
-
-def run(name: str, folder: Path, *arguments: object, data: Path | None = None) -> str:
-    """What an example says, run as a reader would; without ``data`` there are none."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "NERVURE_DATA": str(data or folder / "none")},
-        capture_output=True,
-        text=True,
-        timeout=540,
-    )
-    assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in folder.iterdir()) == FILES[name]
-    print(done.stdout)
-    return done.stdout
-
-
-def percents(said: str, pattern: str) -> list[float]:
-    return [float(found) for found in re.findall(pattern, said)]
-
 
 # -- helpers ---------------------------------------------------------------------------------------------------------
 
@@ -72,32 +26,6 @@ def percents(said: str, pattern: str) -> list[float]:
 @pytest.mark.parametrize("name", FILES)
 def test_an_example_is_short(name: str) -> None:
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 125
-
-
-def test_stand_ins_say_so_and_are_always_the_same(
-    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("NERVURE_DATA", str(tmp_path))
-    data = load("data")
-    (x, y), (x_test, y_test) = data.fashion_mnist()
-    assert "stand-in" in capsys.readouterr().out
-    assert x.shape == (2000, 1, 28, 28) and x_test.shape == (500, 1, 28, 28) and x.dtype == np.float32
-    assert set(y) == set(y_test) == set(range(10)) and x.min() >= 0 and x.max() <= 1
-    np.testing.assert_array_equal(data._blobs(9, 1)["x_train"], data._blobs(9, 1)["x_train"])
-    sound, digits, speaker = data.spoken_digits()
-    assert sound.shape == (600, 8000) and np.abs(sound).max() <= 1 and len(np.unique(speaker)) == 6
-    assert (np.bincount(digits) == 60).all()
-
-
-def test_data_are_taken_from_the_folder_that_is_named(
-    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    x = np.full((3, 28, 28), 51, np.uint8)
-    np.savez(tmp_path / "fashion_mnist.npz", x_train=x, y_train=[1, 2, 3], x_test=x[:1], y_test=[4])
-    monkeypatch.setenv("NERVURE_DATA", str(tmp_path))
-    (found, y), (_, y_test) = load("data").fashion_mnist()
-    np.testing.assert_allclose(found, 0.2, rtol=1e-6)
-    assert y.tolist() == [1, 2, 3] and y_test.tolist() == [4]
 
 
 def test_log_mel_finds_a_tone_and_equals_the_formula(load: Load) -> None:
@@ -147,47 +75,48 @@ def test_area_under_curve_counts_pairs(load: Load) -> None:
 def test_a_short_run_without_data(name: str, tmp_path: Path) -> None:
     said = run(name, tmp_path, 1)
     assert "a generated stand-in" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES[name]
     assert all(p.stat().st_size > 1000 for p in tmp_path.iterdir())
 
 
 @pytest.mark.slow
-@real_fashion
+@needs_data("fashion_mnist.npz")
 def test_fashion_cnn(tmp_path: Path) -> None:
     said = run("fashion_cnn", tmp_path, data=DATA)
-    (accuracy,) = percents(said, r"fashion_cnn.so: ([\d.]+)% of 10000")
+    (accuracy,) = numbers(said, r"fashion_cnn.so: ([\d.]+)% of 10000")
     assert accuracy >= 90.0
-    (last,) = percents(said, r"epoch 5/5 .* val_accuracy: ([\d.]+)")
+    (last,) = numbers(said, r"epoch 5/5 .* val_accuracy: ([\d.]+)")
     assert abs(100 * last - accuracy) < 0.1  # the program is what was trained
 
 
 @pytest.mark.slow
-@real_fashion
+@needs_data("fashion_mnist.npz")
 def test_quantize_aware(tmp_path: Path) -> None:
     """Weights of 4 bits and activations of 8: at most a point below float, and what was trained is what runs."""
     said = run("quantize_aware", tmp_path, 3, data=DATA)
-    in_float, _, trained = percents(said, r"([\d.]+)%(?=, | of the test pictures)")
+    in_float, _, trained = numbers(said, r"([\d.]+)%(?=, | of the test pictures)")
     assert in_float > 89 and trained >= in_float - 1
     assert "1000 outputs as in training, bit for bit: True" in said
 
 
 @pytest.mark.slow
-@real_digits
+@needs_data("spoken_digits_8k.npz")
 def test_spoken_digits(tmp_path: Path) -> None:
     said = run("spoken_digits", tmp_path, data=DATA)
     assert "2400 recordings to learn from, 600 held out, 6 speakers" in said
-    accuracies = percents(said, r"([\d.]+)% of the recordings")
+    accuracies = numbers(said, r"([\d.]+)% of the recordings")
     assert len(accuracies) == 2 and min(accuracies) >= 95.0
 
 
 @pytest.mark.slow
-@real_fashion
+@needs_data("fashion_mnist.npz")
 def test_anomaly_autoencoder(tmp_path: Path) -> None:
     said = run("anomaly_autoencoder", tmp_path, 5, data=DATA)
-    assert percents(said, r"ROC curve ([\d.]+)")[0] >= 0.97
+    assert numbers(said, r"ROC curve ([\d.]+)")[0] >= 0.97
 
 
 @pytest.mark.slow
-@real_fashion
+@needs_data("fashion_mnist.npz")
 def test_gan(tmp_path: Path) -> None:
     """Pictures that are like the real ones: on average, in how they differ, and no two alike."""
     from PIL import Image
@@ -216,7 +145,7 @@ def same_weights(net: nv.Network, theirs: Any) -> None:
 
 
 @pytest.mark.slow
-@real_fashion
+@needs_data("fashion_mnist.npz")
 def test_the_autoencoder_beside_pytorch(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same net, first weights and batches: the same area under the curve."""
     torch = pytest.importorskip("torch")
@@ -250,7 +179,7 @@ def test_the_autoencoder_beside_pytorch(load: Load, monkeypatch: pytest.MonkeyPa
 def test_the_steps_of_the_gan_beside_pytorch(load: Load) -> None:
     """The same nets, first weights, pictures and noise: the same losses, and the same pictures after the last step."""
     torch = pytest.importorskip("torch")
-    gan, nn, real = load("gan"), torch.nn, torch.from_numpy(2 * load("data").fashion_mnist()[0][0] - 1)
+    gan, nn, real = load("gan"), torch.nn, torch.from_numpy(2 * nv.datasets.fashion_mnist()[0][0] - 1)
     gan.discriminator.get_layer("dropout").rate = 0.0  # other random numbers
     up = nn.Upsample(scale_factor=2)
     first = [nn.Linear(64, 48 * 49, bias=False), nn.BatchNorm1d(48 * 49), nn.ReLU(), nn.Unflatten(1, (48, 7, 7)), up]

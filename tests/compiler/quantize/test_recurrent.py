@@ -64,10 +64,9 @@ def test_spoken_digits(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setenv("NERVURE_DATA", str(models.SHARED / "data"))
     monkeypatch.setattr(sys, "path", [str(models.ROOT / "examples"), *sys.path])
-    import data
     import spoken_digits as example
 
-    sound, y, speaker = data.spoken_digits()
+    sound, y, speaker = nv.datasets.spoken_digits()
     x, test = example.log_mel(sound), example.held_out(y, speaker)
     x = (x - x[~test].mean()) / x[~test].std()
     net = nv.Sequential(

@@ -1,0 +1,82 @@
+"""The zoo: one row for each network and way of learning, with the example that shows it.
+
+What an example is, says the first line of its docstring: it is written there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import NervureError
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+__all__ = ["ROWS", "Row", "find", "table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network or a way of learning. ``learns``: supervised, unsupervised, ...; ``like``: other words for what the
+    example shows; ``quick``: the argument of a shortened run; ``needs``: extras beside ``examples``; ``picture``: the
+    file that its gallery shows."""
+
+    name: str  # of the example, without .py
+    learns: str
+    like: tuple[str, ...] = ()
+    quick: str = "1"
+    needs: tuple[str, ...] = ()
+    picture: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The example."""
+        return EXAMPLES / f"{self.name}.py"
+
+    @property
+    def text(self) -> str:
+        """The example's docstring."""
+        return ast.get_docstring(ast.parse(self.path.read_text(encoding="utf-8"))) or ""
+
+    @property
+    def line(self) -> str:
+        """What it is, in one line."""
+        return self.text.partition("\n")[0]
+
+
+ROWS = (
+    Row("mlp_xor", "supervised", ("keras", "sequential", "dense", "xor"), quick=""),
+    Row("fashion_cnn", "supervised", ("cnn", "convolution"), picture="fashion_cnn.svg"),
+    Row("spoken_digits", "supervised", ("gru", "ds-cnn", "sound"), picture="spoken_gru.svg"),
+    Row("anomaly_autoencoder", "unsupervised", ("autoencoder",), picture="autoencoder.png"),
+    Row("gan", "adversarial", ("generator", "discriminator"), picture="gan.png"),
+    Row("transfer_learning", "supervised, frozen body", ("fine-tuning", "transfer")),
+)
+
+
+def find(name: str) -> Row:
+    """The row of that name, or that has something of that kind; ``NervureError`` names the nearest ones."""
+    wanted = name.lower().replace(" ", "-").replace("_", "-")
+    for row in ROWS:
+        if wanted == row.name.replace("_", "-"):
+            return row
+    for row in ROWS:
+        if wanted in row.like:
+            return row
+    names = sorted({n for row in ROWS for n in (row.name, *row.like)})
+    near = difflib.get_close_matches(wanted, names, 5, 0.4)
+    raise NervureError(f"the zoo has no {name!r}", hint=f"it has {', '.join(near or names)}")
+
+
+def table() -> str:
+    """All rows, a line each: name, way of learning, what it is."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    wide, deep = (max(len(getattr(row, field)) for row in ROWS) for field in ("name", "learns"))
+    for row in ROWS:
+        yield f"{row.name:<{wide}}  {row.learns:<{deep}}  {row.line}"

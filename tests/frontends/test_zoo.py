@@ -1,0 +1,30 @@
+"""The zoo: every row has its example, and is found by every name it has."""
+
+from __future__ import annotations
+
+import nervure as nv
+import pytest
+
+zoo = nv.zoo
+
+
+@pytest.mark.parametrize("row", zoo.ROWS, ids=lambda row: row.name)
+def test_a_row_has_an_example_that_says_what_it_is(row: zoo.Row) -> None:
+    assert row.path.exists()
+    assert 20 < len(row.line) < 120 and row.line.endswith((".", ":")), row.line
+    assert f"python examples/{row.name}.py" in row.text
+    assert zoo.find(row.name) is row and all(zoo.find(name).name for name in row.like)
+
+
+def test_names_are_distinct_and_every_other_is_refused_with_what_is_near() -> None:
+    names = [name for row in zoo.ROWS for name in (row.name, *row.like)]
+    assert len(names) == len(set(names)) and names == [name.lower() for name in names]
+    assert zoo.find("CNN").name == "fashion_cnn"
+    with pytest.raises(nv.NervureError, match="no 'fashon-cnn'") as error:
+        zoo.find("fashon-cnn")
+    assert "fashion_cnn" in str(error.value)
+
+
+def test_the_table_has_a_line_for_each() -> None:
+    lines = zoo.table().splitlines()
+    assert len(lines) == len(zoo.ROWS) and all(len(line) < 170 for line in lines)
