@@ -79,7 +79,8 @@ def _calls(entry: Entry, inputs: tuple[Any, ...], calls: int | None, path: Any) 
     """The inputs as [calls, ...], and the number of calls."""
     if len(inputs) != len(entry.inputs):
         names = ", ".join(port.name for port in entry.inputs)
-        raise NervureError(f"{entry.name} takes {len(entry.inputs)} inputs ({names}), got {len(inputs)}", where=str(path))
+        what = f"{entry.name} takes {len(entry.inputs)} inputs ({names}), got {len(inputs)}"
+        raise NervureError(what, where=str(path))
     arrays = []
     for port, given in zip(entry.inputs, inputs, strict=True):
         array = np.ascontiguousarray(given, port.dtype)
