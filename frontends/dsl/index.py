@@ -184,6 +184,20 @@ def take_along_axis(x: Any, indices: Any, axis: int) -> Tensor:
     return emit("gather_elements", tensor, _indices(indices), axis=axes_of(axis, tensor.ndim)[0])
 
 
+@public
+def put(x: Any, indices: Any, values: Any, axis: int = 0) -> Tensor:
+    """x with the slices at indices along an axis replaced: the new tensor after ``x[indices] = values`` in numpy, the
+    counterpart of ``take``. ``values`` broadcasts to the shape of ``take(x, indices, axis)``; of several for one place
+    the last one stays. ``nv.assign(v, nv.put(v, i, row))`` writes a row of a variable."""
+    tensor = as_tensor(x)
+    (along,) = axes_of(axis, tensor.ndim)
+    at, front = _indices(indices), moveaxis(tensor, along, 0)
+    shape = (*tensor.shape[:along], *at.shape, *tensor.shape[along + 1 :])
+    given = broadcast_to(as_tensor(values, tensor.dtype), shape)
+    rows = moveaxis(given, list(range(along, along + at.ndim)), list(range(at.ndim)))
+    return moveaxis(emit("scatter_nd", front, expand_dims(at, at.ndim), rows, reduction="none"), 0, along)
+
+
 gather = take
 
 
@@ -196,4 +210,4 @@ def one_hot(indices: Any, depth: int, dtype: Any = "float32", axis: int = -1) ->
     return emit("one_hot", _indices(indices), values, depth=depth, axis=axis)
 
 
-__all__ = ["expand_dims", "gather", "getitem", "one_hot", "take", "take_along_axis"]
+__all__ = ["expand_dims", "gather", "getitem", "one_hot", "put", "take", "take_along_axis"]

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .elementwise import emit, multiply
-from .promote import same_type
+from .elementwise import emit, maximum, multiply, sqrt, square
+from .promote import as_float, same_type
 from .reduce import sum as reduce_sum
-from .shaping import sizes
+from .shaping import expand_dims, sizes, swapaxes
 from .tensor import Tensor
 from .trace import fail, public
 
@@ -48,6 +48,24 @@ def einsum(equation: str, *operands: Any) -> Tensor:
         value, labels = _contract(value, labels, right, right_labels, later)
     value, labels = _sum_out(value, labels, set(output))
     return _ordered(value, labels, output)
+
+
+@public
+def cdist(a: Any, b: Any, metric: str = "euclidean") -> Tensor:
+    """How far every row of a is from every row of b: [..., n, size] and [..., m, size] make [..., n, m], as SciPy's
+    ``cdist``; ``metric`` is ``"euclidean"`` or ``"sqeuclidean"``.
+
+    It is made of one matrix product, |a|² + |b|² - 2ab, and so exact to the rounding of |a|² and |b|²: rows that are
+    equal have the distance 0 up to that, and a gradient of 0.
+    """
+    if metric not in ("euclidean", "sqeuclidean"):
+        raise fail(f"cdist has no metric {metric!r}", hint="it has 'euclidean' and 'sqeuclidean'")
+    x, y = same_type(as_float(a), as_float(b))
+    if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-1]:
+        raise fail(f"cdist: expected rows of one length, got {x.type} and {y.type}", hint="[n, size] and [m, size]")
+    ones = expand_dims(reduce_sum(square(x), -1), -1) + expand_dims(reduce_sum(square(y), -1), -2)
+    squared = maximum(ones - 2.0 * (x @ swapaxes(y, -1, -2)), 1e-12)
+    return squared if metric == "sqeuclidean" else sqrt(squared)
 
 
 def _parse(equation: str, tensors: Sequence[Tensor]) -> tuple[list[str], str]:

@@ -10,7 +10,7 @@ FUNCTIONS = {
         equal not_equal less less_equal greater greater_equal
         negative abs sign sqrt rsqrt reciprocal square exp expm1 log log1p
         sin cos tan arcsin arccos arctan sinh cosh tanh arcsinh arccosh arctanh erf
-        floor ceil round isnan isinf where clip cast stop_gradient
+        floor ceil round isnan isinf where clip cast stop_gradient straight_through
     """,
     "reduce": """
         sum mean max min prod var std all any logsumexp norm argmax argmin cumsum cumprod topk sort argsort
@@ -20,11 +20,11 @@ FUNCTIONS = {
         concat concatenate stack split chunk pad tile repeat flip roll tril triu
         constant full zeros ones zeros_like ones_like arange
     """,
-    "index": "getitem take gather take_along_axis one_hot",
-    "linalg": "matmul dot outer einsum",
+    "index": "getitem take gather take_along_axis put one_hot",
+    "linalg": "matmul dot outer einsum cdist",
     "nn": """
         sigmoid silu swish softplus hard_swish relu relu6 leaky_relu elu selu gelu hard_sigmoid hard_tanh
-        softsign mish log_sigmoid softmax log_softmax attention layer_norm rms_norm normalize
+        softsign mish log_sigmoid softmax log_softmax attention layer_norm rms_norm normalize squash
     """,
 }
 
