@@ -252,6 +252,7 @@ FUNCTIONS: dict[str, Function] = {
     "bitwise_xor": lambda k, node, a, b: tirx.bitwise_xor(a, b),
     "left_shift": _shift("left"),
     "right_shift": _shift("right"),
+    "straight_through": lambda k, node, a, b: a,
     "where": lambda k, node, c, a, b: select(c, a, b),
     "quantize": _quantize,
     "dequantize": _dequantize,

@@ -104,7 +104,7 @@ def binary(
     low: float = -3.0,
     high: float = 3.0,
     more: Sequence[Case] = (),
-    gradient: Callable[[Grad], Sequence[Sym]] | None = None,
+    gradient: Callable[[Grad], Sequence[Sym | None]] | None = None,
 ) -> Op:
     """A row of the binary table: numpy broadcasting, equal element types."""
 

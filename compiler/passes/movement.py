@@ -321,6 +321,7 @@ def _in_range(m: Match) -> bool:
 
 RULES: tuple[Rule, ...] = (
     Rule("identity", call("identity|stop_gradient|cast|reshape|expand|slice|pad|tile", _X), _to_input),
+    Rule("straight through", call("straight_through", _X, Var("through")), _to_input),
     Rule("concat of one", any_call("concat"), _one_part),
     Rule("normal axis", any_call(_AXIS_OPS), _normal_axis),
     Rule("normal axes", any_call(_REDUCTIONS), _normal_axes),

@@ -204,6 +204,18 @@ def stop_gradient(x: Any) -> Tensor:
 
 
 @public
+def straight_through(value: Any, through: Any) -> Tensor:
+    """``value`` exactly, with the gradient of ``through``: a straight-through estimator (Bengio et al. 2013), or any
+    gradient of one's own. The two broadcast. A step that is trained as if it were a sigmoid::
+
+        nv.straight_through(nv.cast(x > 0, "float32"), nv.sigmoid(x))
+
+    Where nothing is differentiated, ``through`` costs nothing.
+    """
+    return emit("straight_through", *same_type(value, through))
+
+
+@public
 def cast(x: Any, dtype: Any) -> Tensor:
     """x in another element type; floats are truncated to integers."""
     return as_tensor(as_tensor(x), dtype_name(dtype))

@@ -72,6 +72,14 @@ RULES["neg"] = through(RULES["neg"], dict.fromkeys(("uint8", "uint16", "uint32",
 RULES["pow"] = through(RULES["pow"], dict.fromkeys(("int8", "int16", "uint8", "uint16", "uint32", "uint64"), "int64"))
 
 
+@writes("straight_through")
+def straight_through(w: Writer, n: Call) -> None:
+    if n.type() == n.out_types[0]:
+        w.emit("Identity", n.inputs[:1], n.outs)
+    else:
+        w.emit("Expand", [n.inputs[0], w.const(n.out_types[0].dims)], n.outs)
+
+
 def steps(*operators: str) -> Rule:
     """A chain of unary ONNX operators."""
 

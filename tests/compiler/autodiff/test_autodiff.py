@@ -9,6 +9,7 @@ import pytest
 from nervure.compiler.autodiff import gradients, training_form
 from nervure.compiler.interpret import interpret
 from nervure.compiler.ir import Graph, Value
+from nervure.compiler.passes import canonicalize
 from nervure.compiler.types import TensorType
 from nervure.errors import NervureError
 
@@ -150,6 +151,28 @@ def test_stop_gradient_stops() -> None:
     feed = np.array([0.5, -0.5, 2.0])
     (grad,) = run(graph, gradients(graph, loss, [x]), [feed])
     np.testing.assert_allclose(grad, np.exp(feed), rtol=1e-12)
+
+
+def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other() -> None:
+    graph = Graph()
+    x, slope = graph.input("x", f64(4)), graph.input("slope", f64())
+    rounded, smooth = graph.add("round", x), graph.add("tanh", graph.add("mul", x, slope))
+    y = graph.add("straight_through", rounded, smooth)
+    feeds = [np.array([0.3, -0.7, 1.6, 2.4]), np.array(1.5)]
+    loss = total(graph, graph.add("mul", y, y))
+    value, at_x, at_slope = run(graph, [y, *gradients(graph, loss, [x, slope])], feeds)
+    np.testing.assert_array_equal(value, np.round(feeds[0]))
+    bend = 2 * value * (1 - np.tanh(1.5 * feeds[0]) ** 2)
+    np.testing.assert_allclose(at_x, 1.5 * bend, rtol=1e-12)
+    np.testing.assert_allclose(at_slope, (feeds[0] * bend).sum(), rtol=1e-12)
+
+
+def test_at_inference_nothing_is_left_of_a_straight_through() -> None:
+    graph = Graph()
+    x = graph.input("x", f64(4))
+    graph.output(graph.add("straight_through", graph.add("round", x), graph.add("tanh", x)), "y")
+    simple = canonicalize(graph)
+    assert [simple.node(k).op for k in simple.order()] == ["input", "round"]
 
 
 # -- at kinks and borders --------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ NOT_DIFFERENTIABLE = {
     "random_bits": "its key is whole numbers",
     "fused": "is made by a pass that runs after differentiation",
 }
-ON_PURPOSE = ("quantize", "stop_gradient")  # not the derivative: tested by themselves below
+ON_PURPOSE = ("quantize", "stop_gradient", "straight_through")  # not the derivative: tested by themselves below
 REFUSED = {  # some cases have no form that is differentiated, and say so
     "roi_align": "without a sampling ratio the number of samples is data",
 }

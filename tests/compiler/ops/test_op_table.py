@@ -322,6 +322,9 @@ def _max_pool_grad(s: Sample) -> Array:
 ORACLES: dict[str, Oracle] = {
     **{name: _same(next(iter(op.onnx))) for name, op in TABLE.items() if list(op.onnx.values()) == [{}]},
     "stop_gradient": _same("Identity"),
+    "straight_through": lambda s: (
+        np.zeros(np.broadcast_shapes(*(a.shape for a in s.arrays)), s.arrays[0].dtype) + s.arrays[0]
+    ),
     "rsqrt": _exact(lambda x: x**-0.5),
     "log1p": _exact(math.log1p),
     "expm1": _exact(math.expm1),
