@@ -150,12 +150,14 @@ class KernelSpec:
 class Draft:
     """One phase of a plan. ``tasks`` is the extent of the kernel's parallel loop; None when it has none. A phase that
     does nothing but prepare weights, in a part of the shared scratch that is its last argument and that no other phase
-    writes, says how many bytes those are (``prepares``): it need not run again until the weights change."""
+    writes, says how many bytes those are (``prepares``): it need not run again until the weights change. One that only
+    copies input i to output j (``copies``) is left out where both lie in one place."""
 
     spec: KernelSpec
     args: tuple[Arg, ...]
     tasks: int | None = None
     prepares: int = 0
+    copies: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

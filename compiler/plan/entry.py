@@ -393,6 +393,11 @@ class _Planner:
         region, offset = self.addresses[home]
         return Ref("region", offset + skip, region)
 
+    def _in_place(self, task: Task, source: int, target: int) -> bool:
+        """Whether an input lies where an output does."""
+        a, b = task.inputs[source], task.outputs[target]
+        return self.ref(a, task.job.inputs[source]) == self.ref(b, task.job.outputs[target])
+
     def step(self, t: int) -> Step:
         task = self.tasks[t]
         plan, job = task.job.plan, task.job
@@ -414,13 +419,17 @@ class _Planner:
 
         region, offset = self.scratch_at.get(t, (0, 0))
         own = Ref("region", offset + aligned(plan.shared_bytes, self.align), region)
-        phases = []
+        phases, still = [], set[int]()  # operands that stay where they are
         for draft in plan.phases:
+            if draft.copies is not None and self._in_place(task, *draft.copies):
+                still |= {draft.copies[0], len(job.inputs) + draft.copies[1]}
+                continue
             self.pool.drafts[draft.spec.name] = draft
             args = tuple(resolve(a) for a in draft.args)
             phases.append(Phase(draft.spec.name, args, draft.tasks or 1, draft.tasks is not None, own))
         body = job.region.body
-        moved = sum(o.type.nbytes for o in (*job.region.inputs, *job.region.outputs) if o.const is None)
+        operands = enumerate((*job.region.inputs, *job.region.outputs))
+        moved = sum(o.type.nbytes for i, o in operands if o.const is None and i not in still)
         return Step(
             name=self.graph.tensor_name(job.outputs[0]),
             op=job.label,

@@ -16,7 +16,7 @@ from ._boxes import alone, along, anchor_args
 from ._cuda_cost import Load, nanoseconds
 from ._cuda_walk import MOST, device_nest, over, split, streaming
 from ._nest import Data
-from .scatter import Access, emit_copied, fold, place_of_element, place_of_slice
+from .scatter import Access, emit_copied, fold, in_place, place_of_element, place_of_slice
 
 _OWNERS = 8192  # threads that are wished for
 _AHEAD = 4  # updates whose indices are read before the first of them is taken
@@ -29,14 +29,17 @@ def plan(region: Region) -> list[Plan]:
         return []
     out, shape = region.outputs[0], region.anchor_type.dims
     types = [region.body.type(a) for a in anchor_args(region) if a is not None]
-    x = region.inputs[region.operand(0)]  # type: ignore[index]
+    source = region.operand(0)
+    assert source is not None  # nothing but the operator is in the body
+    x = region.inputs[source]
     config = {"program": serialize(region), "attrs": plain(dict(region.attrs)), "consts": []}
     args = (*(Arg("in", i) for i in range(len(region.inputs))), Arg("out"))
     phases: list[Draft] = []
     cost = 0.0
     if 0 not in shape:
         copied = device_nest(gpu, shape, [list(out.strides), list(x.strides)], out.type.itemsize)
-        phases.append(Draft(KernelSpec("cuda_scatter.copy", {**config, "nest": copied}), args, copied["blocks"]))
+        spec = KernelSpec("cuda_scatter.copy", {**config, "nest": copied})
+        phases.append(Draft(spec, args, copied["blocks"], copies=(source, 0)))
         cost += streaming(region, gpu, copied["blocks"], copied["threads"])
     if 0 not in types[2].dims and 0 not in shape:
         owned = _owned(region, types[2].dims)
@@ -46,7 +49,7 @@ def plan(region: Region) -> list[Plan]:
         far = 2.0 * types[2].nbytes + types[1].nbytes
         cost += nanoseconds(gpu, Load(nest["blocks"], nest["threads"], far=far, chain=chain))
     detail = f"{region.op}, {region.attrs['reduction']}"
-    return [Plan("cuda_scatter", tuple(phases), cost, detail=detail)]
+    return [Plan("cuda_scatter", tuple(phases), cost, inplace=in_place(region), detail=detail)]
 
 
 def _owned(region: Region, updates: tuple[int, ...]) -> Data:

@@ -1,4 +1,5 @@
-"""scatter_elements, scatter_nd: x is copied, then one task writes or folds the updates in their order.
+"""scatter_elements, scatter_nd: x is copied, unless the result lies where it does, then one task writes or folds the
+updates in their order.
 
 An index out of range is clamped. Vectors run along axes on which neighbouring updates go to neighbouring places; no
 element is visited twice, so that sums are right.
@@ -21,20 +22,30 @@ def plan(region: Region) -> list[Plan]:
     out, shape = region.outputs[0], region.anchor_type.dims
     types = [region.body.type(a) for a in anchor_args(region) if a is not None]
     lanes = lanes_for(region.machine, out.type.itemsize)
-    x = region.inputs[region.operand(0)]  # type: ignore[index]
+    source = region.operand(0)
+    assert source is not None  # nothing but the operator is in the body
+    x = region.inputs[source]
     copied = nest(shape, [out.strides, x.strides], lanes)
     config = {"program": serialize(region), "attrs": plain(dict(region.attrs)), "consts": []}
     args = (*(Arg("in", i) for i in range(len(region.inputs))), Arg("out"))
     phases = []
     if 0 not in shape:
         tasks = copied["tasks"] if copied["tasks"] > 1 else None
-        phases.append(Draft(KernelSpec("scatter.copy", {**config, "nest": copied}), args, tasks))
+        phases.append(Draft(KernelSpec("scatter.copy", {**config, "nest": copied}), args, tasks, copies=(source, 0)))
     updates = types[2].dims
     if 0 not in updates and 0 not in shape:
         loops = _loops(region, updates, lanes)
         phases.append(Draft(KernelSpec("scatter.write", {**config, "nest": loops}), args))
     cost = move_cost(region) + types[2].size * 1.5
-    return [Plan("scatter", tuple(phases), cost, detail=f"{region.op}, {region.attrs['reduction']}")]
+    detail = f"{region.op}, {region.attrs['reduction']}"
+    return [Plan("scatter", tuple(phases), cost, inplace=in_place(region), detail=detail)]
+
+
+def in_place(region: Region) -> tuple[tuple[int, int], ...]:
+    """x may lie where the result does, if only x lies there: then nothing is copied."""
+    x, *others = region.operands
+    same = x is not None and x not in others and region.inputs[x].strides == region.outputs[0].strides
+    return ((x, 0),) if same and x is not None else ()
 
 
 def _loops(region: Region, updates: tuple[int, ...], lanes: int) -> Data:

@@ -288,6 +288,46 @@ def read_by_a_matmul_and_by_the_update_behind_it(s: Step) -> None:
     s.total(s.x)
 
 
+def written(s: Step, to: Value, rows: Value, *at: int, how: str = "none") -> Value:
+    return s.op("scatter_nd", to, s.g.const(np.array(at, np.int32)[:, None], "at"), rows, reduction=how)
+
+
+@case
+def rows_are_written(s: Step) -> None:
+    """A cache: what reads it afterwards sees the new rows."""
+    cache = written(s, s.m, s.rows(s.x, 0, 2), 5, 2)
+    s.g.bind(s.m, cache)
+    s.out(s.op("matmul", cache, s.turned(s.x)))
+
+
+@case
+def rows_are_added_twice(s: Step) -> None:
+    once = written(s, s.m, s.rows(s.x, 0, 3), 1, 1, 7, how="add")
+    s.g.bind(s.m, written(s, once, s.rows(s.x, 3, 5), 1, N - 1))
+    s.total(s.x)
+
+
+@case
+def rows_of_itself_are_written(s: Step) -> None:
+    """Rows that the write itself would spoil, seen directly and behind a kernel."""
+    s.g.bind(s.w1, written(s, s.w1, s.rows(s.w1, 0, 2), 1, 2))
+    s.g.bind(s.m, written(s, s.m, s.op("tanh", s.op("add", s.rows(s.m, 3, 5), s.rows(s.x, 0, 2))), 4, 3))
+    s.total(s.m)
+
+
+@case
+def rows_of_its_transpose_are_written(s: Step) -> None:
+    s.g.bind(s.w1, written(s, s.turned(s.w1), s.rows(s.x, 0, 2), 6, 3))
+    s.total(s.w1)
+
+
+@case
+def rows_of_another_are_written(s: Step) -> None:
+    s.g.bind(s.w1, written(s, s.w2, s.rows(s.x, 0, 2), 6, 3))
+    s.g.bind(s.w2, written(s, s.w2, s.rows(s.x, 2, 4), 6, 3))
+    s.out(s.op("matmul", s.w1, s.w2))
+
+
 def graph_of(name: str) -> Graph:
     step = Step()
     CASES[name](step)
@@ -311,7 +351,8 @@ def random_step(seed: int) -> Graph:
             5: lambda a, b: s.op("mul", s.op("softmax", a, axis=1), b),
             6: lambda a, b: s.op("sub", a, s.op("reduce_mean", b, axes=(0,), keepdims=True)),
             7: lambda a, b: s.op("mul", s.rows(a, N - 1, -1, -1), small),
-        }[int(rng.integers(0, 8))](a, b)
+            8: lambda a, b: written(s, a, s.rows(b, 2, 5), 7, 0, 7),
+        }[int(rng.integers(0, 9))](a, b)
         pool.append(made)
     for stored in (s.w1, s.w2, s.m):
         if rng.random() < 0.8:
@@ -386,3 +427,14 @@ def test_what_is_not_made_in_place():
     assert in_place("an_old_reader_needs_the_new_value") == set()
     assert in_place("one_value_for_two") == set()
     assert len(in_place("two_swap_and_move")) <= 1
+
+
+def test_rows_are_written_without_a_copy_of_the_rest(tmp_path):
+    graph = graph_of("rows_are_written")
+    made = compile_entries([EntryGraph(graph, "step")], targets.get("host"), tmp_path / "m.so")
+    steps = made.entry("step").steps
+    kernels = [k for s in steps for k in s["kernels"]]
+    assert any("scatter_write" in k for k in kernels) and not any("copy" in k for k in kernels), kernels
+    (written,) = (s for s in steps if "scatter" in s["op"])
+    assert written["bytes"] <= 4 * 4 * N  # of the rows; the whole has N of them
+    check_steps(made.path, graph, "step", 1)
