@@ -154,6 +154,15 @@ def normalize(x: Any, axis: int = -1, eps: float = 1e-12) -> Tensor:
     return tensor / e.maximum(length, eps)
 
 
+@public
+def squash(x: Any, axis: int = -1) -> Tensor:
+    """x as long as l² / (1 + l²), where l is its length along an axis: short vectors shrink to almost 0, long ones to
+    almost 1 (Sabour et al. 2017). The gradient of a vector that is 0 is 0."""
+    tensor = as_float(x)
+    squares = sum(e.square(tensor), axis, keepdims=True)
+    return tensor * (e.sqrt(e.maximum(squares, 1e-24)) / (squares + 1.0))
+
+
 ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {
     "relu": relu,
     "relu6": relu6,

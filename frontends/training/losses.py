@@ -21,6 +21,7 @@ from typing import Any
 from ...errors import NervureError
 from ..dsl.place import user_place
 from ..dsl.tensor import Tensor
+from .capsules import MarginLoss
 from .classification import (
     BCEWithLogitsLoss,
     BinaryCrossentropy,
@@ -69,6 +70,7 @@ _NAMED = (
     Hinge,
     SquaredHinge,
     CategoricalHinge,
+    MarginLoss,
     CosineSimilarity,
     CosineEmbeddingLoss,
     ContrastiveLoss,

@@ -136,6 +136,12 @@ CASES = {
         SCORES,
         np.maximum(1 + ((1 - ONE_HOT) * SCORES).max(-1) - (ONE_HOT * SCORES).sum(-1), 0),
     ),
+    "margin": (
+        L.MarginLoss(present=0.8),
+        LABELS,
+        CHANCES,
+        (ONE_HOT * np.maximum(0.8 - CHANCES, 0) ** 2 + 0.5 * (1 - ONE_HOT) * np.maximum(CHANCES - 0.1, 0) ** 2).sum(1),
+    ),
     "cosine": ("cosine_similarity", LEFT, RIGHT, -cosine(LEFT, RIGHT)),
     "cosine pairs": (
         L.CosineEmbeddingLoss(margin=0.2),
