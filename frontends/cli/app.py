@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from ...errors import NervureError
-from .commands import bench, compile, doctor, inspect, profile, prune, quantize, run, targets, train, verify
+from .commands import bench, compile, doctor, inspect, new, profile, prune, quantize, run, targets, train, verify
 from .guard import guarded
 
 # typer has no public name for the base of its usage errors
@@ -46,7 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_MODULES = (compile, run, train, quantize, prune, verify, bench, profile, inspect, targets, doctor)
+_MODULES = (new, compile, run, train, quantize, prune, verify, bench, profile, inspect, targets, doctor)
 for _module in _MODULES:
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name, epilog=f"Example:  {_module.EXAMPLE}")(getattr(_module, f"{_name}_command"))

@@ -295,7 +295,7 @@ def model_as_c(name: str, folder: Path, target: str) -> tuple[Source, dict[str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["cortex-m4", "x86-64-v3"])
 @pytest.mark.parametrize("name", [*models.names(), *INT8])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_models(name: str, target: str, tmp_path: Path) -> None:
     model, given, expected = model_as_c(name, tmp_path, target)
     emitted.check_header(model.artifact)

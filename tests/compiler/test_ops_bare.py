@@ -78,7 +78,7 @@ def test_a_sample_on_cortex_m4(part: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", CORES)
 @pytest.mark.parametrize("items", CHUNKS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_all(items: list[Item], target: str, tmp_path: Path) -> None:
     chosen = possible(items, targets.get(target))
     found = complaints(chosen, target, tmp_path) if chosen else []

@@ -37,6 +37,7 @@ def test_compiled_on_this_machine(items: list[Item], tmp_path: Path) -> None:
 @pytest.mark.emulator
 @pytest.mark.parametrize("target", ELSEWHERE)
 @pytest.mark.parametrize("items", CHUNKS)
+@pytest.mark.sampled(2)
 def test_compiled_for_arm(items: list[Item], target: str, tmp_path: Path) -> None:
     machine = targets.get(target)
     artifact = build(items, target, tmp_path)

@@ -8,24 +8,15 @@ from typing import Any
 import nervure as nv
 import numpy as np
 import pytest
-from example_runs import DATA, EXAMPLES, Load, needs_data, numbers, run
+from example_runs import DATA, Load, needs_data, numbers, run
 
 FILES = {
-    "fashion_cnn": ["fashion_cnn.h", "fashion_cnn.so", "fashion_cnn.svg"],
-    "spoken_digits": [f"spoken_{net}.{end}" for net in ("ds_cnn", "gru") for end in ("h", "so", "svg")],
-    "anomaly_autoencoder": ["autoencoder.h", "autoencoder.png", "autoencoder.so", "autoencoder.svg"],
     "quantize_aware": ["quantized.h", "quantized.onnx", "quantized.so"],
     "pruning": ["block.onnx", "channels.onnx", "pruned.h", "pruned.so"],
-    "gan": ["gan.h", "gan.png", "gan.so", "gan.svg", "gan_growing.png"],
 }
 
 
 # -- helpers ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_an_example_is_short(name: str) -> None:
-    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 125
 
 
 def test_log_mel_finds_a_tone_and_equals_the_formula(load: Load) -> None:
@@ -75,7 +66,7 @@ def test_area_under_curve_counts_pairs(load: Load) -> None:
 def test_a_short_run_without_data(name: str, tmp_path: Path) -> None:
     said = run(name, tmp_path, 1)
     assert "a generated stand-in" in said
-    assert sorted(p.name for p in tmp_path.iterdir()) == FILES[name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(FILES[name])
     assert all(p.stat().st_size > 1000 for p in tmp_path.iterdir())
 
 

@@ -111,7 +111,7 @@ def test_a_transformer_trained_here() -> None:
 @pytest.mark.skipif(not (models.SHARED / "data").is_dir(), reason="no ../shared")
 def test_mobilenet_v2() -> None:
     pytest.importorskip("PIL")
-    found = compare("MobileNetV2", mobilenet(), *pictures(64), wider=WIDER)
+    found = compare("MobileNetV2", mobilenet(), *pictures(32), wider=WIDER)
     assert found["gptq"] > found["nearest"]
     assert found["gptq"] >= 0.99
     assert found["library"] <= 0.2 and found["file"] <= 0.2

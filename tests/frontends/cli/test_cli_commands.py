@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 HOSTILE = 'a"/><script>alert(1)</script>\x1b[31m*/\n[bold red]}}{{7*7}}\u202e=b'
 Nervure = Callable[..., Any]  # the fixture of conftest.py: arguments in, a Call out
 MakeModel = Callable[..., Path]
-COMMANDS = ("compile", "run", "verify", "bench", "profile", "inspect", "targets", "doctor")
+COMMANDS = ("new", "compile", "run", "verify", "bench", "profile", "inspect", "targets", "doctor")
 
 
 def test_help_of_every_command_has_an_example(nervure: Nervure) -> None:
@@ -52,6 +52,18 @@ def test_user_errors_are_one_message_and_exit_1(nervure: Nervure, arguments: tup
     assert found.code == 1 and found.err.startswith("error: ") and found.out == ""
     said = nervure(*arguments, "--json")
     assert said.json["exit_code"] == said.code == 1 and said.json["error"]["what"]
+
+
+def test_new_writes_a_script_and_says_what_it_needs(nervure: Nervure, tmp_path: Path) -> None:
+    said = nervure("new", "words", "--like", "cnn", "--folder", tmp_path, "--json").json
+    assert said == {"written": [str(tmp_path / "words.py")], "like": "fashion_cnn", "needs": ["examples"]}
+    again = nervure("new", "words", "--like", "cnn", "--folder", tmp_path)
+    assert again.code == 1 and "is there already" in again.err
+    listed = nervure("new", "--list", "--json").json["zoo"]
+    assert {"fashion_cnn", "gan"} <= {row["name"] for row in listed} and "fashion_cnn" in nervure("new", "--list").out
+    for wrong in (("new",), ("new", "a b"), ("new", "words", "--like", "perpetuum")):
+        found = nervure(*wrong)
+        assert found.code == 1 and found.err.startswith("error: ")
 
 
 def test_targets(nervure: Nervure) -> None:

@@ -1,0 +1,51 @@
+"""Every example of the zoo: a shortened run without any data, its length, and the page that shows them."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import nervure as nv
+import numpy as np
+import pytest
+from example_runs import EXAMPLES, run
+
+DOCS = EXAMPLES.parent / "docs"
+MODULES = {"federated": "flwr", "search": "optuna"}  # what an extra brings
+rows = pytest.mark.parametrize("row", nv.zoo.ROWS, ids=lambda row: row.name)
+
+
+@rows
+def test_an_example_is_short(row: nv.zoo.Row) -> None:
+    assert len(row.path.read_text().splitlines()) <= 125
+
+
+@pytest.mark.slow
+@rows
+def test_a_short_run_without_data(row: nv.zoo.Row, tmp_path: Path) -> None:
+    """It runs where nothing was downloaded, and leaves a picture and a library that C has run too."""
+    image = pytest.importorskip("PIL.Image")
+    for extra in row.needs:
+        pytest.importorskip(MODULES[extra])
+    said = run(row.name, tmp_path, *row.quick.split())
+    made = {path.suffix: path for path in sorted(tmp_path.iterdir())}
+    assert {".so", ".h", ".png"} <= set(made)
+    assert "C program" in said
+    for path in tmp_path.glob("*.png"):
+        pixels = np.asarray(image.open(path).convert("L"), np.float32)
+        assert min(pixels.shape) >= 100 and pixels.std() > 5, path.name
+    for path in tmp_path.glob("*.so"):
+        assert path.with_suffix(".h").exists() and nv.load(path) is not None
+
+
+def test_the_page_is_current() -> None:
+    made = runpy.run_path(str(DOCS / "gallery.py"))["text"]()
+    assert (DOCS / "gallery.md").read_text() == made, "run `python docs/gallery.py`"
+
+
+@rows
+def test_the_page_has_a_picture(row: nv.zoo.Row) -> None:
+    image = pytest.importorskip("PIL.Image")
+    path = DOCS / "gallery" / f"{row.name}.png"
+    assert path.stat().st_size <= 60_000
+    assert 400 <= image.open(path).width <= 1000
