@@ -37,6 +37,11 @@ class Row:
         return EXAMPLES / f"{self.name}.py"
 
     @property
+    def extras(self) -> tuple[str, ...]:
+        """What must be installed of nervure's extras."""
+        return ("examples", *self.needs)
+
+    @property
     def text(self) -> str:
         """The example's docstring."""
         return ast.get_docstring(ast.parse(self.path.read_text(encoding="utf-8"))) or ""
@@ -48,9 +53,9 @@ class Row:
 
 
 ROWS = (
-    Row("mlp_xor", "supervised", ("keras", "sequential", "dense", "xor"), quick=""),
-    Row("fashion_cnn", "supervised", ("cnn", "convolution"), picture="fashion_cnn.svg"),
-    Row("spoken_digits", "supervised", ("gru", "ds-cnn", "sound"), picture="spoken_gru.svg"),
+    Row("mlp_xor", "supervised", ("mlp", "keras", "sequential", "dense", "xor"), picture="mlp_xor.png"),
+    Row("fashion_cnn", "supervised", ("cnn", "convolution"), picture="fashion_cnn.png"),
+    Row("spoken_digits", "supervised", ("gru", "ds-cnn", "sound"), picture="spoken_digits.png"),
     Row("anomaly_autoencoder", "unsupervised", ("autoencoder",), picture="autoencoder.png"),
     Row("gan", "adversarial", ("generator", "discriminator"), picture="gan.png"),
     Row("transfer_learning", "supervised, frozen body", ("fine-tuning", "transfer")),
