@@ -132,7 +132,7 @@ class Model:
         (``steps=``, ``entries=``)."""
         held = {**self.session.params(), **self.session.states()}
         for weight, name in self._stored:
-            if name in held:
+            if name in held and weight.persistent:
                 whole = weight.array.copy()
                 whole[weight.part] = held[name]
                 weight.assign(whole)

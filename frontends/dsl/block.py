@@ -45,10 +45,10 @@ class Block:
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def named_weights(self) -> Iterator[tuple[str, Weight]]:
-        """Every weight once, under its dotted name: own ones first, then the children's."""
+        """Every weight that is no cache once, under its dotted name: own ones first, then the children's."""
         seen: set[int] = set()
         for name, weight in self._walk(""):
-            if id(weight) not in seen:
+            if id(weight) not in seen and weight.persistent:
                 seen.add(id(weight))
                 yield name, weight
 

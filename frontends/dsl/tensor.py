@@ -297,13 +297,14 @@ class Weight(Operators):
     """A layer's stored array. In a traced network it acts as a tensor.
 
     ``array`` is read-only and is replaced as a whole by ``assign``, so that graphs which share it never change.
-    Where ``mask`` is False the weight is 0 and stays 0, whatever trains or assigns it.
+    Where ``mask`` is False the weight is 0 and stays 0, whatever trains or assigns it. One that is not ``persistent``
+    (PyTorch's word: a cache) is a state of the artifact and no part of the network: not saved, loaded or counted.
     """
 
-    __slots__ = ("_mask", "array", "channels", "frozen", "name", "trainable")
+    __slots__ = ("_mask", "array", "channels", "frozen", "name", "persistent", "trainable")
 
     def __init__(self, name: str, array: np.ndarray, trainable: bool = True) -> None:
-        self.name, self.trainable, self.frozen = name, trainable, False
+        self.name, self.trainable, self.frozen, self.persistent = name, trainable, False, True
         self.channels: range | None = None  # the output channels that are trained; None: all
         self._mask: np.ndarray | None = None
         self.array = _frozen(array)

@@ -4,13 +4,14 @@ Argument names, defaults and initial weights are Keras's, data are laid out like
 layer says otherwise; see each layer.
 """
 
-from . import activations, attention, capsule, conv, core, dropout, image, norm, pool, recurrent
+from . import activations, attention, capsule, conv, core, decoder, dropout, image, norm, pool, recurrent
 from .activations import *  # noqa: F403
 from .attention import *  # noqa: F403
 from .base import Layer as Layer
 from .capsule import *  # noqa: F403
 from .conv import *  # noqa: F403
 from .core import *  # noqa: F403
+from .decoder import *  # noqa: F403
 from .dropout import *  # noqa: F403
 from .image import *  # noqa: F403
 from .norm import *  # noqa: F403
@@ -65,5 +66,5 @@ for _alias, _name in ALIASES.items():
     globals()[_alias] = globals()[_name]
 
 __all__ = ["Layer", "image_data_format", "set_image_data_format", *ALIASES]
-for _module in (activations, attention, capsule, conv, core, dropout, image, norm, pool, recurrent):
+for _module in (activations, attention, capsule, conv, core, decoder, dropout, image, norm, pool, recurrent):
     __all__ += _module.__all__

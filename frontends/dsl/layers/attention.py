@@ -81,9 +81,13 @@ class MultiHeadAttention(Layer):
         if mask is not None and mask.ndim == 3:
             mask = s.expand_dims(mask, 1)
         if self.dropout and current().training:
-            y = _thinned(q, k, v, mask, use_causal_mask, self.dropout)
+            y = thinned(q, k, v, mask, use_causal_mask, self.dropout)
         else:
             y = nn.attention(q, k, v, mask, causal=use_causal_mask)
+        return self._joined(y)
+
+    def _joined(self, y: Tensor) -> Tensor:
+        """The output of what the heads have found, [batch, heads, time, size]."""
         y = emit("transpose", y, perm=(0, 2, 1, 3))
         batch, steps, count, size = y.shape
         return self.output(emit("reshape", y, shape=s.sizes((batch, steps, count * size))))  # type: ignore[no-any-return]
@@ -95,7 +99,7 @@ class MultiHeadAttention(Layer):
         return emit("transpose", wide, perm=(0, 2, 1, 3))
 
 
-def _thinned(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float) -> Tensor:
+def thinned(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float) -> Tensor:
     """Attention that drops ``rate`` of its probabilities. Masked scores are large and negative, not -inf: the row of a
     query that may look at nothing stays finite."""
     scores = emit("matmul", q, emit("transpose", k, perm=(0, 1, 3, 2))) * q.shape[-1] ** -0.5

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from ..place import user_place
 from ..promote import as_array, as_tensor
 from ..tensor import Tensor, Weight
 from ..trace import Frame, Row, Trace, current, eager, fail, leaves, rebuild, tracing
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # What every layer takes, whether or not its own __init__ says so.
 PENALTIES = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
@@ -184,25 +187,27 @@ class Layer(Block, metaclass=_LayerType):
         *,
         trainable: bool = True,
         dtype: str | None = None,
+        persistent: bool = True,
     ) -> Weight:
         """A new weight, or the one that an earlier trace made.
 
         ``initializer``: a Keras name (``"he_normal"``), a number, an array, or ``function(shape, rng)``. The random
-        numbers depend on the seed and on the names of network, layers and weight alone.
+        numbers depend on the seed and on the names of network, layers and weight alone. ``persistent=False`` makes what
+        lives from call to call and no longer (a cache, to be written by ``nv.assign``): no state dictionary holds it.
         """
         if not isinstance(name, str):  # Keras 3 has the shape first
             name, shape = f"weight_{len(self._own)}", name
         extents = self._extents(name, shape)
         held = self._own.get(name)
         if held is None:
-            values = self._chosen_values(name)
+            values = self._chosen_values(name) if persistent else None
             if values is None:
                 values = initial(initializer, extents, self._generator(name))
             elif values.shape != extents:
                 raise fail(f"weights: {name!r}: expected shape {list(extents)}, got {list(values.shape)}")
             dtype = dtype or self.dtype or "float32"
             held = Weight(name, np.asarray(values).astype(dtype), trainable)
-            held.frozen = not self.trainable
+            held.frozen, held.persistent = not self.trainable, persistent
             self._own[name] = held
         elif held.shape != extents:
             raise fail(f"weight {name!r} has shape {list(held.shape)}, this input needs {list(extents)}")
@@ -270,7 +275,21 @@ class Layer(Block, metaclass=_LayerType):
         wide = isinstance(value, np.ndarray) and value.dtype == np.float64
         return as_tensor(value, (self.dtype or "float32") if wide else None)
 
-    def _invoke(self, trace: Trace, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _use(self, function: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """What a ``method`` gives."""
+        trace = tracing()
+        if trace is None:
+            if any(isinstance(leaf, Tensor) for leaf in leaves([inputs, options])):
+                current()
+            return eager(self.name or snake(self.kind), lambda: self._use(function, inputs, options))
+        if trace.frames[-1].owner is self:
+            return function(*inputs, **options)
+        with trace.frame(Frame(self, self.enter(trace), self.kind)):
+            return self._invoke(trace, inputs, options, function)
+
+    def _invoke(
+        self, trace: Trace, inputs: tuple[Any, ...], options: dict[str, Any], function: Callable[..., Any] | None = None
+    ) -> Any:
         args = rebuild(inputs, self._tensor)
         if args and isinstance(args[0], int | float):
             args = (as_tensor(as_array(args[0])), *args[1:])
@@ -288,11 +307,23 @@ class Layer(Block, metaclass=_LayerType):
             self.build(rebuild(args[0], lambda t: t.shape) if args else None)
             self.built = True
             self._check_chosen()
+        function = function or self.call
         try:
-            inspect.signature(self.call).bind(*args, **options)
+            inspect.signature(function).bind(*args, **options)
         except TypeError as error:
             raise fail(str(error)) from None
-        return self.call(*args, **options)
+        return function(*args, **options)
+
+
+def method(function: F) -> F:
+    """A further function of a layer, beside ``call``: it too works under the layer's name, with its weights (which the
+    first argument's shape makes), and computes at once on arrays. What learns by a rule of its own has its rule so."""
+
+    @functools.wraps(function)
+    def use(self: Layer, *inputs: Any, **options: Any) -> Any:
+        return self._use(functools.partial(function, self), inputs, options)
+
+    return use  # type: ignore[return-value]
 
 
 def _usage(name: str, parameters: Sequence[inspect.Parameter]) -> str:
