@@ -5,7 +5,7 @@ Files are looked for in the folder that the environment variable NERVURE_DATA na
 the checkout: ``fashion_mnist.npz`` (x_train, y_train, x_test, y_test; Zalando Research, MIT licence),
 ``cifar10_subset.npz`` (the same names; Krizhevsky 2009), ``spoken_digits_8k.npz`` (x, y, speaker; the Free Spoken Digit
 Dataset at 8 kHz, CC BY-SA 4.0) and ``kws_500.npz`` (x, y; MLPerf Tiny's cepstra of Speech Commands, CC BY 4.0). Digits
-and tables come with scikit-learn, the text with Python itself.
+and tables come with scikit-learn, letters with matplotlib's fonts, the text with Python itself.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ __all__ = [
     "fashion_mnist",
     "iris",
     "keywords",
+    "letters",
     "spoken_digits",
     "text",
     "wine",
@@ -95,6 +96,25 @@ def keywords() -> Arrays:
     if data is None:
         return _words()
     return (data["x"][..., None].astype(np.float32) - 83) * np.float32(0.5847029), data["y"].astype(np.int32)
+
+
+def letters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """24 pictures each of 236 letters, float32 [n, 1, 28, 28] in 0..1; the letter, int32 [n], in order; its alphabet
+    [n]: Latin, Greek, Cyrillic, Armenian or Georgian. Fonts' letters, turned, slanted, stretched and shifted at random.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed: a generated stand-in takes its place, figures mean nothing")
+        found = _blobs(3000, 1, classes=75)
+        order = np.argsort(found["y_train"], kind="stable")
+        x, y = found["x_train"][order], found["y_train"][order].astype(np.int32)
+        alphabet = np.array(["Latin", "Greek", "Cyrillic", "Armenian", "Georgian"])[y // 15]
+    else:
+        from .letters import drawn
+
+        x, y, alphabet = drawn(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
+    return x[:, None].astype(np.float32) / 255, y, alphabet
 
 
 def text() -> str:
@@ -166,15 +186,17 @@ def _words() -> Arrays:
     return (spoken[y] + noise).astype(np.float32), y
 
 
-def _blobs(train: int = 2000, test: int = 500, size: int = 28, colours: int = 1) -> dict[str, np.ndarray]:
-    """Ten soft shapes, shifted at random and noisy."""
+def _blobs(
+    train: int = 2000, test: int = 500, size: int = 28, colours: int = 1, classes: int = 10
+) -> dict[str, np.ndarray]:
+    """Soft shapes, shifted at random and noisy."""
     rng = np.random.default_rng(0)
     grid = np.mgrid[0:size, 0:size]
-    centres, widths = rng.uniform(8, 20, (10, 3, 2)) * size / 28, rng.uniform(2, 5, (10, 3)) * size / 28
-    tints = rng.uniform(0.3, 1, (10, colours))
+    centres, widths = rng.uniform(8, 20, (classes, 3, 2)) * size / 28, rng.uniform(2, 5, (classes, 3)) * size / 28
+    tints = rng.uniform(0.3, 1, (classes, colours))
 
     def pictures(count: int) -> Arrays:
-        y = rng.integers(0, 10, count)
+        y = rng.integers(0, classes, count)
         moved = centres[y] + rng.uniform(-2, 2, (count, 1, 2)) * size / 28
         square = ((grid[None, None] - moved[..., None, None]) ** 2).sum(axis=2)
         x = np.exp(-square / (2 * widths[y] ** 2)[..., None, None]).max(axis=1)
