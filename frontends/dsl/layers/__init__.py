@@ -4,7 +4,7 @@ Argument names, defaults and initial weights are Keras's, data are laid out like
 layer says otherwise; see each layer.
 """
 
-from . import activations, attention, capsule, conv, core, decoder, dropout, image, norm, pool, recurrent
+from . import activations, attention, capsule, conv, core, decoder, dropout, image, norm, pool, rbf, rbm, recurrent, som
 from .activations import *  # noqa: F403
 from .attention import *  # noqa: F403
 from .base import Layer as Layer
@@ -16,7 +16,10 @@ from .dropout import *  # noqa: F403
 from .image import *  # noqa: F403
 from .norm import *  # noqa: F403
 from .pool import *  # noqa: F403
+from .rbf import *  # noqa: F403
+from .rbm import *  # noqa: F403
 from .recurrent import *  # noqa: F403
+from .som import *  # noqa: F403
 from .windows import image_data_format as image_data_format
 from .windows import set_image_data_format as set_image_data_format
 
@@ -66,5 +69,20 @@ for _alias, _name in ALIASES.items():
     globals()[_alias] = globals()[_name]
 
 __all__ = ["Layer", "image_data_format", "set_image_data_format", *ALIASES]
-for _module in (activations, attention, capsule, conv, core, decoder, dropout, image, norm, pool, recurrent):
+for _module in (
+    activations,
+    attention,
+    capsule,
+    conv,
+    core,
+    decoder,
+    dropout,
+    image,
+    norm,
+    pool,
+    rbf,
+    rbm,
+    recurrent,
+    som,
+):
     __all__ += _module.__all__

@@ -360,6 +360,15 @@ def whole(value: Any, what: str, minimum: int = 1) -> int:
     return int(value)
 
 
+def features_of(shape: Any) -> int:
+    """The size of the last axis of an input [batch, features]; ``NervureError`` for others."""
+    if shape is None:
+        raise fail("the number of its inputs is not known yet", hint="call it on samples first")
+    if len(shape) != 2:
+        raise fail(f"expected an input [batch, features], got {list(shape)}")
+    return int(shape[1])
+
+
 def each(value: Any, rank: int, what: str, minimum: int = 1) -> tuple[int, ...]:
     """One number for each of ``rank`` axes, given as one number or a sequence."""
     given = list(value) if isinstance(value, list | tuple) else [value] * rank
