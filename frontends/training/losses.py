@@ -36,6 +36,7 @@ from .classification import (
     SquaredHinge,
 )
 from .distillation import Distillation, soft_loss
+from .metric_learning import BatchContrastiveLoss, TripletHardLoss, TripletSemiHardLoss
 from .regression import (
     Huber,
     LogCosh,
@@ -75,6 +76,9 @@ _NAMED = (
     CosineEmbeddingLoss,
     ContrastiveLoss,
     TripletMarginLoss,
+    BatchContrastiveLoss,
+    TripletHardLoss,
+    TripletSemiHardLoss,
     InfoNCE,
 )
 NAMES: dict[str, type[Loss]] = {
