@@ -59,6 +59,7 @@ ROWS = (
     Row("anomaly_autoencoder", "unsupervised", ("autoencoder",), picture="autoencoder.png"),
     Row("gan", "adversarial", ("generator", "discriminator"), picture="gan.png"),
     Row("transfer_learning", "supervised, frozen body", ("fine-tuning", "transfer")),
+    Row("capsule_network", "supervised", ("capsnet", "capsule", "routing"), picture="capsule_network.png"),
 )
 
 

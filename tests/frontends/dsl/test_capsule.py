@@ -34,9 +34,10 @@ def routed(u: np.ndarray, weight: np.ndarray, capsules: int, iterations: int) ->
     return v
 
 
-def network(iterations: int) -> nv.Network:
-    layer = L.Capsule(5, 6, iterations, weights=[WEIGHT])
-    return nv.network(lambda x: layer(x), name="capsules", x=nv.Input(batch_shape=X.shape))
+def network(iterations: int, weight: np.ndarray = WEIGHT, capsules: int = 5, batch: int = 3) -> nv.Network:
+    inputs, size, width = weight.shape
+    layer = L.Capsule(capsules, width // capsules, iterations, weights=[weight])
+    return nv.network(lambda x: layer(x), name="capsules", x=nv.Input(batch_shape=(batch, inputs, size)))
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3, 5])
@@ -48,12 +49,16 @@ def test_routing_is_that_of_the_paper(iterations: int) -> None:
     assert iterations == 1 or np.abs(expected - network(1)(X)).max() > 0.01
 
 
-@pytest.mark.emulator
-@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="no qemu-aarch64")
-def test_routing_on_arm(tmp_path: Path) -> None:
-    path = nv.compile(network(3), "aarch64").save(tmp_path / "capsules.so")
-    expected = np.array([routed(x, WEIGHT, 5, 3) for x in X.astype(np.float64)])
-    np.testing.assert_allclose(nv.run_in_c(path, X), expected, atol=1e-5)
+@pytest.mark.parametrize("target", ["host", pytest.param("aarch64", marks=pytest.mark.emulator)])
+def test_routing_of_many_capsules_in_c(target: str, tmp_path: Path) -> None:
+    """The size of the example, one picture at a time."""
+    if target != "host" and shutil.which("qemu-aarch64") is None:
+        pytest.skip("no qemu-aarch64")
+    weight = RNG.normal(0, 0.3, (96, 8, 10 * 12)).astype(np.float32)
+    x = RNG.standard_normal((2, 96, 8)).astype(np.float32)
+    path = nv.compile(network(3, weight, 10, batch=1), target).save(tmp_path / "capsules.so")
+    expected = np.array([routed(one, weight, 10, 3) for one in x.astype(np.float64)])
+    np.testing.assert_allclose(nv.run_in_c(path, x), expected, atol=1e-5)
 
 
 def test_the_gradient_goes_through_the_routing() -> None:
