@@ -21,6 +21,7 @@ _NAMES = {
     "compile": "frontends.build",
     "Model": "frontends.model",
     "plan": "frontends.plan",
+    "build_c": "frontends.native",
     "run_in_c": "frontends.native",
     "load": "runtime.session",
     "Session": "runtime.session",

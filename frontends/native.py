@@ -1,4 +1,4 @@
-"""``nv.run_in_c``: a saved library as a C program uses it, as proof that it needs no Python."""
+"""``nv.run_in_c`` and ``nv.build_c``: a saved library as C programs use it, as proof that it needs no Python."""
 
 from __future__ import annotations
 
@@ -65,14 +65,31 @@ def run_in_c(path: str | Path, *inputs: Any, entry: str = "infer", calls: int | 
         (folder / f"{name}.h").write_bytes(header_of(Path(path)).read_bytes())
         text = _program(name, entry_names(artifact)[artifact.entries.index(chosen)], chosen, count)
         (folder / "main.c").write_text(text, encoding="utf-8")
-        flags = ("-Wall", "-Wextra", "-Werror", "-I.", "-Wl,-rpath,.", "-lpthread")
-        program = toolchain.link_program(folder, ["main.c", f"{name}.so"], machine, out="main", flags=flags)
+        command = build_c(folder / "main.c", folder / f"{name}.so")
         feed = b"".join(a[i].tobytes() for i in range(count) for a in arrays)
-        command = [*emulator.command(machine), str(program)]
         done = subprocess.run(command, cwd=folder, input=feed, capture_output=True)
     if done.returncode:
         raise NervureError("the C program failed", where=str(path), why=done.stderr.decode(errors="replace").strip())
     return _results(chosen, done.stdout, count)
+
+
+def build_c(source: str | Path, library: str | Path) -> list[str]:
+    """Builds a C program of one's own around a library that ``nv.compile`` or ``model.save`` wrote, beside it and under
+    the name of ``source`` without ``.c``, for the machine that the library is for. What comes back is what to type: the
+    program's path, behind the emulator's where it is for another machine.
+
+    The library must still have the name that it was compiled under, and its header lie beside it. ``NervureError``:
+    it has not, there are warnings or errors in the source, no emulator is installed.
+    """
+    path, code = Path(library).resolve(), Path(source).resolve()
+    artifact = read_artifact(path)
+    machine = get(artifact.block["machine"]["name"])
+    if path.stem != prefix(artifact) or not header_of(path).exists():
+        hint = f"it and its header must be {prefix(artifact)}.so and .h: nv.compile(..., name={path.stem!r})"
+        raise NervureError(f"programs would not find {path.name}", where=str(path), hint=hint)
+    flags = ("-Wall", "-Wextra", "-Werror", "-I.", "-Wl,-rpath,$ORIGIN", "-lpthread", "-lm")
+    program = toolchain.link_program(path.parent, [str(code), path.name], machine, out=code.stem, flags=flags)
+    return [*emulator.command(machine), str(program)]
 
 
 def _calls(entry: Entry, inputs: tuple[Any, ...], calls: int | None, path: Any) -> tuple[list[np.ndarray], int]:

@@ -1,8 +1,9 @@
-"""``nv.run_in_c``: a C program around a library computes what Python's session does."""
+"""``nv.run_in_c``, ``nv.build_c``: a C program around a library computes what Python's session does."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import nervure as nv
@@ -52,3 +53,27 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     board = nv.compile(nv.Sequential([nv.layers.Dense(2, input_dim=3)]), "cortex-m4").save(tmp_path / "libm.a")
     with pytest.raises(nv.NervureError, match="has no files"):
         nv.run_in_c(board, X)
+
+
+def test_a_program_of_one_s_own(tmp_path):
+    @nv.network
+    def twice(x: nv.Input(batch_shape=(2,))):
+        return 2 * x
+
+    path = nv.compile(twice).save(tmp_path / "twice.so")
+    source = tmp_path / "elsewhere" / "main.c"
+    source.parent.mkdir()
+    source.write_text(
+        '#include "twice.h"\n#include <stdio.h>\n'
+        "static _Alignas(64) unsigned char memory[TWICE_CONTEXT_BYTES(1)];\n"
+        "int main(int argc, char **argv) {\n"
+        "    float x[2] = {(float)argc, 3}, y[2];\n"
+        "    const void *in[] = {x}; void *out[] = {y}; twice_context *c; (void)argv;\n"
+        "    if (twice_create(memory, sizeof memory, 1, &c) || twice_infer(c, in, out)) return 1;\n"
+        '    return printf("%g %g\\n", y[0], y[1]) < 0;\n}\n'
+    )
+    command = nv.build_c(source, path)
+    assert subprocess.run([*command, "one"], capture_output=True, text=True, check=True).stdout == "4 6\n"
+    path.rename(tmp_path / "other.so")
+    with pytest.raises(nv.NervureError, match="programs would not find other.so"):
+        nv.build_c(source, tmp_path / "other.so")
