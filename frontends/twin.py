@@ -40,13 +40,16 @@ def _refuse(artifact: Artifact) -> None:
 
 def needs_twin(artifact: Artifact) -> bool:
     """Whether the model is for a GPU that is not here."""
-    if "gpu" not in artifact.block or artifact.block["gpu"]["emulated"]:
-        return False
+    return "gpu" in artifact.block and not artifact.block["gpu"]["emulated"] and not runs_here(artifact)
+
+
+def runs_here(artifact: Artifact) -> bool:
+    """Whether this machine has what the model's code needs."""
     try:
         artifact.check_host()
     except NervureError:
-        return True
-    return False
+        return False
+    return True
 
 
 def twin(artifact: Artifact, source: Any, dims: Mapping[str, Any], shapes: Mapping[str, Any]) -> Session:

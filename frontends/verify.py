@@ -13,7 +13,7 @@ from ..compiler.library import run_elsewhere
 from ..errors import MissingTool, NervureError, printable
 from ..runtime.artifact import Artifact, Port
 from ..targets import get
-from .twin import open_session
+from .twin import open_session, runs_here
 
 # what would not be rounding: 11 or 8 bits of fraction, through many layers and a softmax on random numbers, cost 1e-2
 # and 6e-2 with networks that are right
@@ -129,7 +129,7 @@ def verify(
     a model in float."""
     session = reference_session(model)
     names = [o.name for o in session.get_outputs()]
-    run = built if built is not None else open_session(artifact) if _runs_here(artifact) else None
+    run = built if built is not None else open_session(artifact) if runs_here(artifact) else None
     checks = []
     for label, inputs in sets.items():
         theirs = session.run(None, dict(inputs))
@@ -175,14 +175,6 @@ def root_mean_square(y: np.ndarray, ref: np.ndarray) -> float:
     if not np.isfinite(noise):
         return 0.0 if np.array_equal(a, b, equal_nan=True) else float("inf")
     return float(np.sqrt(noise / power)) if power else (0.0 if not noise else float("inf"))
-
-
-def _runs_here(artifact: Artifact) -> bool:
-    try:
-        artifact.check_host()
-    except NervureError:
-        return False
-    return True
 
 
 def emulate(artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int = 1) -> list[np.ndarray]:

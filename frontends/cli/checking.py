@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import NervureError
 from ...runtime.artifact import Artifact
-from ..twin import needs_twin, twin
+from ..twin import needs_twin, runs_here, twin
 from ..verify import Check, random_inputs, verify
 from .network import Network, reference_file
 
@@ -72,14 +72,6 @@ def input_sets(artifact: Artifact, seeds: int, given: Mapping[str, np.ndarray] |
         for seed in range(1, seeds + 1):
             sets[f"seed {seed}{suffix}"] = random_inputs(entry.inputs, seed)
     return sets
-
-
-def runs_here(artifact: Artifact) -> bool:
-    try:
-        artifact.check_host()
-    except NervureError:
-        return False
-    return True
 
 
 def check(model: Network, artifact: Artifact, sets: Sets, tolerance: float, session: Any = None) -> Verdict:
