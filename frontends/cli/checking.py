@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import NervureError
 from ...runtime.artifact import Artifact
 from ..twin import needs_twin, runs_here, twin
 from ..verify import Check, random_inputs, verify
