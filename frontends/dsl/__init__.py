@@ -5,6 +5,6 @@ from types import ModuleType
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name not in ("layers", "random"):
+    if name not in ("layers", "random", "spiking"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return import_module(f"{__name__}.{name}")

@@ -42,6 +42,7 @@ PUBLIC |= {
     "assign": "frontends.dsl.variable",
     "layers": "frontends.dsl",
     "random": "frontends.dsl",
+    "spiking": "frontends.dsl",
     "Training": "frontends.training.step",
     "grad": "frontends.training.gradient",
     "minimize": "frontends.training.gradient",

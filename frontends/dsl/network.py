@@ -129,7 +129,9 @@ class Network(Block):
         trace.features = dict(tensors)
         for name, tensor in tensors.items():
             trace.rows.append(Row(name, "Input", (tensor.shape,), None))
-        trace.result = self._result(self.function(**tensors, **(values or {})))
+        found = self.function(**tensors, **(values or {}))
+        silent = found is None and bool(trace.graph.bindings)  # what only assigns need not return anything
+        trace.result = () if silent else self._result(found)
         self._ready = True
         return trace.result
 
@@ -139,7 +141,7 @@ class Network(Block):
             raise NervureError(
                 f"network {self.name!r} returned {found!r}",
                 where=self._place.full,
-                hint="its function must return a tensor, or a tuple or dictionary of tensors",
+                hint="its function must return a tensor, or a tuple or dictionary of tensors; or nv.assign something",
             )
         return rebuild(found, as_tensor)
 
@@ -353,8 +355,8 @@ def network(
 
     A parameter is described by ``nv.Input`` as its annotation, its default, or an argument of ``network``. A parameter
     with another default is a setting, not a tensor. One with neither gets its shape from the first array it is called
-    on. The function runs once for every compile; it may return a tensor, a tuple or a dictionary of tensors.
-    ``seed`` starts the weights.
+    on. The function runs once for every compile; it may return a tensor, a tuple or a dictionary of tensors,
+    or nothing where it calls ``nv.assign``. ``seed`` starts the weights.
     """
     if function is None:
         return lambda f: network(f, name=name, seed=seed, **inputs)

@@ -4,7 +4,23 @@ Argument names, defaults and initial weights are Keras's, data are laid out like
 layer says otherwise; see each layer.
 """
 
-from . import activations, attention, capsule, conv, core, decoder, dropout, image, norm, pool, rbf, rbm, recurrent, som
+from . import (
+    activations,
+    attention,
+    capsule,
+    conv,
+    core,
+    decoder,
+    dropout,
+    image,
+    norm,
+    pool,
+    rbf,
+    rbm,
+    recurrent,
+    som,
+    spiking,
+)
 from .activations import *  # noqa: F403
 from .attention import *  # noqa: F403
 from .base import Layer as Layer
@@ -20,6 +36,7 @@ from .rbf import *  # noqa: F403
 from .rbm import *  # noqa: F403
 from .recurrent import *  # noqa: F403
 from .som import *  # noqa: F403
+from .spiking import *  # noqa: F403
 from .windows import image_data_format as image_data_format
 from .windows import set_image_data_format as set_image_data_format
 
@@ -84,5 +101,6 @@ for _module in (
     rbm,
     recurrent,
     som,
+    spiking,
 ):
     __all__ += _module.__all__
