@@ -338,13 +338,14 @@ def step_entries(
 
 
 def _by_name(nets: Named) -> dict[str, Network]:
-    if isinstance(nets, Mapping):
-        return dict(nets)
+    hint = "name them: @nv.network(name=...), or give a dictionary"
     found: dict[str, Network] = {}
-    for net in nets:
-        if found.setdefault(net.name, net) is not net:
-            hint = "name them: @nv.network(name=...), or give a dictionary"
-            raise NervureError(f"two entry points are named {net.name!r}", where=user_place().full, hint=hint)
+    for name, net in nets.items() if isinstance(nets, Mapping) else [(net.name, net) for net in nets]:
+        if name == "refresh":
+            why = "the library runs the entry point of that name by itself, where params have changed"
+            raise NervureError("no entry point can be named 'refresh'", where=user_place().full, why=why, hint=hint)
+        if found.setdefault(name, net) is not net:
+            raise NervureError(f"two entry points are named {name!r}", where=user_place().full, hint=hint)
     return found
 
 
