@@ -45,7 +45,7 @@ _NAMES = {
     "regularizers": "frontends.training",
     **_DSL,
 }
-_MODULES = {"callbacks", "datasets", "schedules", "zoo"}  # beside this file; their names are for users
+_MODULES = {"callbacks", "datasets", "explain", "graphs", "schedules", "zoo"}  # beside this file; their names are for users
 
 __all__ = sorted(["__version__", *_NAMES, *_MODULES])
 

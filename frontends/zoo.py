@@ -60,6 +60,13 @@ ROWS = (
     Row("gan", "adversarial", ("generator", "discriminator"), picture="gan.png"),
     Row("transfer_learning", "supervised, frozen body", ("fine-tuning", "transfer")),
     Row("capsule_network", "supervised", ("capsnet", "capsule", "routing"), picture="capsule_network.png"),
+    Row(
+        "explanations",
+        "explains",
+        ("saliency", "integrated-gradients", "smoothgrad", "occlusion", "lrp", "grad-cam", "explain"),
+        quick="4",
+        picture="explanations.png",
+    ),
 )
 
 

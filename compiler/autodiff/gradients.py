@@ -20,7 +20,7 @@ def gradients(graph: Graph, loss: Value, wrt: Sequence[Value], seed: Value | Non
     ``wrt``. The operations are added to ``graph``, which the caller owns; a tensor that the loss does not depend on
     gets zeros. ``NervureError`` names the operations on the way that have no gradient.
     """
-    path = _path(graph, loss, wrt)
+    path = path_between(graph, loss, wrt)
     _check_rules(graph, path)
     grads: dict[Value, list[Sym]] = {}
     start = Sym(graph, loss, graph.node(loss).origin)
@@ -41,20 +41,20 @@ def training_form(graph: Graph, loss: Value, wrt: Sequence[Value]) -> dict[Value
     ``training``): attention keeps its probabilities, recurrent layers their gates. The caller owns the graph. Returns
     what stands for the tensors that were replaced, which nothing in the graph uses any more."""
     replaced: dict[Value, Value] = {}
-    path = _path(graph, loss, wrt)
+    path = path_between(graph, loss, wrt)
     for key in [k for k in graph.order() if k in path]:
         rule = OPS[graph.node(key).op].training
         if rule is None:
             continue
         before = graph.values(key)
-        after = rule(_call(graph, key, ()))
+        after = rule(call_of(graph, key, ()))
         for old, new in zip(before, after, strict=True):
             graph.replace(old, new.value)
             replaced[old] = new.value
     return replaced
 
 
-def _path(graph: Graph, loss: Value, wrt: Sequence[Value]) -> set[int]:
+def path_between(graph: Graph, loss: Value, wrt: Sequence[Value]) -> set[int]:
     """The nodes that depend on ``wrt`` and that ``loss`` depends on, floating-point ways only."""
     reached = {v.node for v in wrt}
     for key in graph.order():
@@ -91,7 +91,7 @@ def _check_rules(graph: Graph, path: set[int]) -> None:
         )
 
 
-def _call(graph: Graph, key: int, grads: Sequence[Sym], used: tuple[bool, ...] = ()) -> Call:
+def call_of(graph: Graph, key: int, grads: Sequence[Sym], used: tuple[bool, ...] = ()) -> Call:
     node = graph.node(key)
     args = graph.args(key)
     args += [None] * (len(OPS[node.op].inputs) - len(args))
@@ -117,7 +117,7 @@ def _step(graph: Graph, key: int, grads: dict[Value, list[Sym]], path: set[int])
     ]
     rule = OPS[node.op].gradient
     assert rule is not None
-    call = _call(graph, key, arriving, used)  # type: ignore[arg-type]
+    call = call_of(graph, key, arriving, used)  # type: ignore[arg-type]
     for x, grad in zip(call.xs, rule(call), strict=False):
         if x is None or grad is None or x.value.node not in path or not _carries(graph, x.value):
             continue

@@ -22,6 +22,7 @@ FUNCTIONS = {
     """,
     "index": "getitem take gather take_along_axis put one_hot",
     "linalg": "matmul dot outer einsum cdist",
+    "segments": "segment_sum segment_mean segment_max segment_softmax",
     "nn": """
         sigmoid silu swish softplus hard_swish relu relu6 leaky_relu elu selu gelu hard_sigmoid hard_tanh
         softsign mish log_sigmoid softmax log_softmax attention layer_norm rms_norm normalize squash
@@ -40,6 +41,7 @@ PUBLIC |= {
     "Sequential": "frontends.dsl.sequential",
     "Variable": "frontends.dsl.tensor",
     "assign": "frontends.dsl.variable",
+    "layer_output": "frontends.dsl.inner",
     "layers": "frontends.dsl",
     "random": "frontends.dsl",
     "spiking": "frontends.dsl",

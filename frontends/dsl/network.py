@@ -281,6 +281,7 @@ class Network(Block):
                 if spec is not None and spec.dtype != tensor.dtype:
                     raise fail(f"network {self.name!r}: input {key!r} must be {spec.dtype}, got {tensor.dtype}")
             result = self._result(self.function(**tensors, **options))
+            trace.remember(result)
         if len(trace.frames) == 1:
             trace.rows.append(Row(name, self.kind, tuple(leaf.shape for leaf in leaves(result)), self))
         self._ready = True

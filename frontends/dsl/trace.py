@@ -87,6 +87,7 @@ class Trace:
         self.features: dict[str, Tensor] = {}  # the inputs of the network that is traced
         self.activities: list[tuple[Any, Tensor]] = []  # penalties on outputs: regularizer, output
         self.result: Any = None  # what the traced function returned
+        self.layer_outputs: dict[int, dict[str, Any]] = {}  # id of a network -> what each layer in it gave, by name
         self._weights: dict[int, tuple[Weight, Value]] = {}
         self._assigned: dict[int, Tensor] = {}  # id of a weight -> the value that it has been given
 
@@ -105,6 +106,13 @@ class Trace:
             yield frame
         finally:
             self.frames.pop()
+
+    def remember(self, result: Any) -> None:
+        """Keeps what the block at work gives, under its name in every network around it (``layer_output``)."""
+        for i, frame in enumerate(self.frames[:-1]):
+            if frame.is_network:
+                name = ".".join(f.name for f in self.frames[i + 1 :])
+                self.layer_outputs.setdefault(id(frame.owner), {})[name] = result
 
     # -- names and places ----------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from ...compiler.ir import STORED
 from ...compiler.types import TensorType
 from ...errors import NervureError, printable
 from ..dsl.place import user_place
@@ -89,6 +90,8 @@ class ImportedNetwork(ReplayedNetwork):
         trace = current()
         title = trace.path or self.name
         results, self._seen = inline(self.source, title, trace, tensors, keep_names=self._keep and not trace.path)
+        made = {n: v for n, v in self._seen.items() if trace.graph.node(v).op not in STORED}
+        trace.layer_outputs.setdefault(id(self), {}).update({n: Tensor(trace, v) for n, v in made.items()})
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))
 
     def inspect(self) -> Trace:

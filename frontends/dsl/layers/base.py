@@ -261,6 +261,7 @@ class Layer(Block, metaclass=_LayerType):
         name = self.enter(trace)
         with trace.frame(Frame(self, name, self.kind)):
             result = self._invoke(trace, inputs, options)
+            trace.remember(result)
         if self.activity_regularizer is not None:
             trace.activities += [(self.activity_regularizer, t) for t in leaves(result) if isinstance(t, Tensor)]
         if len(trace.frames) == 1:
