@@ -80,7 +80,8 @@ def draw(path, tokens, surprise, written):
     plt.figure(figsize=(10, 6.2))
     shown = plt.imshow(surprise, cmap="YlOrRd", vmin=0, vmax=8, aspect="auto")
     for (line, column), code in np.ndenumerate(tokens):
-        plt.text(column, line, chr(code) if code > 32 else " ", ha="center", va="center", family="monospace", size=8)
+        colour = "w" if surprise[line, column] > 5 else "k"
+        plt.text(column, line, chr(code), ha="center", va="center", family="monospace", size=8, color=colour)
     plt.colorbar(shown, label="surprise [bits]", pad=0.02)
     plt.title("Text that it has never read, and how much each character surprised it")
     plt.xticks([])
@@ -112,7 +113,7 @@ def main(epochs=5):
     print(f"one by one with the cache: the same scores to {apart:.0e}")
 
     written = write(program, "The function ", 300, temperature=0.7)
-    draw("language_model.png", rows[:, 1:], surprise, written)
+    draw("language_model.png", np.maximum(rows[:, 1:], 32), surprise, written)
     print(f"drawn at temperature 0.7:\n{written}\n")
     command = nv.build_c(SOURCE, path)
     said = subprocess.run([*command, "The function ", "300"], capture_output=True, text=True, check=True).stdout

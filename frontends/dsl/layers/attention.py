@@ -3,6 +3,7 @@ PyTorch's. A bool mask is True where a position may be looked at; a float mask i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..promote import as_float, as_tensor
 from ..tensor import Tensor
 from ..trace import current, fail
 from .base import Layer, expect_rank, whole
+from .conv import Conv2d
 from .core import Dense
 from .dropout import Dropout, dropped, fraction
 from .norm import LayerNorm
@@ -26,7 +28,8 @@ class MultiHeadAttention(Layer):
     the value is the query and the key the value unless given. Inputs: [batch, time, features].
 
     ``key_dim`` is the query's features over ``num_heads`` unless given. The children ``query``, ``key``, ``value`` and
-    ``output`` are dense layers.
+    ``output`` are dense layers. With ``return_attention_scores`` the call also returns how much each query looked at
+    each key, [batch, heads, queries, keys].
     """
 
     ALIASES: ClassVar = {"bias": "use_bias"}
@@ -71,7 +74,8 @@ class MultiHeadAttention(Layer):
         key: Any = None,
         attention_mask: Any = None,
         use_causal_mask: bool = False,
-    ) -> Tensor:
+        return_attention_scores: bool = False,
+    ) -> Any:
         value = query if value is None else as_tensor(value)
         key = value if key is None else as_tensor(key)
         for tensor in (query, value, key):
@@ -80,11 +84,12 @@ class MultiHeadAttention(Layer):
         mask = None if attention_mask is None else as_tensor(attention_mask)
         if mask is not None and mask.ndim == 3:
             mask = s.expand_dims(mask, 1)
+        if return_attention_scores:
+            weights = probabilities(q, k, mask, use_causal_mask)
+            return self._joined(emit("matmul", dropped(weights, self.dropout), v)), weights
         if self.dropout and current().training:
-            y = thinned(q, k, v, mask, use_causal_mask, self.dropout)
-        else:
-            y = nn.attention(q, k, v, mask, causal=use_causal_mask)
-        return self._joined(y)
+            return self._joined(thinned(q, k, v, mask, use_causal_mask, self.dropout))
+        return self._joined(nn.attention(q, k, v, mask, causal=use_causal_mask))
 
     def _joined(self, y: Tensor) -> Tensor:
         """The output of what the heads have found, [batch, heads, time, size]."""
@@ -100,8 +105,13 @@ class MultiHeadAttention(Layer):
 
 
 def thinned(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float) -> Tensor:
-    """Attention that drops ``rate`` of its probabilities. Masked scores are large and negative, not -inf: the row of a
-    query that may look at nothing stays finite."""
+    """Attention that drops ``rate`` of its probabilities."""
+    return emit("matmul", dropped(probabilities(q, k, mask, causal), rate), v)
+
+
+def probabilities(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """How much each query looks at each key, [batch, heads, queries, keys]. Masked scores are large and negative, not
+    -inf: the row of a query that may look at nothing stays finite."""
     scores = emit("matmul", q, emit("transpose", k, perm=(0, 1, 3, 2))) * q.shape[-1] ** -0.5
     if mask is not None:
         scores = where(mask, scores, _HIDDEN) if mask.dtype == "bool" else scores + maximum(mask, _HIDDEN)
@@ -110,14 +120,15 @@ def thinned(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, 
     weights = emit("softmax", scores, axis=3)
     if mask is not None and mask.dtype == "bool":
         weights = where(mask, weights, 0)
-    return emit("matmul", dropped(weights, rate), v)
+    return weights
 
 
 class TransformerEncoderLayer(Layer):
     """Self-attention and a feed-forward part, each with a residual and a layer norm (Vaswani et al. 2017; PyTorch's
     arguments, defaults and children's names). The input is [batch, time, d_model].
 
-    Called on (src, mask): the mask is True where a position may be looked at.
+    Called on (src, mask): the mask is True where a position may be looked at. With ``return_attention_scores`` it
+    returns how much each position looked at each other one too, [batch, heads, time, time].
     """
 
     def __init__(
@@ -145,19 +156,30 @@ class TransformerEncoderLayer(Layer):
         self.dropout = Dropout(dropout)
         self.activation = nn.activation(activation)
 
-    def call(self, src: Tensor, mask: Any = None, is_causal: bool = False) -> Tensor:
-        expect_rank(src, 3, "batch, time, features")
-        if src.shape[-1] != self.d_model:
-            raise fail(f"expected {self.d_model} features on the last axis, got {list(src.shape)}")
-        if self.norm_first:
-            x = src + self._attend(self.norm1(src), mask, is_causal)
-            return x + self._feed(self.norm2(x))
-        x = self.norm1(src + self._attend(src, mask, is_causal))
-        return self.norm2(x + self._feed(x))  # type: ignore[no-any-return]
+    def call(
+        self, src: Tensor, mask: Any = None, is_causal: bool = False, return_attention_scores: bool = False
+    ) -> Any:
+        self._expect(src)
+        scores: list[Tensor] = []
 
-    def _attend(self, x: Tensor, mask: Any, causal: bool) -> Tensor:
-        y = self.self_attn(x, attention_mask=mask, use_causal_mask=causal)
-        return self.dropout(y)  # type: ignore[no-any-return]
+        def attend(x: Tensor) -> Any:
+            found = self.self_attn(x, None, None, mask, is_causal, return_attention_scores)
+            y, *rest = found if return_attention_scores else (found,)
+            scores.extend(rest)
+            return self.dropout(y)
+
+        x = self._around(self._around(src, self.norm1, attend), self.norm2, self._feed)
+        return (x, scores[0]) if return_attention_scores else x
+
+    def _expect(self, x: Tensor) -> None:
+        expect_rank(x, 3, "batch, time, features")
+        if x.shape[-1] != self.d_model:
+            raise fail(f"expected {self.d_model} features on the last axis, got {list(x.shape)}")
+
+    def _around(self, x: Tensor, norm: LayerNorm, part: Callable[[Tensor], Any]) -> Tensor:
+        """A part with its residual, the norm in front or behind."""
+        found: Tensor = x + part(norm(x)) if self.norm_first else norm(x + part(x))
+        return found
 
     def _feed(self, x: Tensor) -> Tensor:
         hidden = self.linear1(x)
@@ -198,4 +220,29 @@ class PositionEmbedding(Layer):
         return x + as_tensor(self.weight, x.dtype)[:steps]
 
 
-__all__ = ["MultiHeadAttention", "PositionEmbedding", "PositionalEncoding", "TransformerEncoderLayer"]
+class PatchEmbedding(Layer):
+    """A picture [batch, channels, height, width] as a sequence [batch, patches, dim]: squares of ``patch_size`` pixels,
+    row by row, each by one linear map, ``projection`` (Dosovitskiy et al. 2021). Pixels that fill no square are left
+    out. With ``class_token`` a learned row of that name stands in front, where a network may gather what it finds.
+    """
+
+    ALIASES: ClassVar = {"embed_dim": "dim", "hidden_dim": "dim"}
+
+    def __init__(self, patch_size: int, dim: int, class_token: bool = False) -> None:
+        self.patch_size, self.dim = whole(patch_size, "patch_size"), whole(dim, "dim")
+        self.projection = Conv2d(self.dim, self.patch_size, strides=self.patch_size)
+        self.with_token = class_token
+
+    def build(self, shape: Any) -> None:
+        self.class_token = self.add_weight("class_token", (1, 1, self.dim), "zeros") if self.with_token else None
+
+    def call(self, x: Tensor) -> Tensor:
+        expect_rank(x, 4, "batch, channels, height, width")
+        y = s.transpose(s.flatten(self.projection(x), 2), 0, 2, 1)
+        if self.class_token is None:
+            return y
+        token = s.broadcast_to(as_tensor(self.class_token, y.dtype), y.shape[0], 1, self.dim)
+        return s.concat([token, y], 1)
+
+
+__all__ = ["MultiHeadAttention", "PatchEmbedding", "PositionEmbedding", "PositionalEncoding", "TransformerEncoderLayer"]

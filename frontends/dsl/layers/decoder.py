@@ -100,7 +100,7 @@ class CausalSelfAttention(MultiHeadAttention):
             for kept, t in pairs:
                 self._written(kept, numbers % window, t)
         assign(position, now + np.int32(steps))
-        return self._joined(nn.attention(q, *both, seen))
+        return self._joined(nn.attention(q, both[0], both[1], seen))
 
     def _held(self, name: str, shape: tuple[int, ...], dtype: str) -> Weight:
         return self.add_weight(name, shape, "zeros", trainable=False, dtype=dtype, persistent=False)
@@ -166,17 +166,11 @@ class TransformerDecoderLayer(TransformerEncoderLayer):
         self.norm3 = LayerNorm(d_model, layer_norm_eps, bias=bias)
 
     def call(self, x: Tensor, memory: Any = None, stateful: bool = False) -> Tensor:  # type: ignore[override]
-        expect_rank(x, 3, "batch, time, features")
-        if x.shape[-1] != self.d_model:
-            raise fail(f"expected {self.d_model} features on the last axis, got {list(x.shape)}")
+        self._expect(x)
         x = self._around(x, self.norm1, lambda y: self.dropout(self.self_attn(y, stateful=stateful)))
         if memory is not None:
             x = self._around(x, self.norm3, lambda y: self.dropout(self.multihead_attn(y, memory)))
         return self._around(x, self.norm2, self._feed)
-
-    def _around(self, x: Tensor, norm: LayerNorm, part: Any) -> Tensor:
-        """A part with its residual, the norm in front or behind."""
-        return x + part(norm(x)) if self.norm_first else norm(x + part(x))
 
 
 # -- positions ---------------------------------------------------------------------------------------------------------
@@ -193,8 +187,8 @@ def _angle(positions: Any, size: int, base: float = 10000.0) -> Any:
     modulo one turn. The lowest 8 of 32 bits are beyond float32."""
     rates = np.round(_TURN / (2 * np.pi) * base ** (-np.arange(0, size, 2) / size)).astype(np.uint32)
     if isinstance(positions, np.ndarray):
-        turns = positions.astype(np.uint32)[:, None] * rates >> np.uint32(8)
-        return turns.astype(np.float32) * np.float32(2 * np.pi / 2**24)
+        known = positions.astype(np.uint32)[:, None] * rates >> np.uint32(8)
+        return known.astype(np.float32) * np.float32(2 * np.pi / 2**24)
     turns = emit("right_shift", s.expand_dims(as_tensor(positions, "uint32"), 1) * rates, as_tensor(np.uint32(8)))
     return as_tensor(as_tensor(turns, "int32"), "float32") * np.float32(2 * np.pi / 2**24)
 

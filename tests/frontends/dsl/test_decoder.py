@@ -253,3 +253,36 @@ def test_on_another_machine(tmp_path, writer, compiled):
     whole = nv.run_in_c(other.path, TOKENS)
     np.testing.assert_allclose(cached, whole, atol=1e-5)
     np.testing.assert_allclose(whole, compiled(TOKENS), atol=1e-4)
+
+
+# -- what transformers show and see --------------------------------------------------------------------------------
+
+
+def test_attention_scores_are_those_that_the_output_is_made_of():
+    layer = L.MultiHeadAttention(3)
+    w = shaken(layer, X)
+    y, scores = layer(X, return_attention_scores=True)
+    np.testing.assert_allclose(y, layer(X), atol=2e-5)
+    q, k = (
+        ((X @ w[f"{n}.weight"] + w[f"{n}.bias"]).reshape(2, 11, 3, 4).transpose(0, 2, 1, 3)) for n in ("query", "key")
+    )
+    want = np.exp(q @ k.transpose(0, 1, 3, 2) / 2)
+    np.testing.assert_allclose(scores, want / want.sum(-1, keepdims=True), atol=1e-5)
+    encoder = L.TransformerEncoderLayer(12, 3, 16)
+    out, looks = encoder(X, return_attention_scores=True)
+    np.testing.assert_allclose(out, encoder(X), atol=1e-5)
+    np.testing.assert_allclose(looks.sum(-1), 1, atol=1e-5)
+
+
+def test_patches_are_squares_row_by_row():
+    layer = L.PatchEmbedding(3, 5, class_token=True)
+    picture = np.random.default_rng(4).standard_normal((2, 2, 7, 10)).astype(np.float32)
+    w = shaken(layer, picture)
+    found = layer(picture)
+    assert found.shape == (2, 1 + 2 * 3, 5)
+    np.testing.assert_allclose(found[:, 0], np.broadcast_to(w["class_token"][0], (2, 5)), atol=1e-6)
+    for i, (row, column) in enumerate((r, c) for r in (0, 3) for c in (0, 3, 6)):
+        square = picture[:, :, row : row + 3, column : column + 3].reshape(2, -1)
+        want = square @ w["projection.weight"].reshape(5, -1).T + w["projection.bias"]
+        np.testing.assert_allclose(found[:, 1 + i], want, atol=1e-5)
+    assert L.PatchEmbedding(3, 5)(picture).shape == (2, 6, 5)
