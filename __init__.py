@@ -43,9 +43,10 @@ _NAMES = {
     "metrics": "frontends.training",
     "optimizers": "frontends.training",
     "regularizers": "frontends.training",
+    "zoo": "frontends.zoo",
     **_DSL,
 }
-_MODULES = {"callbacks", "datasets", "explain", "graphs", "schedules", "zoo"}  # beside this file; their names are for users
+_MODULES = {"callbacks", "datasets", "explain", "graphs", "schedules"}  # beside this file; their names are for users
 
 __all__ = sorted(["__version__", *_NAMES, *_MODULES])
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from nervure import zoo
+from nervure.frontends.zoo import ROWS, Row
 
 PAGE = Path(__file__).with_name("gallery.md")
 HEAD = """\
@@ -25,7 +25,7 @@ has the same in Python.
 """
 
 
-def _paragraphs(row: zoo.Row) -> str:
+def _paragraphs(row: Row) -> str:
     """The docstring without its first line and the command."""
     _, *rest = row.text.split("\n\n")
     return "\n\n".join(part for part in rest if not part.startswith("    "))
@@ -33,9 +33,9 @@ def _paragraphs(row: zoo.Row) -> str:
 
 def _sections() -> Iterator[str]:
     yield "| | learns | |\n| --- | --- | --- |"
-    for row in zoo.ROWS:
+    for row in ROWS:
         yield f"| [{row.name}](#{row.name}) | {row.learns} | {row.line} |"
-    for row in zoo.ROWS:
+    for row in ROWS:
         extras = "" if not row.needs else f" Needs `nervure[{','.join(row.extras)}]`."
         yield f"\n## {row.name}\n\n[{row.path.name}](../examples/{row.path.name}): {row.line}{extras}\n"
         yield f"![{row.name}](gallery/{row.name}.png)\n\n{_paragraphs(row)}"

@@ -19,7 +19,7 @@ def script(name: str, like: str = "mlp") -> str:
     if not name.isidentifier() or keyword.iskeyword(name):
         hint = f"use letters, digits and _, for example {re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_') or 'net'}"
         raise NervureError(f"{name!r} is no name for a Python file", hint=hint)
-    row = zoo.find(like)
+    row = zoo.zoo[like]
     text = row.path.read_text(encoding="utf-8").replace(f"examples/{row.name}.py", f"{name}.py")
     return re.sub(rf"\b{row.name}(?=(_\w+)?\.(so|h|png|svg)\b)", name, text)
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NervureError
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-
-__all__ = ["ROWS", "Row", "find", "table"]
 
 
 @dataclass(frozen=True)
@@ -70,26 +68,33 @@ ROWS = (
 )
 
 
-def find(name: str) -> Row:
-    """The row of that name, or that has something of that kind; ``NervureError`` names the nearest ones."""
-    wanted = name.lower().replace(" ", "-").replace("_", "-")
-    for row in ROWS:
-        if wanted == row.name.replace("_", "-"):
-            return row
-    for row in ROWS:
-        if wanted in row.like:
-            return row
-    names = sorted({n for row in ROWS for n in (row.name, *row.like)})
-    near = difflib.get_close_matches(wanted, names, 5, 0.4)
-    raise NervureError(f"the zoo has no {name!r}", hint=f"it has {', '.join(near or names)}")
+class Zoo(Mapping[str, Row]):
+    """The rows by name; ``zoo["lstm"]`` also finds what has LSTMs. ``print(nv.zoo)`` lists them, a line each."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = {row.name: row for row in rows}
+        self._also = {name: row for row in rows for name in row.like}
+
+    def __getitem__(self, name: str) -> Row:
+        """The row of that name, or that has something of that kind; ``NervureError`` names the nearest ones."""
+        wanted = name.lower().replace(" ", "-").replace("_", "-")
+        found = self._rows.get(wanted.replace("-", "_")) or self._also.get(wanted)
+        if found is None:
+            near = difflib.get_close_matches(wanted, [*self._rows, *self._also], 5, 0.4)
+            hint = f"it has {', '.join(near or self._rows)}"
+            raise NervureError(f"the zoo has no {name!r}", hint=hint)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        rows = self._rows.values()
+        wide, deep = (max(len(getattr(row, field)) for row in rows) for field in ("name", "learns"))
+        return "\n".join(f"{row.name:<{wide}}  {row.learns:<{deep}}  {row.line}" for row in rows)
 
 
-def table() -> str:
-    """All rows, a line each: name, way of learning, what it is."""
-    return "\n".join(_lines())
-
-
-def _lines() -> Iterator[str]:
-    wide, deep = (max(len(getattr(row, field)) for row in ROWS) for field in ("name", "learns"))
-    for row in ROWS:
-        yield f"{row.name:<{wide}}  {row.learns:<{deep}}  {row.line}"
+zoo = Zoo(ROWS)

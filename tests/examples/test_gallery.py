@@ -9,20 +9,21 @@ import nervure as nv
 import numpy as np
 import pytest
 from example_runs import EXAMPLES, run
+from nervure.frontends.zoo import ROWS, Row
 
 DOCS = EXAMPLES.parent / "docs"
 MODULES = {"federated": "flwr", "search": "optuna"}  # what an extra brings
-rows = pytest.mark.parametrize("row", nv.zoo.ROWS, ids=lambda row: row.name)
+rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
 @rows
-def test_an_example_is_short(row: nv.zoo.Row) -> None:
+def test_an_example_is_short(row: Row) -> None:
     assert len(row.path.read_text().splitlines()) <= 125
 
 
 @pytest.mark.slow
 @rows
-def test_a_short_run_without_data(row: nv.zoo.Row, tmp_path: Path) -> None:
+def test_a_short_run_without_data(row: Row, tmp_path: Path) -> None:
     """It runs where nothing was downloaded, and leaves a picture and a library that C has run too."""
     image = pytest.importorskip("PIL.Image")
     for extra in row.needs:
@@ -44,7 +45,7 @@ def test_the_page_is_current() -> None:
 
 
 @rows
-def test_the_page_has_a_picture(row: nv.zoo.Row) -> None:
+def test_the_page_has_a_picture(row: Row) -> None:
     image = pytest.importorskip("PIL.Image")
     path = DOCS / "gallery" / f"{row.name}.png"
     assert path.stat().st_size <= 60_000

@@ -11,10 +11,11 @@ from pathlib import Path
 import nervure as nv
 import pytest
 from nervure.frontends.starting import script, start
+from nervure.frontends.zoo import ROWS, Row
 
 
-@pytest.mark.parametrize("row", nv.zoo.ROWS, ids=lambda row: row.name)
-def test_every_example_becomes_a_script_of_another_name(row: nv.zoo.Row) -> None:
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_example_becomes_a_script_of_another_name(row: Row) -> None:
     made = script("mine", row.name)
     ast.parse(made)
     assert "python mine.py" in made and "examples/" not in (ast.get_docstring(ast.parse(made)) or "").split("\n\n")[1]

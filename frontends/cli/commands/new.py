@@ -22,14 +22,15 @@ def new_command(
     as_json: o.Json = False,
 ) -> None:
     """Write a script that trains a network of the zoo, compiles it and runs it: change it into your own."""
-    from ... import starting, zoo
+    from ... import starting
+    from ...zoo import zoo
     from ..console import out, print_json
 
     if show:
         return _list(as_json)
     if name is None:
         raise NervureError("nervure new needs a NAME", hint=f"{EXAMPLE}; nervure new --list shows what there is")
-    row = zoo.find(like)
+    row = zoo[like]
     paths = [str(path) for path in starting.start(name, like, folder, force=force)]
     if as_json:
         return print_json({"written": paths, "like": row.name, "needs": list(row.extras)})
@@ -44,13 +45,13 @@ def new_command(
 
 def _list(as_json: bool) -> None:
     """The zoo."""
-    from ... import zoo
+    from ...zoo import ROWS
     from ..console import out, print_json, row, table
 
     if as_json:
-        found = [{"name": r.name, "learns": r.learns, "like": list(r.like), "what": r.line} for r in zoo.ROWS]
+        found = [{"name": r.name, "learns": r.learns, "like": list(r.like), "what": r.line} for r in ROWS]
         return print_json({"zoo": found})
     made = table("Networks and ways of learning", "--like", "or", "learns", "what it is")
-    for r in zoo.ROWS:
+    for r in ROWS:
         row(made, r.name, ", ".join(r.like), r.learns, r.line)
     return out().print(made)
