@@ -21,9 +21,11 @@ __all__ = ["bernoulli", "categorical", "normal", "uniform"]
 
 
 def uniform(shape: Sequence[int], low: Any = 0.0, high: Any = 1.0) -> Tensor:
-    """float32 in [low, high)."""
+    """float32 in [low, high): numbers, or tensors that broadcast to the shape."""
     drawn = current().random_uniform(tuple(shape))
-    return drawn if low == 0.0 and high == 1.0 else drawn * (as_tensor(high) - low) + low
+    if isinstance(low, int | float) and isinstance(high, int | float) and (low, high) == (0, 1):
+        return drawn
+    return drawn * (as_tensor(high) - low) + low
 
 
 def normal(shape: Sequence[int], mean: Any = 0.0, stddev: Any = 1.0) -> Tensor:

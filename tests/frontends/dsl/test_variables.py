@@ -123,6 +123,7 @@ def test_random_numbers_have_their_distributions() -> None:
     def draw(p: nv.Input(batch_shape=(3,))):
         return {
             "uniform": nv.random.uniform((20000,), 2, 4),
+            "scaled": nv.mean(nv.random.uniform((20000, 3), 0, p), axis=0),
             "normal": nv.random.normal((20000,), mean=1, stddev=3),
             "bernoulli": nv.mean(nv.random.bernoulli(p, (20000, 3)), axis=0),
             "categorical": nv.random.categorical(nv.broadcast_to(nv.log(p), (20000, 3))),
@@ -130,7 +131,8 @@ def test_random_numbers_have_their_distributions() -> None:
 
     model = nv.compile(draw)
     p = np.array([0.2, 0.5, 0.3], np.float32)
-    uniform, normal, often, kinds = model(p)
+    uniform, scaled, normal, often, kinds = model(p)
+    np.testing.assert_allclose(scaled, p / 2, atol=0.01)
     assert 2 <= uniform.min() < 2.01 and 3.99 < uniform.max() < 4
     assert abs(normal.mean() - 1) < 0.08 and abs(normal.std() - 3) < 0.06
     np.testing.assert_allclose(often, p, atol=0.015)
