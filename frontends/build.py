@@ -60,8 +60,9 @@ def compile(
 ) -> Model:
     """Compiles a network to one native library and returns it as a callable model.
 
-    ``source``: an ONNX file (path or ``ModelProto``), a ``Graph``, or a network of the DSL. ``target``: a name that
-    ``nervure targets`` lists (without it this machine, or the core of ``board``). ``board``: a microcontroller's
+    ``source``: an ONNX file (path or ``ModelProto``), a ``Graph``, or a network of the DSL; a list of networks makes
+    each an entry point, and they share their weights and variables. ``target``: a name that ``nervure targets`` lists
+    (without it this machine, or the core of ``board``). ``board``: a microcontroller's
     board, by its name or as the path of a TOML file; what does not fit its memory ends in an error that says what
     would. ``dims`` binds named dimensions (``{"batch": 8}``; several values, ``{"batch": (1, 8)}``,
     make one plan each in the same artifact); ``shapes`` gives whole input shapes. ``precision="exact"`` leaves out
@@ -70,7 +71,7 @@ def compile(
     ``max_ram`` (bytes) bounds the arena of ``threads`` workers; a training step computes activations again instead of
     keeping them where that makes it fit. ``training`` adds the entry points ``train_step`` and ``evaluate`` to a
     network of the DSL, ``steps`` one's own (networks in training mode, whose functions call ``nv.minimize`` or
-    ``nv.assign``; ``source`` may then be a list of networks). ``entries`` are further networks for inference: entry
+    ``nv.assign``). ``entries`` are further networks for inference: entry
     points, called by their names, that share weights and variables with ``source``. ``out``: where to write the
     library (its C header goes beside it); without it, a temporary place. ``emit="c"`` writes portable C99 for the
     target instead of a library, ``out`` is then a file NAME.c: a ``Source`` comes back, a model that is built with zig
@@ -124,7 +125,7 @@ def _entries(
 ) -> tuple[list[EntryGraph], dict[str, Any], list[Any]]:
     """The entry points, facts for the artifact's ``meta``, and the weights that it can change, with their names."""
     bindings = _bindings(dims)
-    if training is not None or steps or more:
+    if training is not None or steps or more or isinstance(source, list | tuple):
         from .training.step import step_entries, training_entries
 
         nets = list(source) if isinstance(source, list | tuple) else [source]

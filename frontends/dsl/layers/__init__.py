@@ -12,6 +12,7 @@ from . import (
     core,
     decoder,
     dropout,
+    graph,
     image,
     norm,
     pool,
@@ -29,6 +30,7 @@ from .conv import *  # noqa: F403
 from .core import *  # noqa: F403
 from .decoder import *  # noqa: F403
 from .dropout import *  # noqa: F403
+from .graph import *  # noqa: F403
 from .image import *  # noqa: F403
 from .norm import *  # noqa: F403
 from .pool import *  # noqa: F403
@@ -94,6 +96,7 @@ for _module in (
     core,
     decoder,
     dropout,
+    graph,
     image,
     norm,
     pool,

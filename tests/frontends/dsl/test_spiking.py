@@ -157,7 +157,7 @@ def test_what_is_wrong_is_said() -> None:
         nv.spiking.latency(np.zeros((1, 2)), 0)
 
 
-# -- against snnTorch --------------------------------------------------------------------------------------------------
+# -- against snnTorch -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_the_latency_code_is_snntorchs() -> None:
     np.testing.assert_array_equal(nv.spiking.latency(x, 9), theirs.numpy().transpose(1, 0, 2))
 
 
-# -- event by event ----------------------------------------------------------------------------------------------------
+# -- event by event ---------------------------------------------------------------------------------------------------
 
 
 def test_event_by_event_it_is_the_product_with_the_spikes() -> None:
