@@ -36,6 +36,7 @@ _NAMES = {
     "masks_of_zeros": "frontends.training.pruning",
     "sparsify": "frontends.training.pruning",
     "shrunk": "frontends.training.units",
+    "search": "frontends.search",
     "sensitivity": "frontends.sensitivity",
     "save_onnx": "frontends.onnx",
     "Graph": "compiler.ir",
@@ -46,7 +47,7 @@ _NAMES = {
     "zoo": "frontends.zoo",
     **_DSL,
 }
-_MODULES = {"callbacks", "datasets", "explain", "graphs", "schedules"}  # beside this file; their names are for users
+_MODULES = {"callbacks", "datasets", "explain", "federated", "graphs", "schedules"}  # beside this file, for users
 
 __all__ = sorted(["__version__", *_NAMES, *_MODULES])
 

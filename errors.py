@@ -51,7 +51,13 @@ class MissingTool(NervureError):
 
 
 # package -> the extra that brings it; all others come with ``compile``
-EXTRAS = {"onnxruntime": "verify", "safetensors": "train", "tensorboardX": "tensorboard", "mpi4py": "mpi"}
+EXTRAS = {
+    "onnxruntime": "verify",
+    "safetensors": "train",
+    "tensorboardX": "tensorboard",
+    "mpi4py": "mpi",
+    "flwr": "federated",
+}
 
 
 def missing_package(what: str, error: ModuleNotFoundError) -> MissingTool | ModuleNotFoundError:
