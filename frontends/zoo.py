@@ -65,6 +65,8 @@ ROWS = (
         quick="4",
         picture="explanations.png",
     ),
+    Row("siamese", "metric learning", ("triplet", "contrastive", "verification"), "3", picture="siamese.png"),
+    Row("few_shot", "episodes", ("prototypical", "one-shot", "enrolment"), "5", picture="few_shot.png"),
 )
 
 
