@@ -1,4 +1,4 @@
-"""A capsule network names clothes, and what its numbers mean can be seen (Sabour, Frosst and Hinton 2017).
+"""A capsule network names clothes and shows what its numbers mean (Sabour et al. 2017).
 
     python examples/capsule_network.py [epochs]
 

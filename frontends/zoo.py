@@ -55,7 +55,9 @@ ROWS = (
     Row("fashion_cnn", "supervised", ("cnn", "convolution"), picture="fashion_cnn.png"),
     Row("spoken_digits", "supervised", ("gru", "ds-cnn", "sound"), picture="spoken_digits.png"),
     Row("anomaly_autoencoder", "unsupervised", ("autoencoder",), picture="autoencoder.png"),
+    Row("variational_autoencoder", "unsupervised", ("vae", "variational"), picture="variational_autoencoder.png"),
     Row("gan", "adversarial", ("generator", "discriminator"), picture="gan.png"),
+    Row("conditional_gan", "adversarial", ("cgan",), quick="3", picture="conditional_gan.png"),
     Row("transfer_learning", "supervised, frozen body", ("fine-tuning", "transfer")),
     Row("capsule_network", "supervised", ("capsnet", "capsule", "routing"), picture="capsule_network.png"),
     Row(
