@@ -50,7 +50,8 @@ class Derived:
         for nbytes in sizes:
             places.append(self.nbytes)
             self.nbytes += aligned(nbytes)
-        prepares = [d.args[-1].offset for d in drafts if d.prepares]
+        packs = all(d.prepares for d in drafts)  # no whole plan, whose packed operands stay in its scratch
+        prepares = [d.args[-1].offset for d in drafts] if packs else []
         packed = [add(c) for c in plan.consts]
 
         def resolve(arg: Arg) -> Ref:

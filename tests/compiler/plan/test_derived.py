@@ -216,3 +216,24 @@ def test_a_slot_that_was_filled_before_the_refresh(tmp_path):
     found = np.empty_like(x)
     ctypes.memmove(found.ctypes.data, places["output"], found.nbytes)
     np.testing.assert_array_equal(found, x + np.float32(1 << 20))
+
+
+def test_a_product_of_params_alone_is_packed_in_scratch():
+    """Both its packing and itself are work of ``refresh``: the packed operand is not where the result is."""
+    values = np.random.default_rng(0).random((150, 64), np.float32)
+    w = nv.Variable(values, name="w")
+
+    @nv.network
+    def net(x: nv.Input(batch_shape=(64,))):
+        return nv.sum(w @ w.T, axis=1), nv.sum(x)
+
+    @nv.network
+    def double(x: nv.Input(batch_shape=(64,))):
+        return nv.assign(w, 2 * w)
+
+    model = nv.compile(net, steps=[double])
+    refresh = model.artifact.entry("refresh")
+    assert [step["op"] for step in refresh.steps] == ["derive"] and len(refresh.steps[0]["kernels"]) == 2
+    for factor in (1, 4):
+        np.testing.assert_allclose(model(values[0])[0], factor * (values @ values.T).sum(axis=1), rtol=1e-5)
+        model.session.run(None, {"x": values[0]}, entry="double")
