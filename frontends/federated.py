@@ -217,9 +217,9 @@ def norm(arrays: Weights) -> float:
 
 
 def epsilon(noise: float, rounds: int, delta: float = 1e-5) -> float:
-    """An upper bound of epsilon, in (epsilon, delta)-differential privacy of one client taking part or not, after rounds
-    in which every client took part: the Gaussian mechanism costs ``rho = 1 / (2 noise^2)`` of zero-concentrated
-    privacy a round, and ``epsilon = rho + 2 sqrt(rho log(1 / delta))`` (Bun and Steinke 2016). Infinite without noise.
+    """An upper bound of epsilon, in the (epsilon, delta)-differential privacy of whether one client took part, after
+    rounds that all took part in: the Gaussian mechanism costs ``rho = 1 / (2 noise^2)`` of zero-concentrated privacy a
+    round, and ``epsilon = rho + 2 sqrt(rho log(1 / delta))`` (Bun and Steinke 2016). Infinite without noise.
     """
     if not 0 < delta < 1:
         raise NervureError(f"delta is {delta}", hint="a small probability, such as 1e-5")

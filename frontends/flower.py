@@ -1,4 +1,4 @@
-"""Flower's parts around ``nervure.frontends.federated``: strategy, client app, and a grid of clients in this process."""
+"""Flower's parts around ``frontends/federated.py``: a strategy, a client app, and a grid of clients in this process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.task_identity import TaskIdentity
 
 from .federated import Averaging, Client, Update, log, pack
 
@@ -36,12 +37,16 @@ class Strategy(FedAvg):  # type: ignore[misc]
     """Flower's FedAvg, with an ``Averaging`` that checks and averages what comes back.
 
     ``strategy.start(grid, strategy.first(), num_rounds=...)`` runs it; the weights are in ``averaging.weights``.
-    Other arguments are FedAvg's. Clients are not asked to evaluate.
+    ``options`` are FedAvg's. Clients are not asked to evaluate.
     """
 
     def __init__(self, averaging: Averaging, **options: Any) -> None:
-        super().__init__(**{"fraction_evaluate": 0.0, **options})
+        super().__init__(**options)
         self.averaging = averaging
+
+    def configure_evaluate(self, *_: Any) -> Iterable[Message]:
+        """Nothing is asked."""
+        return []
 
     def first(self) -> ArrayRecord:
         """The weights to start from."""
@@ -93,9 +98,14 @@ class LocalGrid(Grid):  # type: ignore[misc]
     ``i``. One that fails answers with an error, as a device would."""
 
     def __init__(self, apps: Sequence[ClientApp]) -> None:
+        for name in ("run_id", "task_id", "node_id"):  # whose messages these are; where a server runs, it has said so
+            try:
+                getattr(TaskIdentity, name)
+            except RuntimeError:
+                setattr(TaskIdentity, name, 0)
         self.apps = dict(enumerate(apps, 1))
         self._contexts = {
-            node: Context(1, node, {"partition-id": node - 1, "num-partitions": len(apps)}, RecordDict(), {})
+            node: Context(0, node, {"partition-id": node - 1, "num-partitions": len(apps)}, RecordDict(), {})
             for node in self.apps
         }
         self._replies: dict[str, Message] = {}
