@@ -15,7 +15,7 @@ import numpy as np
 from nervure import layers
 from rich.progress import track
 
-LENGTH, WIDTH, BATCH, GAPS = 64, 64, 16, 0.25
+LENGTH, WIDTH, BATCH, GAPS = 64, 64, 16, 0.2
 GAP, SEEN = 127, -1  # a character that no text has; what is no gap is no target
 
 embed = layers.Embedding(128, WIDTH)
@@ -82,7 +82,7 @@ def draw(path, codes, vectors, examples):
     plt.savefig(path, dpi=100)
 
 
-def main(epochs=5):
+def main(epochs=8):
     train, test = lines(nv.datasets.text())
     model = nv.compile(masked_language_model, steps=[learn], dims={"batch": BATCH})
     tokens, rate = np.zeros((BATCH, LENGTH), np.int32), np.zeros((), np.float32)
