@@ -69,6 +69,8 @@ ROWS = (
     ),
     Row("siamese", "metric learning", ("triplet", "contrastive", "verification"), "3", picture="siamese.png"),
     Row("few_shot", "episodes", ("prototypical", "one-shot", "enrolment"), "5", picture="few_shot.png"),
+    Row("spiking_network", "supervised", ("snn", "spiking", "lif", "events"), picture="spiking_network.png"),
+    Row("graph_network", "semi-supervised", ("gnn", "gcn", "graphsage", "gat"), "10", picture="graph_network.png"),
 )
 
 
