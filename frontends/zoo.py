@@ -71,6 +71,10 @@ ROWS = (
     Row("few_shot", "episodes", ("prototypical", "one-shot", "enrolment"), "5", picture="few_shot.png"),
     Row("spiking_network", "supervised", ("snn", "spiking", "lif", "events"), picture="spiking_network.png"),
     Row("graph_network", "semi-supervised", ("gnn", "gcn", "graphsage", "gat"), "10", picture="graph_network.png"),
+    Row("reinforce", "reinforcement", ("policy-gradient", "cartpole"), "3", picture="reinforce.png"),
+    Row("dqn", "reinforcement", ("q-learning", "deep-q-network", "replay-buffer"), "2000", picture="dqn.png"),
+    Row("ppo", "reinforcement", ("proximal-policy-optimization", "actor-critic"), "8", picture="ppo.png"),
+    Row("federated", "federated", ("fedavg", "flower"), "2", ("federated",), "federated.png"),
 )
 
 
