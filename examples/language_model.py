@@ -1,12 +1,12 @@
-"""A language model learns English letter by letter, and writes it: a decoder-only transformer (Radford et al. 2018).
+"""A decoder-only transformer (Radford et al. 2018) learns English letter by letter, and writes it.
 
     python examples/language_model.py [epochs]
 
 It reads Python's own manual in windows of 64 characters and learns to foretell each next one; a tenth of the windows is
-held out. One set of weights serves two entry points: a whole text at once, and one character at a time, whose keys and
-values stay in a cache inside the program; a text may grow far longer than the window. What comes out:
-language_model.png, held-out text coloured by how much it surprised; language_model.so and its C header; generate, a C
-program (examples/c/generate.c) that writes with it: ./generate "The function " 400 0.7 7
+held out, and takes 1.8 bits a character after five epochs (the default). One set of weights serves two entry points: a
+whole text at once, and one character at a time, whose keys and values stay in a cache inside the program, so that texts
+may be far longer than the window. What comes out: language_model.png, held-out text coloured by its surprise;
+language_model.so (1 MB) and its C header; generate, a C program (examples/c/generate.c) that writes with it.
 """
 
 import subprocess
@@ -109,7 +109,7 @@ def main(epochs=5):
 
     tokens = [program.run(None, {"token": rows[:1, i : i + 1]}, entry="step")[0] for i in range(LENGTH)]
     apart = np.abs(np.concatenate(tokens, 1) - whole[:1]).max()
-    assert apart < 1e-4, apart
+    assert apart < 1e-4, "the cache holds something else"
     print(f"one by one with the cache: the same scores to {apart:.0e}")
 
     written = write(program, "The function ", 300, temperature=0.7)

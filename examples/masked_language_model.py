@@ -1,10 +1,11 @@
-"""Gaps in a text are filled by looking at both sides of them: a masked language model (Devlin et al. 2019).
+"""A masked language model (Devlin et al. 2019) fills the gaps of a text by looking at both sides.
 
     python examples/masked_language_model.py [epochs]
 
-Of each line of 64 characters of Python's manual some are hidden, and an encoder, without any label, learns which ones
-they were. On the way it finds out what characters have in common. What comes out: masked_language_model.png, the
-characters where their embeddings lie, and gaps that it fills; masked_language_model.so and its C header.
+Of each line of 64 characters of Python's manual a fifth is hidden, and an encoder, without any label, learns what stood
+there: half of the gaps in lines that are held out, after eight epochs (the default). On the way it finds out what
+characters have in common, vowels above all. What comes out: masked_language_model.png, the characters where their
+embeddings lie, and gaps that it fills; masked_language_model.so and its C header.
 """
 
 import sys

@@ -59,6 +59,10 @@ ROWS = (
     Row("gan", "adversarial", ("generator", "discriminator"), picture="gan.png"),
     Row("conditional_gan", "adversarial", ("cgan",), quick="3", picture="conditional_gan.png"),
     Row("transfer_learning", "supervised, frozen body", ("fine-tuning", "transfer")),
+    Row("transformer_classifier", "supervised", ("encoder", "attention"), picture="transformer_classifier.png"),
+    Row("vision_transformer", "supervised", ("vit", "patches"), picture="vision_transformer.png"),
+    Row("masked_language_model", "self-supervised", ("bert", "mlm"), picture="masked_language_model.png"),
+    Row("language_model", "self-supervised", ("gpt", "decoder", "generate"), picture="language_model.png"),
     Row("capsule_network", "supervised", ("capsnet", "capsule", "routing"), picture="capsule_network.png"),
     Row(
         "explanations",
