@@ -13,7 +13,8 @@ BLUE, ORANGE, INK, GRID = "#2563a8", "#d9730d", "#333333", "#e3e6ea"
 
 def svg(history: Mapping[str, Sequence[float]], epochs: Sequence[int] | None = None, title: str = "") -> str:
     """The curves of ``history`` (name -> one value per epoch). The same values give the same text."""
-    names = [n for n in history if not (n.startswith("val_") and n[4:] in history)]
+    drawn = [n for n in history if not n.startswith("gradient_norm/")]
+    names = [n for n in drawn if not (n.startswith("val_") and n[4:] in history)]
     columns = min(max(len(names), 1), 3)
     rows = -(-max(len(names), 1) // columns)
     head = 30.0 if title else 0.0

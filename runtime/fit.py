@@ -13,6 +13,7 @@ from ..errors import NervureError
 from . import checkpoint as disk
 from .callbacks import CallbackList, History, LearningRateScheduler, ReduceLROnPlateau, TerminateOnNaN
 from .data import Source
+from .gradients import NORM, GradientWatch
 from .observer import Callback
 from .progress import progress
 
@@ -80,7 +81,8 @@ class Fit:
         self.history.model = trainer.model
         callbacks = [callbacks] if isinstance(callbacks, Callback) else [*(callbacks or ())]
         given = {"epochs": epochs, "steps": steps, "verbose": verbose}
-        self.callbacks = CallbackList([*callbacks, self.history], trainer, given)
+        self.watch = GradientWatch(trainer.session)
+        self.callbacks = CallbackList([self.watch, *callbacks, self.history], trainer, given)
         self.tolerant = any(isinstance(c, TerminateOnNaN) for c in callbacks)
         self.rated = any(isinstance(c, LearningRateScheduler | ReduceLROnPlateau) for c in callbacks)
         self.bar = progress(verbose, epochs)
@@ -116,11 +118,12 @@ class Fit:
         """The steps of an epoch that are left. What it does beside the step itself is what the user waits for."""
         trainer, means, step, bar = self.trainer, self.means, self.trainer.bound(), self.bar
         begin, end = self.callbacks.begin, self.callbacks.end
-        feed, run, rate = step.feed, step.run, step.rate
+        feed, run, rate, watch = step.feed, step.run, step.rate, self.watch
         start = self.position if self.train.again else self.taken
         batches = self.train.epoch(self.epoch, start)
         if self.limit is not None:
             batches = islice(batches, max(self.limit - self.position, 0))
+        values: list[float] = []
         for whole in batches:
             for hook in begin:
                 hook(self.position, {})
@@ -133,6 +136,8 @@ class Fit:
             trainer.step += 1
             self.position += 1
             self.taken += 1
+            if self.position == watch.due:
+                watch.look(self.position, values[0])
             for hook in end:
                 hook(self.position - 1, means.logs())
             if time.perf_counter() >= bar.due:
@@ -143,6 +148,8 @@ class Fit:
                 self._save()
         if not means.count:
             raise self._empty()
+        if values:
+            watch.look(self.position, values[0])
 
     def _end_epoch(self) -> None:
         trainer, hooks = self.trainer, self.callbacks
@@ -158,7 +165,7 @@ class Fit:
             hooks.call("on_test_end", found)
             logs |= {f"val_{name}": value for name, value in found.items()}
         hooks.call("on_epoch_end", self.epoch, logs)
-        self.bar.end(self.epoch, logs)
+        self.bar.end(self.epoch, {n: v for n, v in logs.items() if not n.startswith(NORM)})
         self.epoch, self.position = self.epoch + 1, 0
         self.means = Means(trainer.names)
         self._save()
@@ -176,11 +183,13 @@ class Fit:
             safe = f"; the last checkpoint before it is {self.folder}"
         raise NervureError(
             f"the loss is {loss} in step {self.position + 1} of epoch {self.epoch + 1}",
-            why=f"{bad[0]!r} of this batch holds NaN or infinity"
-            if bad
-            else "the training has diverged: its parameters are of no use any more",
+            why=f"{bad[0]!r} of this batch holds NaN or infinity" if bad else self._diverged(loss),
             hint=(f"clean the data{safe}" if bad else f"a learning rate below {rate:g}, or clip gradients{safe}"),
         )
+
+    def _diverged(self, loss: float) -> str:
+        self.watch.look(self.position + 1, loss)
+        return "; ".join(filter(None, ["the training has diverged: its parameters are of no use", self.watch.seen]))
 
     def _empty(self) -> NervureError:
         if self.epoch and not self.train.again:

@@ -232,6 +232,14 @@ class Session:
         self._store("state", values)
         self._check(self._library.call("params_changed", self._context))
 
+    def stored(self, kind: str, name: str) -> np.ndarray:
+        """A ``"param"`` or ``"state"`` where it lies: what is read is its value after the last run (of a GPU, at the
+        time of this call). Writing is for ``set_params`` and ``set_states``."""
+        rows = self.artifact.params if kind == "param" else self.artifact.states
+        found = self._view(kind, next(i for i, row in enumerate(rows) if row.name == name))
+        found.flags.writeable = False
+        return found
+
     def export_state(self) -> bytes:
         """All parameters and states as one blob with a checksum: that of ``<model>_export`` in C, the same bytes on
         every machine."""

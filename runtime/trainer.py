@@ -16,6 +16,7 @@ from .callbacks import History
 from .columns import columns
 from .data import ArraySource, Feed, Source, is_arrays, items, source, split
 from .fit import Fit, Means
+from .gradients import PREFIX
 from .observer import Callback
 from .parallel import World
 from .pruning import keep_zeros
@@ -24,7 +25,7 @@ from .steps import Predictor, Step, signature, training_facts
 
 __all__ = ["History", "Trainer"]
 
-NOT_WEIGHTS = ("optimizer/", "ema/", "generator")  # states that inference does not need
+NOT_WEIGHTS = ("optimizer/", "ema/", "generator", PREFIX)  # states that inference does not need
 
 
 class Trainer:
@@ -241,7 +242,7 @@ class Trainer:
         ``fit`` and ``tensors`` are what a running ``fit`` adds.
         """
         held = {f"param/{n}": a for n, a in self.session.params().items()}
-        held |= {f"state/{n}": a for n, a in self.session.states().items()}
+        held |= {f"state/{n}": a for n, a in self.session.states().items() if not n.startswith(PREFIX)}
         rate = self._rate
         facts = {
             "program": disk.program_hash(self.artifact),
@@ -267,7 +268,8 @@ class Trainer:
         """``load``, with the tensors that are neither parameters nor states."""
         tensors, manifest = disk.load(path)
         params = disk.check_stored(tensors, self.artifact.params, "param", path)
-        states = disk.check_stored(tensors, self.artifact.states, "state", path)
+        lasting = tuple(s for s in self.artifact.states if not s.name.startswith(PREFIX))
+        states = disk.check_stored(tensors, lasting, "state", path)
         if strict and manifest.get("program") != disk.program_hash(self.artifact):
             raise NervureError(
                 "the checkpoint was made by another program",

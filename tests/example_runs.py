@@ -15,6 +15,7 @@ import pytest
 
 Load = Callable[[str], ModuleType]
 EXAMPLES = Path(nv.__file__).parent / "examples"
+QUIET = {"PYTHONWARNINGS": "error:the gradient of layer:UserWarning"}  # all of their nets are healthy
 DATA = Path(os.environ.get("NERVURE_DATA") or EXAMPLES.resolve().parents[1] / "shared" / "data")
 
 
@@ -29,7 +30,7 @@ def run(name: str, folder: Path, *arguments: object, data: Path | None = None, t
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "NERVURE_DATA": str(data or folder / "none"), "MPLBACKEND": "Agg"},
+        env={**os.environ, **QUIET, "NERVURE_DATA": str(data or folder / "none"), "MPLBACKEND": "Agg"},
         capture_output=True,
         text=True,
         timeout=timeout,

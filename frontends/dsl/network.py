@@ -176,14 +176,15 @@ class Network(Block):
         threads: int = 1,
         seed: int = 0,
         max_ram: int | None = None,
+        gradient_norms: bool = True,
     ) -> None:
         """Says how the network is trained: see ``nv.Training`` for the arguments. Nothing is compiled before ``fit``
         knows the batch. ``threads`` workers run the step; ``max_ram`` (bytes) bounds its arena, if need be by computing
-        activations again."""
+        activations again. ``gradient_norms=False`` does without the watch on gradients and its copy of them."""
         from ..training.fitting import Fitting
         from ..training.step import Training, check
 
-        training = Training(loss, optimizer, metrics, loss_weights, seed=seed)
+        training = Training(loss, optimizer, metrics, loss_weights, seed=seed, gradient_norms=gradient_norms)
         check(training)
         self._fitting = Fitting(self, training, target, threads, max_ram)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...compiler.autodiff import split_partly_trained
 from ...compiler.ir import Graph
+from ...compiler.ops.numeric import numpy_dtype
 from ...compiler.pipeline import EntryGraph
 from ...compiler.types import TensorType
 from ...errors import NervureError
@@ -43,7 +44,8 @@ class Training:
     then the sum of the samples' losses times their weights, else their mean. ``targets``: types of the targets where
     the loss does not say them, ``{"y": nv.Input(...)}``. ``seed`` starts the generator of dropout and noise.
     ``gradients`` adds the entries ``gradients`` and ``apply`` (data parallelism: what lies between is summed over the
-    ranks).
+    ranks). ``gradient_norms`` keeps each step's gradients in states ``gradient/<parameter>``, where ``Trainer`` watches
+    their norms: one more copy of what is trained, and some per cent of the step of a net of small layers.
     """
 
     loss: Any
@@ -55,6 +57,7 @@ class Training:
     targets: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     gradients: bool = False
+    gradient_norms: bool = False
 
 
 @dataclass
@@ -286,8 +289,18 @@ def _train_step(net: Network, training: Training, optimizer: Any, held: Mapping[
         rate = trace.input(RATE, TensorType("float32", ()))
         grads = differentiate(trace, forward.loss, [t for _, t in params])
         optimizer.apply(trace, params, grads, rate, mask_arrays(trace, trainable(net)))
+        if training.gradient_norms:
+            _keep_gradients(trace, params, grads)
     _seed(trace, training.seed)
     return _finish(forward)
+
+
+def _keep_gradients(trace: Trace, params: Sequence[tuple[str, Tensor]], grads: Sequence[Tensor]) -> None:
+    """Gradients as states. Those are written where they are computed: a norm inside of the step would part each
+    gradient from its parameter's update, which is the epilogue of its kernel."""
+    for (name, _), g in zip(params, grads, strict=True):
+        held = trace.state(f"gradient/{name}", np.zeros(g.type.dims, numpy_dtype(g.dtype)))
+        trace.bind(held, g)
 
 
 def _params(net: Network, trace: Trace) -> list[tuple[str, Tensor]]:
