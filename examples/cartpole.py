@@ -1,5 +1,6 @@
 """The pole on a cart of the examples of reinforcement learning: played in Python and in C, and drawn."""
 
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -8,8 +9,6 @@ import gymnasium
 import matplotlib.pyplot as plt
 import nervure as nv
 import numpy as np
-from nervure import targets
-from nervure.targets import emulator, toolchain
 
 SOURCE = Path(__file__).resolve().parent / "c" / "cartpole.c"
 
@@ -29,19 +28,15 @@ def play(program, episodes=100, seed=1000):
     return steps
 
 
-def play_in_c(path, episodes=100, seed=1, target="host"):
+def play_in_c(path, episodes=100, seed=1):
     """The same by a C program, which simulates the cart itself: the mean of all episodes, and the first one's states
     [steps, 4] and actions [steps]."""
-    machine = targets.get(target)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for end in (".so", ".h"):
-            (folder / f"policy{end}").write_bytes(Path(path).with_suffix(end).read_bytes())
-        (folder / "cartpole.c").write_bytes(SOURCE.read_bytes())
-        flags = ("-Wall", "-Wextra", "-Werror", "-Wl,-rpath,.", "-lm", "-lpthread")
-        program = toolchain.link_program(folder, ["cartpole.c", "policy.so"], machine, out="cartpole", flags=flags)
-        command = [*emulator.command(machine), str(program), str(episodes), str(seed)]
-        said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+            shutil.copy(Path(path).with_suffix(end), folder / f"policy{end}")
+        command = nv.build_c(shutil.copy(SOURCE, folder), folder / "policy.so")
+        said = subprocess.run([*command, str(episodes), str(seed)], capture_output=True, text=True, check=True).stdout
     *lines, mean = said.splitlines()
     first = np.array([line.split() for line in lines], float)
     return float(mean), first[:, :4].astype(np.float32), first[:, 4].astype(int)
@@ -80,8 +75,8 @@ def draw(path, curve, surface, states, title):
     print(f"{path}: how it learned, what it thinks of angles and speeds, and the C program's first episode")
 
 
-def draw_cart(axis, states, each=4, seconds=6):
-    """The pole every few steps, drawn where the cart is, one beside the other as time goes on."""
+def draw_cart(axis, states, each=5, seconds=8):
+    """The pole every few steps, where the cart is, as time goes on."""
     shown = states[: int(seconds / 0.02) : each]
     time = np.arange(len(shown)) * each * 0.02
     for t, (place, _, angle, _), shade in zip(time, shown, np.linspace(0.25, 1, len(shown)), strict=True):
