@@ -55,6 +55,7 @@ ROWS = (
     Row("fashion_cnn", "supervised", ("cnn", "convolution"), picture="fashion_cnn.png"),
     Row("spoken_digits", "supervised", ("gru", "ds-cnn", "sound"), picture="spoken_digits.png"),
     Row("anomaly_autoencoder", "unsupervised", ("autoencoder",), picture="autoencoder.png"),
+    Row("denoising_autoencoder", "unsupervised", ("denoising",), picture="denoising_autoencoder.png"),
     Row("variational_autoencoder", "unsupervised", ("vae", "variational"), picture="variational_autoencoder.png"),
     Row("gan", "adversarial", ("generator", "discriminator"), picture="gan.png"),
     Row("conditional_gan", "adversarial", ("cgan",), quick="3", picture="conditional_gan.png"),
