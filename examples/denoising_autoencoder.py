@@ -52,7 +52,7 @@ def picture(net, x, y):
     left.imshow(rows.transpose(0, 2, 1, 3).reshape(84, -1), cmap="gray_r", vmin=0, vmax=1)
     left.set_yticks([14, 42, 70], ["with noise", "cleaned", "as it was"])
     left.set(title="Pictures that were held out", xticks=[])
-    levels, few = np.arange(1, 9) / 10, x[::10]
+    levels, few = np.arange(1, 9, dtype=np.float32) / 10, x[::10]
     right.plot(levels, [decibels(net.predict(noisy(few, level)), few) for level in levels], "o-", label="cleaned")
     right.plot(levels, [decibels(noisy(few, level), few) for level in levels], "o-", label="with noise")
     right.axvline(NOISE, color="gray", linestyle=":", label="learned with")
