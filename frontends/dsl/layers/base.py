@@ -258,6 +258,7 @@ class Layer(Block, metaclass=_LayerType):
             if any(isinstance(leaf, Tensor) for leaf in leaves([inputs, options])):
                 current()
             return eager(self.name or snake(self.kind), lambda: self(*inputs, **options))
+        inputs = rebuild(inputs, _given)
         name = self.enter(trace)
         with trace.frame(Frame(self, name, self.kind)):
             result = self._invoke(trace, inputs, options)
@@ -285,6 +286,7 @@ class Layer(Block, metaclass=_LayerType):
             return eager(self.name or snake(self.kind), lambda: self._use(function, inputs, options))
         if trace.frames[-1].owner is self:
             return function(*inputs, **options)
+        inputs = rebuild(inputs, _given)
         with trace.frame(Frame(self, self.enter(trace), self.kind)):
             return self._invoke(trace, inputs, options, function)
 
@@ -314,6 +316,11 @@ class Layer(Block, metaclass=_LayerType):
         except TypeError as error:
             raise fail(str(error)) from None
         return function(*args, **options)
+
+
+def _given(value: Any) -> Any:
+    """A weight or variable that is an argument belongs to whoever gives it, not to the layer that takes it."""
+    return as_tensor(value) if isinstance(value, Weight) else value
 
 
 def method(function: F) -> F:
