@@ -46,7 +46,7 @@ class Refused(NervureError):
 
 def pack(weights: Weights) -> bytes:
     """Arrays by name as safetensors."""
-    return bytes(_codec().save({name: np.ascontiguousarray(array) for name, array in weights.items()}))
+    return bytes(_codec().save({name: np.asarray(array, order="C") for name, array in weights.items()}))
 
 
 def unpack(blob: bytes) -> dict[str, np.ndarray]:
@@ -145,6 +145,9 @@ class Averaging:
             if value is not None and not value >= 0:
                 raise NervureError(f"{name} is {value}", hint="give a number from 0")
         self.weights = {name: np.array(array) for name, array in weights.items()}
+        for name, array in self.weights.items():
+            if array.dtype.kind not in "fiub":
+                raise NervureError(f"{name!r} is {array.dtype}", hint="weights are numpy's floats, integers or bools")
         self.max_bytes = len(pack(self.weights)) + 4096 if max_bytes is None else max_bytes
         self.max_norm, self.max_samples, self.clip, self.noise, self.least = max_norm, max_samples, clip, noise, least
         self.rounds: list[Round] = []
@@ -154,8 +157,8 @@ class Averaging:
         """How far an update goes, float64 by name; ``Refused`` where it cannot be trusted."""
         if len(update.blob) > self.max_bytes:
             raise Refused(f"{len(update.blob)} bytes, more than {self.max_bytes}")
-        if isinstance(update.samples, bool) or not isinstance(update.samples, int) or update.samples < 1:
-            raise Refused(f"{update.samples!r} samples")
+        if type(update.samples) is not int or not 1 <= update.samples < 1 << 53:
+            raise Refused(f"{str(update.samples)[:40]} samples")
         found = unpack(update.blob)
         other = sorted(found.keys() ^ self.weights.keys())
         if other:
@@ -172,7 +175,7 @@ class Averaging:
                 raise Refused(f"{name!r} is not finite")
             moved[name] = array.astype(np.float64) - held
         length = norm(moved)
-        if not length <= self.max_norm:
+        if not length <= self.max_norm or not math.isfinite(length):
             raise Refused(f"its norm is {length:.3g}, more than {self.max_norm:g}")
         return moved
 
