@@ -41,6 +41,7 @@ PUBLIC |= {
     "Sequential": "frontends.dsl.sequential",
     "Variable": "frontends.dsl.tensor",
     "assign": "frontends.dsl.variable",
+    "streaming": "frontends.dsl.streaming",
     "choice": "frontends.dsl.choice",
     "layer_output": "frontends.dsl.inner",
     "layers": "frontends.dsl",

@@ -222,6 +222,11 @@ class Network(Block):
         """Loss and metrics of one batch."""
         return self._trained().test_on_batch(x, y, sample_weight)  # type: ignore[no-any-return]
 
+    def reset_states(self) -> None:
+        """States of layers with ``stateful=True`` back to zero, for what is trained and predicted next (Keras)."""
+        if self._fitting is not None:
+            self._fitting.reset_states()
+
     def averaged_weights(self) -> dict[str, np.ndarray]:
         """The averages of the trained weights by name, where the optimizer has ``ema_momentum``; for
         ``load_state_dict(..., strict=False)``."""
@@ -277,7 +282,8 @@ class Network(Block):
         with trace.frame(Frame(self, name, self.kind, is_network=True)):
             sizes: dict[str, Any] = {}
             for key, tensor in tensors.items():
-                self._fit(key, tensor.shape, sizes)
+                if not trace.streaming:  # other numbers of frames than it was made for
+                    self._fit(key, tensor.shape, sizes)
                 spec = self.inputs[key]
                 if spec is not None and spec.dtype != tensor.dtype:
                     raise fail(f"network {self.name!r}: input {key!r} must be {spec.dtype}, got {tensor.dtype}")

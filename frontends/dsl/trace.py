@@ -74,6 +74,8 @@ class Trace:
     ) -> None:
         self.graph = Graph(name)
         self.training = training  # dropout drops, batch norm takes the batch's statistics
+        self.streaming = False  # layers over time go on where the last call ended
+        self.memories: dict[tuple[int, str], int] = {}  # id of a layer, name -> how many of its calls had a memory
         self.sample_mask: Tensor | None = None  # bool [batch]: which samples are no padding; None: all are real
         self.stored = stored  # id of a weight -> how it is kept; the rest, and all without it, are constants
         self.parts: dict[int, Value] = {}  # id of a weight that is trained in part -> that part

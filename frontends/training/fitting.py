@@ -82,6 +82,13 @@ class Fitting:
             if name in weights:
                 assign_part(weights[name], array)
 
+    def reset_states(self) -> None:
+        """What layers remember (states that are no weights of the network) to zero, in all trainers."""
+        own = {n for n, w in self.net._walk("") if not w.persistent}
+        for trainer in self._trainers.values():
+            states = trainer.session.states()
+            trainer.session.set_states({n: np.zeros_like(a) for n, a in states.items() if n in own})
+
     def averages(self) -> dict[str, np.ndarray]:
         """See ``Network.averaged_weights``."""
         states = self._last.session.states() if self._last is not None else {}

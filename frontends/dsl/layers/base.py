@@ -213,6 +213,17 @@ class Layer(Block, metaclass=_LayerType):
             raise fail(f"weight {name!r} has shape {list(held.shape)}, this input needs {list(extents)}")
         return held
 
+    def memory(self, name: str, shape: Sequence[int], start: Any = "zeros", *, dtype: str | None = None) -> Weight:
+        """What a call leaves for the next one, to be written by ``nv.assign``; a state of the artifact and no weight of
+        the network. Each call of the layer in a network has its own, and another shape makes a new one."""
+        trace = current()
+        calls = trace.memories[id(self), name] = trace.memories.get((id(self), name), -1) + 1
+        name = f"{name}_{calls}" if calls else name
+        extents = self._extents(name, shape)
+        if name in self._own and self._own[name].shape != extents and not self._own[name].persistent:
+            del self._own[name]
+        return self.add_weight(name, extents, start, trainable=False, dtype=dtype, persistent=False)
+
     def _extents(self, name: str, shape: Sequence[Any]) -> tuple[int, ...]:
         for size in shape:
             if isinstance(size, str):

@@ -12,10 +12,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from .. import nn
+from .. import shaping as s
 from ..elementwise import emit
 from ..promote import as_tensor
 from ..tensor import Tensor
-from ..trace import fail
+from ..trace import current, fail
+from ..variable import assign
 from .base import Layer, activated, each, whole
 from .windows import AXES, check_format, enter, leave, pads_for, resolve_padding
 
@@ -47,7 +49,8 @@ class Conv(Layer):
         self.kernel_size = each(kernel_size, self.rank, "kernel_size")
         self.strides = each(strides, self.rank, "strides")
         self.dilation_rate = each(dilation_rate, self.rank, "dilation_rate")
-        self.padding = resolve_padding(padding, self.rank)
+        self.causal = padding == "causal" and self.rank == 1 and not isinstance(self, ConvTranspose)
+        self.padding = (0, 0) if self.causal else resolve_padding(padding, self.rank)
         self.groups = whole(groups, "groups")
         self.activation = nn.activation(activation)
         self.use_bias = use_bias
@@ -82,7 +85,7 @@ class Conv(Layer):
     def convolve(self, x: Tensor) -> Tensor:
         return emit(
             "conv",
-            x,
+            self._after_its_past(x) if self.causal else x,
             as_tensor(self.weight, x.dtype),
             None if self.bias is None else as_tensor(self.bias, x.dtype),
             strides=self.strides,
@@ -90,6 +93,16 @@ class Conv(Layer):
             dilations=self.dilation_rate,
             group=self.groups,
         )
+
+    def _after_its_past(self, x: Tensor) -> Tensor:
+        """The input behind as many frames as the kernel reaches back: zeros, in a stream those of the last calls."""
+        reach = (self.kernel_size[0] - 1) * self.dilation_rate[0]
+        if not current().streaming or not reach:
+            return s.pad(x, ((0, 0), (0, 0), (reach, 0)))
+        past = self.memory("past", (*x.shape[:2], reach), dtype=x.dtype)
+        both = s.concat([as_tensor(past), x], 2)
+        assign(past, both[:, :, -reach:])
+        return both
 
 
 def enter_rank(shape: Any, rank: int, channels_last: bool) -> None:
@@ -104,7 +117,8 @@ def enter_rank(shape: Any, rank: int, channels_last: bool) -> None:
 
 
 class Conv1d(Conv):
-    """A convolution of [batch, channels, length]."""
+    """A convolution of [batch, channels, length]. ``padding="causal"`` (Keras) pads the beginning alone, so that an
+    output hangs on nothing that comes after it."""
 
     rank = 1
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..elementwise import emit
+from ..elementwise import emit, maximum
 from ..promote import as_float, as_tensor
 from ..shaping import sizes
 from ..tensor import Tensor
-from ..trace import fail
+from ..trace import current, fail
+from ..variable import assign
 from .base import Layer, each
 from .windows import check_format, enter, leave, pads_for, resolve_padding
 
@@ -135,7 +136,19 @@ class GlobalAvgPool(Layer):
             )
         axes = range(1, x.ndim - 1) if self.channels_last else range(2, x.ndim)
         value = as_float(x) if self.operator == "reduce_mean" else x
+        if current().streaming and x.ndim == 3:
+            return self._until_now(value, axes[0])
         return emit(self.operator, value, axes=tuple(axes), keepdims=self.keepdims)
+
+    def _until_now(self, x: Tensor, axis: int) -> Tensor:
+        """Of all frames since the stream began."""
+        if self.operator == "reduce_max":
+            now = emit("reduce_max", x, axes=(axis,), keepdims=self.keepdims)
+            largest = self.memory("largest", now.shape, -np.inf, dtype=x.dtype)
+            return assign(largest, maximum(largest, now))
+        now = emit("reduce_sum", x, axes=(axis,), keepdims=self.keepdims)
+        total, count = self.memory("sum", now.shape, dtype=x.dtype), self.memory("count", (), dtype="float32")
+        return assign(total, total + now) / as_tensor(assign(count, count + float(x.shape[axis])), x.dtype)
 
 
 class GlobalMaxPool(GlobalAvgPool):

@@ -5,6 +5,10 @@ Weights of layer k (suffix ``_l1``, ``_l2``, ... from the second on) are laid ou
 the gates one below the other: ``weight`` [directions, gates * units, inputs], ``recurrent_weight`` [directions,
 gates * units, units], ``bias``. Gate order: LSTM i o f c, GRU z r h (Keras: i f c o, z r h; PyTorch: i f g o, r z n).
 They start as Keras's: Glorot-uniform, orthogonal, zeros, 1 for the LSTM's forget gate.
+
+States begin at zero with every call, unless ``initial_state`` is given. With ``stateful`` (Keras) a call goes on where
+the last one ended, until ``reset()``: states of the artifact, one for each sample of a batch, in training too (where no
+gradient flows back into the last call). To run on a stream what was trained on whole sequences, see ``nv.streaming``.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from ..elementwise import emit, emit_all
 from ..initializers import initial
 from ..promote import as_float, as_tensor
 from ..tensor import Tensor, Weight
-from ..trace import fail
+from ..trace import current, fail
+from ..variable import assign
 from .base import Layer, expect_rank, whole
 from .dropout import dropped, fraction
 
@@ -51,6 +56,7 @@ class Recurrent(Layer):
         use_bias: bool = True,
         return_sequences: bool = False,
         return_state: bool = False,
+        stateful: bool = False,
         go_backwards: bool = False,
         num_layers: int = 1,
         bidirectional: bool = False,
@@ -64,7 +70,7 @@ class Recurrent(Layer):
         self.units, self.num_layers = whole(units, "units"), whole(num_layers, "num_layers")
         self.activations = self._activations(activation, recurrent_activation)
         self.use_bias, self.batch_first, self.dropout = use_bias, batch_first, fraction(dropout)
-        self.return_sequences, self.return_state = return_sequences, return_state
+        self.return_sequences, self.return_state, self.stateful = return_sequences, return_state, stateful
         self.go_backwards, self.bidirectional = go_backwards, bidirectional
         self.initializers = (kernel_initializer, recurrent_initializer, bias_initializer)
         self.recurrent_regularizer = recurrent_regularizer
@@ -114,16 +120,37 @@ class Recurrent(Layer):
         if x.shape[2] != inputs:
             raise fail(f"expected {inputs} features on the last axis, got {list(x.shape)}")
         y = emit("transpose", x, perm=(1, 0, 2)) if self.batch_first else x
-        states = self._initial(initial_state, x)
+        given = self._initial(initial_state, x)
+        goes_on = self._goes_on()
         finals: tuple[Tensor, ...] = ()
         for k, weights in enumerate(self.layers):
+            held = self._memories(k, x) if goes_on and (k or initial_state is None) else []
+            states: list[Tensor | None] = given if k == 0 else [None] * len(given)
+            if held:
+                states = [as_tensor(memory, x.dtype) for memory in held]
             if k:
                 y = dropped(y, self.dropout)
             elif self.num_layers == 1:  # Keras's: of the input, the same features at every step
                 y = dropped(y, self.dropout, (1, *y.shape[1:]))
-            y, *last = self._layer(y, weights, states if k == 0 else [None] * len(states))
+            y, *last = self._layer(y, weights, states)
             finals = tuple(last)
+            for memory, value in zip(held, last, strict=False):
+                assign(memory, value)
         return self._output(y, finals)
+
+    def _goes_on(self) -> bool:
+        """Whether a call begins with the states that the last one ended with."""
+        if not (self.stateful or current().streaming):
+            return False
+        if self.bidirectional or self.go_backwards:
+            raise fail("a stream has no end to begin from", hint="leave out bidirectional and go_backwards")
+        return True
+
+    def _memories(self, layer: int, x: Tensor) -> list[Weight]:
+        """What one layer keeps from call to call: h, of an LSTM c too, [1, batch, units]."""
+        shape = (1, x.shape[0 if self.batch_first else 1], self.units)
+        end = f"_l{layer}" if layer else ""
+        return [self.memory(f"{name}{end}", shape) for name in ("hc" if self.operator == "lstm" else "h")]
 
     def _initial(self, given: Any, x: Tensor) -> list[Tensor | None]:
         """The first layer's states as [directions, batch, units]; they are given as [batch, directions * units]."""
