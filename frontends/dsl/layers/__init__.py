@@ -14,6 +14,7 @@ from . import (
     dropout,
     graph,
     image,
+    memory,
     norm,
     pool,
     rbf,
@@ -32,6 +33,7 @@ from .decoder import *  # noqa: F403
 from .dropout import *  # noqa: F403
 from .graph import *  # noqa: F403
 from .image import *  # noqa: F403
+from .memory import *  # noqa: F403
 from .norm import *  # noqa: F403
 from .pool import *  # noqa: F403
 from .rbf import *  # noqa: F403
@@ -98,6 +100,7 @@ for _module in (
     dropout,
     graph,
     image,
+    memory,
     norm,
     pool,
     rbf,
