@@ -62,7 +62,7 @@ def test_what_is_not_there_is_said() -> None:
         inner(NET, "encoder.narow")
     with pytest.raises(nv.NervureError, match="no such layer"):
         inner(NET, layers.Dense(1))
-    with pytest.raises(nv.NervureError, match="layers of .whole. fit"):
+    with pytest.raises(nv.NervureError, match=r"layers of .whole. fit"):
         inner(NET, "*dense*")
 
     @nv.network

@@ -1,0 +1,135 @@
+"""Neural architecture search: spoken words in 64 KB of a Cortex-M4, an architecture found by trying (Optuna's TPE).
+
+    python examples/architecture_search.py [candidates]
+
+The space is an ordinary network in which nv.choice stands in place of numbers and layers; what stands first everywhere
+is MLPerf Tiny's DS-CNN (tiny_kws01), the one to be beaten. RAM, flash and cycles are those of the int8 program that
+nervure plans for the target before anything is trained. Words: the spoken digits as 49x10 cepstra, DS-CNN's own input
+(the 500 keywords that ship are too few to tell two networks apart). What comes out: architecture_search.png, all
+candidates; keyword_net.so and its C header, the smallest network that is as accurate as DS-CNN.
+"""
+
+import sys
+
+import matplotlib.pyplot as plt
+import nervure as nv
+import numpy as np
+from nervure import layers
+from nervure.datasets import spoken_digits
+from rich.progress import Progress
+from spoken_digits import held_out, log_mel
+
+BATCH = 32
+
+
+def cepstra(log_mel, count=10):
+    """The first coefficients of a cosine transform of each frame: [n, frames, bands] -> [n, frames, count, 1]."""
+    bands = np.arange(log_mel.shape[-1]) + 0.5
+    waves = np.cos(np.pi / len(bands) * np.arange(count)[:, None] * bands)
+    return (log_mel @ waves.T)[..., None].astype(np.float32)
+
+
+def convolved(x, convolution):
+    return layers.ReLU()(layers.BatchNorm()(convolution(x)))
+
+
+def separable(x, width):
+    x = convolved(x, layers.DepthwiseConv2d(3, padding="same", use_bias=False))
+    return convolved(x, layers.Conv2d(width, 1, use_bias=False))
+
+
+def full(x, width):
+    return convolved(x, layers.Conv2d(width, 3, padding="same", use_bias=False))
+
+
+def residual(x, width):
+    return x + separable(x, width)
+
+
+@nv.network
+def keyword_net(x: nv.Input((49, 10, 1))):
+    """DS-CNN (Zhang et al. 2017), and what could stand in its place."""
+    width = nv.choice("width", [64, 16, 24, 32, 48, 96])
+    kernel, strides = nv.choice("kernel", [(10, 4), (5, 3), (3, 3)]), nv.choice("strides", [(2, 2), (2, 1), (1, 1)])
+    first = layers.Conv2d(width, kernel, strides=strides, padding="same", use_bias=False)
+    x = convolved(layers.Reshape((1, 49, 10))(x), first)
+    block = nv.choice("block", [separable, residual, full])
+    for _ in range(nv.choice("blocks", [4, 1, 2, 3, 5])):
+        x = block(x, width)
+    x = layers.Dropout(0.3)(layers.GlobalAvgPool2d()(x))
+    return layers.Dense(10, activation="softmax")(x)
+
+
+def draw(found, small, path):
+    """Every trained candidate: accuracy over flash, coloured by RAM; the front as a line."""
+    figure, axis = plt.subplots(figsize=(10, 6))
+    rows = found.trained
+    flash, ram = ([getattr(c.costs, name) / 1024 for c in rows] for name in ("flash", "ram"))
+    dots = axis.scatter(flash, [100 * c.score for c in rows], c=ram, s=90, cmap="viridis_r", edgecolors="black")
+    front = np.array([(c.costs.flash / 1024, 100 * c.score) for c in found.front])
+    axis.plot(*front.T, color="gray", zorder=0)
+    for c, name, below in ((found.candidates[0], "DS-CNN (tiny_kws01)", -16), (small, "the smallest as good", 10)):
+        axis.annotate(name, (c.costs.flash / 1024, 100 * c.score), (0, below), textcoords="offset points", ha="center")
+    axis.set(xscale="log", xlabel="flash for weights, int8 (KB)", ylabel="accuracy on validation words (%)")
+    axis.set_title("Architectures for spoken words on a Cortex-M4")
+    figure.colorbar(dots, label="RAM (KB)")
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main(trials=16):
+    epochs, seeds = max(1, trials // 2), range(min(3, max(1, trials // 4)))
+    sound, y, speaker = spoken_digits()
+    x = cepstra(log_mel(sound))
+    test = held_out(y, speaker)
+    validation = np.zeros(len(y), bool)
+    validation[np.flatnonzero(~test)[held_out(y[~test], speaker[~test])]] = True
+    train = ~test & ~validation
+    x = (x - x[train].mean(0)) / x[train].std(0)
+    print(f"{train.sum()} recordings to learn from, {validation.sum()} to choose by, {test.sum()} for the test")
+
+    def adam(recordings):
+        return nv.optimizers.Adam(nv.schedules.CosineDecay(0.004, decay_steps=epochs * -(-recordings // BATCH)))
+
+    with Progress() as progress:
+        task = progress.add_task("searching", total=trials)
+        found = nv.search(
+            keyword_net,
+            train=(x[train], y[train]),
+            validation=(x[validation], y[validation]),
+            target="cortex-m4",
+            limits={"ram": 64 << 10},
+            trials=trials,
+            epochs=epochs,
+            optimizer=adam(train.sum()),
+            progress=lambda candidate: progress.advance(task),
+        )
+    print(found.table())
+    baseline = found.candidates[0]
+    small = min((c for c in found.trained if c.score >= baseline.score), key=lambda c: c.costs.flash)
+    draw(found, small, "architecture_search.png")
+
+    for name, candidate in {"DS-CNN": baseline, "the smallest as good": small}.items():
+        right = []
+        for seed in seeds:  # trained anew, the same way, and judged by recordings that no choice has seen
+            net = candidate.build(seed)
+            net.compile(adam((~test).sum()), "sparse_categorical_crossentropy", metrics=["accuracy"], seed=seed)
+            net.fit(x[~test], y[~test], BATCH, epochs, verbose=0)
+            right.append(net.evaluate(x[test], y[test])[1])
+        costs = candidate.costs
+        print(
+            f"{name}: {np.mean(right):.2%} of the test words (seeds {min(right):.1%} to {max(right):.1%}), "
+            f"{costs.ram / 1024:.1f} KB RAM, {costs.flash / 1024:.1f} KB flash, {costs.latency / 1e6:.2f} M cycles"
+        )
+
+    path = nv.compile(net, name="keyword_net").save("keyword_net.so")
+    program, words = nv.load(path), x[test][:20]
+    alone = np.concatenate([program(word[None]) for word in words])
+    np.testing.assert_allclose(nv.run_in_c(path, words), alone, rtol=1e-4, atol=1e-6)
+    print(f"{path}: Python and a C program agree on {len(words)} words")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:2]))
