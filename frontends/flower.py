@@ -75,7 +75,7 @@ def _update(client: int, given: RecordDict) -> Update:
         samples = next(iter(given.metric_records.values()))["num-examples"]
     except (StopIteration, KeyError, ValueError, TypeError):
         blob, samples = b"", 0
-    return Update(client, blob, samples)  # type: ignore[arg-type]
+    return Update(client, blob, samples)
 
 
 def client_app(client: Client | Callable[[Context], Client]) -> ClientApp:
@@ -83,7 +83,7 @@ def client_app(client: Client | Callable[[Context], Client]) -> ClientApp:
     ``node_config`` says which part of the data is meant)."""
     app = ClientApp()
 
-    @app.train()
+    @app.train()  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
         device = client(context) if callable(client) else client
         blob, samples, went = device.update(content(next(iter(message.content.array_records.values()))))

@@ -25,7 +25,8 @@ def uniform(shape: Sequence[int], low: Any = 0.0, high: Any = 1.0) -> Tensor:
     drawn = current().random_uniform(tuple(shape))
     if isinstance(low, int | float) and isinstance(high, int | float) and (low, high) == (0, 1):
         return drawn
-    return drawn * (as_tensor(high) - low) + low
+    scaled: Tensor = drawn * (as_tensor(high) - low) + low
+    return scaled
 
 
 def normal(shape: Sequence[int], mean: Any = 0.0, stddev: Any = 1.0) -> Tensor:
