@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import nervure as nv
@@ -245,8 +246,19 @@ def test_what_does_not_fit_is_said():
 
 
 @pytest.mark.slow
+def test_on_a_gpu_that_this_machine_plays(writer):
+    gpu = nv.compile(writer.text, target="cuda-sm80-emulated", entries=[writer.step, writer.chunk])
+    np.testing.assert_allclose(fed(gpu, [5, 1, 5, 5, 1, 1, 1, 5]), writer.text(TOKENS), atol=1e-4)
+    kernels = [k for s in gpu.artifact.entry("step").steps for k in s["kernels"]]
+    assert sum("scatter_write" in k for k in kernels) == 4 and not any("copy" in k for k in kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.emulator
 def test_on_another_machine(tmp_path, writer, compiled):
     """64-bit ARM, in the emulator: a C program that feeds token by token."""
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("no qemu-aarch64")
     other = nv.compile(writer.text, target="aarch64", entries=[writer.step], out=tmp_path / "writer.so")
     rows = np.ascontiguousarray(TOKENS.T[..., None])  # a call takes [2, 1]
     cached = nv.run_in_c(other.path, rows.reshape(-1, 1), entry="step").reshape(LENGTH, 2, CHARS).transpose(1, 0, 2)
