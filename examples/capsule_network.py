@@ -110,7 +110,7 @@ def main(epochs=4):
     print(f"accuracy on held-out clothes: {(lengths.argmax(axis=1) == y).mean():.1%}")
     for in_c, in_python in zip(nv.run_in_c(path, x[:20]), (lengths, vectors), strict=True):
         np.testing.assert_allclose(in_c, in_python[:20], atol=1e-5)
-    print(f"{path}: C and Python give the same capsules for 20 pictures")
+    print(f"{path}: a C program finds the same capsules in 20 pictures")
     picture(program, x, lengths, vectors)
 
 

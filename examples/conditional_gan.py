@@ -113,7 +113,7 @@ def main(epochs=300):
     noise, asked = rng.standard_normal((1000, NOISE), dtype=np.float32), np.repeat(np.arange(10, dtype=np.int32), 100)
     made = np.concatenate([program(noise[i : i + 1], asked[i : i + 1]) for i in range(1000)])
     np.testing.assert_allclose(nv.run_in_c(path, noise, asked), made, atol=1e-5)
-    print(f"{path}: C and Python make the same 1000 pictures")
+    print(f"{path}: a C program makes the same 1000 pictures")
     net = reader(x, y)
     print(f"a classifier that reads {net.evaluate(x_test, y_test)[1]:.1%} of real digits that it has not seen")
     print(f"reads {(net.predict(made).argmax(axis=1) == asked).mean():.1%} of the made ones as the digit asked for")

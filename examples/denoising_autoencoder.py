@@ -73,7 +73,7 @@ def main(epochs=4):
     cleaned = np.concatenate([program(one[None]) for one in noisy(x)])
     print(f"held-out pictures: {decibels(noisy(x), x):.1f} dB with noise, {decibels(cleaned, x):.1f} dB cleaned")
     np.testing.assert_allclose(nv.run_in_c(path, noisy(x)[:20]), cleaned[:20], atol=1e-5)
-    print(f"{path}: C and Python clean 20 pictures alike")
+    print(f"{path}: a C program cleans 20 pictures alike")
     picture(net, x, y)
 
 

@@ -114,7 +114,7 @@ def main(epochs=10):
     in_c = nv.run_in_c(path, x[:20])  # the same random numbers too
     np.testing.assert_allclose(in_c, found[:20], rtol=1e-4)
     np.testing.assert_allclose(nv.run_in_c(path, centres[:20], entry="decode"), drawn[:20], atol=1e-5)
-    print(f"{path}: C and Python give the same bounds and drawings")
+    print(f"{path}: a C program comes to the same bounds and drawings")
     picture(program, centres, kind)
 
 
