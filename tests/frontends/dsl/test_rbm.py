@@ -114,12 +114,12 @@ def test_the_chain_draws_from_the_boltzmann_distribution() -> None:
     @nv.network
     def go(h: nv.Input(batch_shape=(1, HIDDEN))):
         rbm(chain), normal(chain)
-        moved = nv.assign(chain, rbm.gibbs(chain, steps=2, sampled=True))
+        moved = nv.assign(chain, rbm.gibbs(chain, sampled=True))
         return moved, normal.sample_visible(nv.broadcast_to(h, (many, HIDDEN)))
 
     model = nv.compile(go)
     h = np.array([[1, 0, 1]], np.float32)
-    for _ in range(10):
+    for _ in range(20):
         states, drawn = model(h)
     assert set(np.unique(states)) == {0, 1}
     every = [np.array(s) for s in itertools.product((0, 1), repeat=VISIBLE)]
