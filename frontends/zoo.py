@@ -54,6 +54,7 @@ ROWS = (
     Row("mlp_xor", "supervised", ("mlp", "keras", "sequential", "dense", "xor"), picture="mlp_xor.png"),
     Row("fashion_cnn", "supervised", ("cnn", "convolution"), picture="fashion_cnn.png"),
     Row("spoken_digits", "supervised", ("gru", "ds-cnn", "sound"), picture="spoken_digits.png"),
+    Row("streaming_lstm", "supervised", ("lstm", "stream", "recurrent"), picture="streaming_lstm.png"),
     Row("anomaly_autoencoder", "unsupervised", ("autoencoder",), picture="anomaly_autoencoder.png"),
     Row("denoising_autoencoder", "unsupervised", ("denoising",), picture="denoising_autoencoder.png"),
     Row("variational_autoencoder", "unsupervised", ("vae", "variational"), picture="variational_autoencoder.png"),
