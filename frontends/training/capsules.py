@@ -14,11 +14,11 @@ from .samples import Loss, classes_of, is_class, labels, one_tensor, part, posit
 
 
 class MarginLoss(Loss):
-    """max(m+ - l, 0)² for the length l of the class that y_true names, ``absent`` max(l - m-, 0)² for those of all
-     others, summed (Sabour, Frosst and Hinton 2017). y_true [batch] holds class numbers, y_pred [batch, classes] lengths
-    .
+    """max(m+ - l, 0)² for the length l of the class that y_true names, and ``absent`` max(l - m-, 0)² for each of the
+    others, summed (Sabour, Frosst and Hinton 2017). y_true [batch] holds class numbers, y_pred [batch, classes]
+    lengths, as ``layers.Length`` gives them for capsules.
 
-     ``present`` m+ and ``tolerated`` m- are the lengths from which, and up to which, there is nothing to improve.
+    ``present`` m+ and ``tolerated`` m- are the lengths from which, and up to which, there is nothing to improve.
     """
 
     name = "margin"
