@@ -12,7 +12,7 @@ from ..promote import as_array, as_float, as_tensor
 from ..shaping import stack
 from ..spiking import Surrogate, atan
 from ..tensor import Tensor
-from ..trace import fail
+from ..trace import current, fail
 from ..variable import assign
 from .base import Layer
 
@@ -34,7 +34,8 @@ class Leaky(Layer):
     Called on all time steps, ``leaky(x)`` makes spikes [batch, time, ...] of currents of that shape, from membranes of
     0 on; with ``return_mem`` it returns the membranes too. ``leaky(x, mem)`` is one step as in snnTorch: it returns
     spikes and membranes [batch, ...]. ``leaky.step(x)`` is one step whose membrane is a state of the artifact: it is
-    kept from call to call until ``reset()``, so that a device runs step by step what was trained on all of them.
+    kept from call to call until ``reset()``, so that a device runs step by step what was trained on all of them; as
+    ``nv.streaming(net)`` does with a whole network.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class Leaky(Layer):
         x = as_float(x)
         beta, threshold = clip(as_tensor(self.beta, x.dtype), 0.0, 1.0), as_tensor(self.threshold, x.dtype)
         if stateful:
-            held = self.add_weight("mem", x.shape, "zeros", trainable=False)
-            spikes, new = self._step(x, as_tensor(held, x.dtype), beta, threshold)
+            held = self.memory("mem", x.shape, dtype=x.dtype)
+            spikes, new = self._step(x, as_tensor(held), beta, threshold)
             assign(held, new)
             return spikes
         if mem is not None:
@@ -72,16 +73,20 @@ class Leaky(Layer):
         if x.ndim < 2 or isinstance(x.shape[1], str):
             hint = "one time step: leaky(x, mem) or leaky.step(x)"
             raise fail(f"expected currents [batch, time, ...], got {x.type}", hint=hint)
-        both = [stack(list(part), 1) for part in zip(*self._steps(x, beta, threshold), strict=True)]
-        return tuple(both) if return_mem else both[0]
+        held = self.memory("mem", (x.shape[0], *x.shape[2:]), dtype=x.dtype) if current().streaming else None
+        both = list(zip(*self._steps(x, held, beta, threshold), strict=True))
+        if held is not None:
+            assign(held, both[1][-1])
+        spikes, mems = (stack(list(part), 1) for part in both)
+        return (spikes, mems) if return_mem else spikes
 
     def step(self, x: Any) -> Any:
         """One time step: spikes [batch, ...] of currents [batch, ...]; the membrane is a state."""
         return self(x, stateful=True)
 
-    def _steps(self, x: Tensor, beta: Tensor, threshold: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Spikes and membranes of every time step."""
-        mem, fired = as_tensor(np.zeros((), np.float32), x.dtype), None
+    def _steps(self, x: Tensor, held: Any, beta: Tensor, threshold: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Spikes and membranes of every time step, from the membranes held on, or from 0."""
+        mem, fired = as_tensor(np.zeros((), np.float32) if held is None else held, x.dtype), None
         for t in range(x.shape[1]):
             spikes, mem = self._step(x[:, t], mem, beta, threshold, fired)
             fired = stop_gradient(spikes) if self.reset_delay else None  # what the next step would find of the membrane

@@ -74,6 +74,19 @@ def test_step_by_step_with_a_state_it_spikes_as_on_the_whole_time() -> None:
         model.reset()
 
 
+def test_a_network_of_them_reads_a_stream() -> None:
+    first, second = layers.Dense(6), layers.Dense(2)
+    a, b = layers.Leaky(0.9), layers.Leaky(0.8, reset_delay=False)
+    net = nv.network(lambda x: b(second(a(3 * first(x)))), name="net", x=nv.Input((12, 5)))
+    x = np.random.default_rng(5).random((1, 12, 5), np.float32)
+    model, wanted = nv.compile(nv.streaming(net, frames=3)), net(x)
+    for _ in range(2):
+        found = np.concatenate([model(x[:, t : t + 3]) for t in range(0, 12, 3)], axis=1)
+        np.testing.assert_array_equal(found, wanted)
+        model.reset()
+    assert 0 < wanted.mean() < 1
+
+
 def test_step_by_step_with_the_membrane_in_hand() -> None:
     leaky, x, mem = layers.Leaky(0.7), currents(2), np.zeros((3, 5), np.float32)
     wanted, membranes = lif(x, 0.7)
