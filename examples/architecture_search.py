@@ -1,4 +1,4 @@
-"""Neural architecture search: spoken words in 64 KB of a Cortex-M4, an architecture found by trying (Optuna's TPE).
+"""A search finds an architecture for spoken words in 64 KB of a Cortex-M4 (Zoph and Le 2017).
 
     python examples/architecture_search.py [candidates]
 
@@ -38,10 +38,6 @@ def separable(x, width):
     return convolved(x, layers.Conv2d(width, 1, use_bias=False))
 
 
-def full(x, width):
-    return convolved(x, layers.Conv2d(width, 3, padding="same", use_bias=False))
-
-
 def residual(x, width):
     return x + separable(x, width)
 
@@ -49,38 +45,43 @@ def residual(x, width):
 @nv.network
 def keyword_net(x: nv.Input((49, 10, 1))):
     """DS-CNN (Zhang et al. 2017), and what could stand in its place."""
-    width = nv.choice("width", [64, 16, 24, 32, 48, 96])
+    width = nv.choice("width", [64, 32, 40, 48, 56, 96])
     kernel, strides = nv.choice("kernel", [(10, 4), (5, 3), (3, 3)]), nv.choice("strides", [(2, 2), (2, 1), (1, 1)])
     first = layers.Conv2d(width, kernel, strides=strides, padding="same", use_bias=False)
     x = convolved(layers.Reshape((1, 49, 10))(x), first)
-    block = nv.choice("block", [separable, residual, full])
-    for _ in range(nv.choice("blocks", [4, 1, 2, 3, 5])):
+    block = nv.choice("block", [separable, residual])
+    for _ in range(nv.choice("blocks", [4, 2, 3, 5, 6])):
         x = block(x, width)
-    x = layers.Dropout(0.3)(layers.GlobalAvgPool2d()(x))
+    x = layers.Dropout(0.1)(layers.GlobalAvgPool2d()(x))
     return layers.Dense(10, activation="softmax")(x)
 
 
-def draw(found, small, path):
-    """Every trained candidate: accuracy over flash, coloured by RAM; the front as a line."""
-    figure, axis = plt.subplots(figsize=(10, 6))
-    rows = found.trained
-    flash, ram = ([getattr(c.costs, name) / 1024 for c in rows] for name in ("flash", "ram"))
-    dots = axis.scatter(flash, [100 * c.score for c in rows], c=ram, s=90, cmap="viridis_r", edgecolors="black")
-    front = np.array([(c.costs.flash / 1024, 100 * c.score) for c in found.front])
-    axis.plot(*front.T, color="gray", zorder=0)
-    for c, name, below in ((found.candidates[0], "DS-CNN (tiny_kws01)", -16), (small, "the smallest as good", 10)):
-        axis.annotate(name, (c.costs.flash / 1024, 100 * c.score), (0, below), textcoords="offset points", ha="center")
-    axis.set(xscale="log", xlabel="flash for weights, int8 (KB)", ylabel="accuracy on validation words (%)")
-    axis.set_title("Architectures for spoken words on a Cortex-M4")
+def draw(found, marked, path):
+    """Every trained candidate over what it costs; those that no cheaper one beats lie on the line."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
+    scales = {
+        "flash": (1024, "flash for weights, int8 (KB)"),
+        "latency": (1e6, "cycles of a run, estimated (millions)"),
+    }
+    for axis, (cost, (unit, label)) in zip(axes, scales.items(), strict=True):
+        rows = sorted(found.trained, key=lambda c: c.value(cost))
+        at, right = [c.value(cost) / unit for c in rows], [100 * c.score for c in rows]
+        axis.step(at, np.maximum.accumulate(right), where="post", color="gray", zorder=0)
+        ram = [c.costs.ram / 1024 for c in rows]
+        dots = axis.scatter(at, right, c=ram, vmin=0, vmax=64, s=90, cmap="viridis_r", edgecolors="black")
+        line = {"textcoords": "offset points", "ha": "center", "arrowprops": {"arrowstyle": "-"}}
+        for name, c in marked.items():
+            axis.annotate(name, (c.value(cost) / unit, 100 * c.score), (0, -45), **line)
+        axis.set(xscale="log", xlabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("accuracy on the validation words (%)")
     figure.colorbar(dots, label="RAM (KB)")
-    axis.grid(alpha=0.3)
-    figure.tight_layout()
+    figure.suptitle("Architectures for spoken words on a Cortex-M4 with 64 KB")
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
-def main(trials=16):
-    epochs, seeds = max(1, trials // 2), range(min(3, max(1, trials // 4)))
+def main(trials=12):
+    epochs, seeds = min(8, trials), range(2 if trials > 4 else 1)
     sound, y, speaker = spoken_digits()
     x = cepstra(log_mel(sound))
     test = held_out(y, speaker)
@@ -91,38 +92,30 @@ def main(trials=16):
     print(f"{train.sum()} recordings to learn from, {validation.sum()} to choose by, {test.sum()} for the test")
 
     def adam(recordings):
-        return nv.optimizers.Adam(nv.schedules.CosineDecay(0.004, decay_steps=epochs * -(-recordings // BATCH)))
+        return nv.optimizers.Adam(nv.schedules.CosineDecay(0.01, decay_steps=epochs * -(-recordings // BATCH)))
 
+    learned, chosen_by = (x[train], y[train]), (x[validation], y[validation])
+    how = {"trials": trials, "epochs": epochs, "optimizer": adam(train.sum())}
     with Progress() as progress:
         task = progress.add_task("searching", total=trials)
-        found = nv.search(
-            keyword_net,
-            train=(x[train], y[train]),
-            validation=(x[validation], y[validation]),
-            target="cortex-m4",
-            limits={"ram": 64 << 10},
-            trials=trials,
-            epochs=epochs,
-            optimizer=adam(train.sum()),
-            progress=lambda candidate: progress.advance(task),
-        )
+        how["progress"] = lambda candidate: progress.advance(task)
+        found = nv.search(keyword_net, learned, chosen_by, target="cortex-m4", limits={"ram": 64 << 10}, **how)
     print(found.table())
-    baseline = found.candidates[0]
-    small = min((c for c in found.trained if c.score >= baseline.score), key=lambda c: c.costs.flash)
-    draw(found, small, "architecture_search.png")
+    first = found.candidates[0]
+    small = min((c for c in found.trained if c.score >= first.score), key=lambda c: c.costs.flash)
+    chosen = {"DS-CNN": first, "the smallest as good": small}
+    draw(found, chosen, "architecture_search.png")
 
-    for name, candidate in {"DS-CNN": baseline, "the smallest as good": small}.items():
+    for name, candidate in chosen.items():
         right = []
         for seed in seeds:  # trained anew, the same way, and judged by recordings that no choice has seen
             net = candidate.build(seed)
             net.compile(adam((~test).sum()), "sparse_categorical_crossentropy", metrics=["accuracy"], seed=seed)
             net.fit(x[~test], y[~test], BATCH, epochs, verbose=0)
             right.append(net.evaluate(x[test], y[test])[1])
-        costs = candidate.costs
-        print(
-            f"{name}: {np.mean(right):.2%} of the test words (seeds {min(right):.1%} to {max(right):.1%}), "
-            f"{costs.ram / 1024:.1f} KB RAM, {costs.flash / 1024:.1f} KB flash, {costs.latency / 1e6:.2f} M cycles"
-        )
+        ram, flash, cycles = (candidate.value(cost) for cost in ("ram", "flash", "latency"))
+        sizes = f"{ram / 1024:.1f} KB RAM, {flash / 1024:.1f} KB flash, {cycles / 1e6:.2f} M cycles"
+        print(f"{name}: {np.mean(right):.2%} of the test words (from {min(right):.2%} on), {sizes}")
 
     path = nv.compile(net, name="keyword_net").save("keyword_net.so")
     program, words = nv.load(path), x[test][:20]

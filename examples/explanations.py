@@ -1,4 +1,4 @@
-"""Six ways to ask a network why it sees a cat, compiled into one library with it (Simonyan 2014, Bach 2015, ...).
+"""Six answers to why a network sees a cat, compiled into one library with it (Simonyan et al. 2014).
 
     python examples/explanations.py [steps of integrated gradients]
 

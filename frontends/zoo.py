@@ -68,6 +68,14 @@ ROWS = (
     Row("language_model", "self-supervised", ("gpt", "decoder", "generate"), picture="language_model.png"),
     Row("capsule_network", "supervised", ("capsnet", "capsule", "routing"), picture="capsule_network.png"),
     Row(
+        "architecture_search",
+        "searches",
+        ("nas", "optuna", "search", "pareto"),
+        quick="1",
+        needs=("search",),
+        picture="architecture_search.png",
+    ),
+    Row(
         "explanations",
         "explains",
         ("saliency", "integrated-gradients", "smoothgrad", "occlusion", "lrp", "grad-cam", "explain"),
