@@ -73,10 +73,10 @@ class Leaky(Layer):
         if x.ndim < 2 or isinstance(x.shape[1], str):
             hint = "one time step: leaky(x, mem) or leaky.step(x)"
             raise fail(f"expected currents [batch, time, ...], got {x.type}", hint=hint)
-        held = self.memory("mem", (x.shape[0], *x.shape[2:]), dtype=x.dtype) if current().streaming else None
-        both = list(zip(*self._steps(x, held, beta, threshold), strict=True))
-        if held is not None:
-            assign(held, both[1][-1])
+        kept = self.memory("mem", (x.shape[0], *x.shape[2:]), dtype=x.dtype) if current().streaming else None
+        both = list(zip(*self._steps(x, kept, beta, threshold), strict=True))
+        if kept is not None:
+            assign(kept, both[1][-1])
         spikes, mems = (stack(list(part), 1) for part in both)
         return (spikes, mems) if return_mem else spikes
 
