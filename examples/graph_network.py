@@ -1,4 +1,4 @@
-"""A graph network (Kipf and Welling 2017) knows who joins which club, of all friendships and four members' choice.
+"""A graph network (Kipf and Welling 2017) says who joins which club, from the choices of four.
 
     python examples/graph_network.py [epochs]
 
