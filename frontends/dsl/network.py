@@ -129,14 +129,14 @@ class Network(Block):
         trace.features = dict(tensors)
         for name, tensor in tensors.items():
             trace.rows.append(Row(name, "Input", (tensor.shape,), None))
-        found = self.function(**tensors, **(values or {}))
-        silent = found is None and bool(trace.graph.bindings)  # what only assigns need not return anything
-        trace.result = () if silent else self._result(found)
+        trace.result = self._result(self.function(**tensors, **(values or {})), trace)
         self._ready = True
         return trace.result
 
-    def _result(self, found: Any) -> Any:
-        """What the function returned, with every leaf a tensor."""
+    def _result(self, found: Any, trace: Trace) -> Any:
+        """What the function returned, with every leaf a tensor. One that assigns need not return anything."""
+        if found is None and trace.graph.bindings:
+            return ()
         if found is None or not list(leaves(found)) or any(leaf is None for leaf in leaves(found)):
             raise NervureError(
                 f"network {self.name!r} returned {found!r}",
@@ -287,7 +287,7 @@ class Network(Block):
                 spec = self.inputs[key]
                 if spec is not None and spec.dtype != tensor.dtype:
                     raise fail(f"network {self.name!r}: input {key!r} must be {spec.dtype}, got {tensor.dtype}")
-            result = self._result(self.function(**tensors, **options))
+            result = self._result(self.function(**tensors, **options), trace)
             trace.remember(result)
         if len(trace.frames) == 1:
             trace.rows.append(Row(name, self.kind, tuple(leaf.shape for leaf in leaves(result)), self))

@@ -101,6 +101,30 @@ def test_entry_points_share_a_state() -> None:
     np.testing.assert_array_equal(model.session.run(None, {})[0], rows.sum(axis=0))
 
 
+def test_what_only_assigns_returns_nothing() -> None:
+    total = nv.Variable(np.zeros(2), trainable=False, name="total")
+
+    @nv.network
+    def add(x: nv.Input(batch_shape=(2,))):
+        nv.assign(total, total + x)
+
+    @nv.network
+    def twice(x: nv.Input(batch_shape=(2,))):
+        add(x)
+        add(x)
+
+    @nv.network
+    def read():
+        return total * 1
+
+    model = nv.compile([add, twice, read])
+    x = np.array([1, 2], np.float32)
+    assert [model.session.run(None, {"x": x}, entry=name) for name in ("add", "twice")] == [[], []]
+    np.testing.assert_array_equal(model.session.run(None, {}, entry="read")[0], 3 * x)
+    with pytest.raises(nv.NervureError, match="returned None"):
+        nv.compile(nv.network(lambda x: None, name="idle", x=nv.Input((2,))))
+
+
 def test_a_gradient_at_inference() -> None:
     """Dropout is off, and the gradient is that of finite differences."""
     net = nv.Sequential([nv.layers.Dense(6, "tanh", input_dim=3), nv.layers.Dropout(0.9), nv.layers.Dense(2)])
