@@ -19,8 +19,6 @@ from nervure.datasets import spoken_digits
 from rich.progress import Progress
 from spoken_digits import held_out, log_mel
 
-BATCH = 32
-
 
 def cepstra(log_mel, count=10):
     """The first coefficients of a cosine transform of each frame: [n, frames, bands] -> [n, frames, count, 1]."""
@@ -68,7 +66,7 @@ def draw(found, marked, path):
         at, right = [c.value(cost) / unit for c in rows], [100 * c.score for c in rows]
         axis.step(at, np.maximum.accumulate(right), where="post", color="gray", zorder=0)
         ram = [c.costs.ram / 1024 for c in rows]
-        dots = axis.scatter(at, right, c=ram, vmin=0, vmax=64, s=90, cmap="viridis_r", edgecolors="black")
+        dots = axis.scatter(at, right, s=90, c=ram, vmin=0, vmax=64, cmap="viridis_r", edgecolors="black")
         line = {"textcoords": "offset points", "ha": "center", "arrowprops": {"arrowstyle": "-"}}
         for name, c in marked.items():
             axis.annotate(name, (c.value(cost) / unit, 100 * c.score), (0, -45), **line)
@@ -92,7 +90,7 @@ def main(trials=12):
     print(f"{train.sum()} recordings to learn from, {validation.sum()} to choose by, {test.sum()} for the test")
 
     def adam(recordings):
-        return nv.optimizers.Adam(nv.schedules.CosineDecay(0.01, decay_steps=epochs * -(-recordings // BATCH)))
+        return nv.optimizers.Adam(nv.schedules.CosineDecay(0.01, decay_steps=epochs * -(-recordings // 32)))
 
     learned, chosen_by = (x[train], y[train]), (x[validation], y[validation])
     how = {"trials": trials, "epochs": epochs, "optimizer": adam(train.sum())}
@@ -111,7 +109,7 @@ def main(trials=12):
         for seed in seeds:  # trained anew, the same way, and judged by recordings that no choice has seen
             net = candidate.build(seed)
             net.compile(adam((~test).sum()), "sparse_categorical_crossentropy", metrics=["accuracy"], seed=seed)
-            net.fit(x[~test], y[~test], BATCH, epochs, verbose=0)
+            net.fit(x[~test], y[~test], epochs=epochs, verbose=0)
             right.append(net.evaluate(x[test], y[test])[1])
         ram, flash, cycles = (candidate.value(cost) for cost in ("ram", "flash", "latency"))
         sizes = f"{ram / 1024:.1f} KB RAM, {flash / 1024:.1f} KB flash, {cycles / 1e6:.2f} M cycles"
@@ -119,8 +117,7 @@ def main(trials=12):
 
     path = nv.compile(net, name="keyword_net").save("keyword_net.so")
     program, words = nv.load(path), x[test][:20]
-    alone = np.concatenate([program(word[None]) for word in words])
-    np.testing.assert_allclose(nv.run_in_c(path, words), alone, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(nv.run_in_c(path, words), np.concatenate([program(w[None]) for w in words]), 1e-4, 1e-6)
     print(f"{path}: Python and a C program agree on {len(words)} words")
 
 
