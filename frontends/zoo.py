@@ -110,6 +110,7 @@ ROWS = (
     Row("dqn", "reinforcement", ("q-learning", "deep-q-network", "replay-buffer"), "2000", picture="dqn.png"),
     Row("ppo", "reinforcement", ("proximal-policy-optimization", "actor-critic"), "8", picture="ppo.png"),
     Row("federated", "federated", ("fedavg", "flower"), "2", ("federated",), "federated.png"),
+    Row("continual_learning", "task after task", ("ewc", "replay", "forgetting"), picture="continual_learning.png"),
 )
 
 
