@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..elementwise import greater_equal, rsqrt, where
-from ..index import _indices, take
+from ..elementwise import rsqrt, where
+from ..index import _indices, put, take
 from ..nn import leaky_relu, normalize
 from ..promote import as_float, as_tensor
 from ..reduce import mean
@@ -60,39 +60,33 @@ class Edges:
         """Segments: the nodes, and the one behind them that edges of -1 belong to."""
         return self.nodes if self.known else self.nodes + 1
 
-    def with_loops(self, weight_of_loops: float = 1.0) -> Edges:
-        """A loop at every node in place of those that are there."""
-        ids = np.arange(self.nodes) if self.known else arange(self.nodes, dtype=self.source.dtype)
+    def with_loops(self, weight: float = 1.0) -> Edges:
+        """A loop at every node. It weighs what the loop that is there does, else ``weight``."""
+        ids: Any = np.arange(self.nodes) if self.known else arange(self.nodes, dtype=self.source.dtype)
+        loop, own, others = self.source == self.target, self.weight, self.weight
         if self.known:
-            kept = np.flatnonzero(self.source != self.target)
+            kept, loops = np.flatnonzero(~loop), np.flatnonzero(loop)
+            at = self.source[loops]
+            if self.weight is not None:
+                own, others = take(self.weight, loops, 0), take(self.weight, kept, 0)
             self.source, self.target = (np.concatenate([end[kept], ids]) for end in (self.source, self.target))
-            edges = None if self.weight is None else take(self.weight, kept, 0)
         else:
-            loop = self.source == self.target
+            at = where(loop, self.source, -1)
             self.source, self.target = (concat([where(loop, -1, e), ids]) for e in (self.source, self.target))
-            edges = self.weight
-        if edges is not None:
-            loops = as_tensor(np.full(self.nodes, weight_of_loops), self.dtype)
-            self.weight = concat([edges, loops])
+        if others is not None:
+            start = as_tensor(np.full(self.rows, weight), self.dtype)
+            self.weight = concat([others, put(start, at, own)[: self.nodes]])
         return self
-
-    def real(self) -> Tensor | None:
-        """1.0 for an edge, 0.0 for none; None where all are."""
-        return None if self.known else as_tensor(greater_equal(self.source, 0), self.dtype)
 
     def gathered(self, messages: Tensor, how: Any) -> Tensor:
         """What arrives at every node of messages [edges, ...]."""
         found: Tensor = how(messages, self.target, self.rows)
         return found if self.known else found[: self.nodes]
 
-    def at_target(self, per_node: Tensor) -> Tensor:
-        """Each edge's row of a tensor of all segments' rows."""
-        return take(per_node, self.target, 0)
-
 
 class GCNConv(Layer):
-    """Graph convolution (Kipf and Welling 2017): D^-1/2 (A + I) D^-1/2 X W + b, for the weights A of the edges and
-    their sums D at each target.
+    """Graph convolution (Kipf and Welling 2017): D^-1/2 (A + I) D^-1/2 X W + b, for the weights A of the edges (loops
+    that are there keep theirs) and their sums D at each target.
 
     ``weight`` [features, out_channels] (Glorot-uniform), ``bias`` (0). ``improved``: loops weigh 2. Without
     ``normalize`` it is A X W + b. Nodes [nodes, features] make [nodes, out_channels].

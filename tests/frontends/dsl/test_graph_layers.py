@@ -29,7 +29,7 @@ def adjacency(index: Array, weight: Array | None = None, nodes: int = N) -> Arra
 
 
 def dense_gcn(w: dict[str, Array], x: Array, a: Array, loops: float = 1.0) -> Array:
-    a = a * (1 - np.eye(len(a))) + loops * np.eye(len(a))
+    a = a + np.diag(np.where(np.diag(a) > 0, 0, loops))  # a loop that is there keeps its weight
     root = a.sum(axis=1) ** -0.5
     return root[:, None] * a * root @ (x @ w["weight"]) + w["bias"]
 
@@ -125,6 +125,23 @@ def test_edges_may_be_data(name: str) -> None:
         wanted = dense(w, X.astype(np.float64), adjacency(index))
         np.testing.assert_allclose(model(X, nv.graphs.padded(index, room)), wanted, atol=1e-5)
         np.testing.assert_allclose(layer(X, index), wanted, atol=1e-5)  # and as a part of the network
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_loops_keep_their_weights(known: bool) -> None:
+    index = np.concatenate([CLUB.edge_index, [[5, 7], [5, 7]]], axis=1).astype(np.int32)
+    weight = np.append(CLUB.edge_weight, [2.5, 0.25]).astype(np.float32)
+    layer = layers.GCNConv(3)
+    layer(X, index, weight)
+    w = weights_of(layer)
+    edges, values = nv.Input(batch_shape=index.shape, dtype="int32"), nv.Input(batch_shape=weight.shape)
+    shape = {"x": nv.Input(batch_shape=X.shape)}
+    if known:
+        found = nv.compile(nv.network(lambda x: layer(x, index, weight), name="net", **shape))(X)
+    else:
+        net = nv.network(lambda x, e, v: layer(x, e, v), name="net", **shape, e=edges, v=values)
+        found = nv.compile(net)(X, index, weight)
+    np.testing.assert_allclose(found, dense_gcn(w, X.astype(np.float64), adjacency(index, weight)), atol=1e-5)
 
 
 def test_no_matrix_of_nodes_by_nodes_is_made() -> None:
