@@ -324,7 +324,8 @@ def built(space: Any, answers: Callable[[str, Sequence[Any]], int], seed: int | 
 def _trained(train: Any, fit: dict[str, Any], how: dict[str, Any], net: Network, watch: _Watch) -> tuple[float, ...]:
     """Trains a candidate; its accuracy on the validation data after each epoch."""
     net.compile(**how, metrics=["accuracy"])
-    net.fit(*train, **fit, callbacks=[watch])
+    options = {**fit, "callbacks": [watch]}
+    net.fit(*train, **options)
     return tuple(watch.history)
 
 
