@@ -47,7 +47,7 @@ _NAMES = {
     "zoo": "frontends.zoo",
     **_DSL,
 }
-_MODULES = {"callbacks", "datasets", "explain", "federated", "graphs", "schedules"}  # beside this file, for users
+_MODULES = {"callbacks", "datasets", "explain", "federated", "graphs", "models", "schedules", "utils"}  # beside this file, for users
 
 __all__ = sorted(["__version__", *_NAMES, *_MODULES])
 

@@ -53,6 +53,7 @@ class Row:
 ROWS = (
     Row("perceptron", "supervised", ("neuron", "rosenblatt"), quick="20", picture="perceptron.png"),
     Row("mlp_xor", "supervised", ("mlp", "keras", "sequential", "dense", "xor"), picture="mlp_xor.png"),
+    Row("mlp_digits", "supervised", ("digits",), picture="mlp_digits.png"),
     Row("fashion_cnn", "supervised", ("cnn", "convolution"), picture="fashion_cnn.png"),
     Row("spoken_digits", "supervised", ("gru", "ds-cnn", "sound"), picture="spoken_digits.png"),
     Row("streaming_lstm", "supervised", ("lstm", "stream", "recurrent"), picture="streaming_lstm.png"),

@@ -222,6 +222,11 @@ class Network(Block):
         """Loss and metrics of one batch."""
         return self._trained().test_on_batch(x, y, sample_weight)  # type: ignore[no-any-return]
 
+    @property
+    def metrics_names(self) -> list[str]:
+        """What ``evaluate`` returns, by name: the loss, then the metrics (Keras)."""
+        return self._trained().names()  # type: ignore[no-any-return]
+
     def reset_states(self) -> None:
         """States of layers with ``stateful=True`` back to zero, for what is trained and predicted next (Keras)."""
         if self._fitting is not None:

@@ -16,7 +16,7 @@ from ..dsl.place import user_place
 from ..dsl.promote import as_array
 from ..dsl.spec import BATCH, Input
 from ..dsl.tensor import Weight
-from . import optimizers
+from . import metrics, optimizers
 from .pruning import masks_of, take_masks
 from .step import Training
 
@@ -81,6 +81,14 @@ class Fitting:
         for name, array in held.items():
             if name in weights:
                 assign_part(weights[name], array)
+
+    def names(self) -> list[str]:
+        """The loss and what else is reported."""
+        if self._last is not None:
+            return list(self._last.names)
+        given = self.training.metrics
+        listed = [given] if isinstance(given, str) else given
+        return ["loss", *(m if isinstance(m, str) else metrics.get(m).name for m in listed)]
 
     def reset_states(self) -> None:
         """What layers remember (states that are no weights of the network) to zero, in all trainers."""
