@@ -47,7 +47,8 @@ _NAMES = {
     "zoo": "frontends.zoo",
     **_DSL,
 }
-_MODULES = {"callbacks", "datasets", "explain", "federated", "graphs", "models", "schedules", "utils"}  # beside this file, for users
+# beside this file, for users
+_MODULES = {"callbacks", "datasets", "explain", "federated", "graphs", "models", "schedules", "utils"}
 
 __all__ = sorted(["__version__", *_NAMES, *_MODULES])
 
