@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from nervure import layers
 from nervure.compiler.quantize.settings import Settings
-from nervure.frontends.search import Candidate, Found, _Watch
+from nervure.frontends.search import _Watch
 from nervure.frontends.search_costs import Costs, planned
+from nervure.frontends.search_results import Candidate, Found
 from nervure.targets import get
 
 pytest.importorskip("optuna")
