@@ -43,9 +43,9 @@ def act(state: nv.Input((4,)), chance: nv.Input(batch_shape=())):
 
 
 @nv.network
-def remember(step: nv.Input((11,))):
+def remember(step: nv.Input(batch_shape=(11,))):
     """Writes a step over the one that was longest ago."""
-    nv.assign(memory, nv.put(memory, nv.expand_dims(seen % MEMORY, 0), step))
+    nv.assign(memory, nv.put(memory, seen % MEMORY, step))
     nv.assign(seen, seen + 1)
 
 
@@ -73,7 +73,7 @@ def renew_target():
 def main(steps=50_000, seed=0):
     model = nv.compile(act, steps=[remember, learn, renew_target], name="dqn")
     session, env = model.session, gymnasium.make("CartPole-v1")
-    now, happened = np.zeros((1, 4), np.float32), np.zeros((1, 11), np.float32)
+    now, happened = np.zeros((1, 4), np.float32), np.zeros(11, np.float32)
     chance, rate = np.zeros((), np.float32), np.zeros((), np.float32)
     choose, keep = session.binding({"state": now, "chance": chance}), session.binding([happened], entry="remember")
     improve, renew = session.binding([rate], entry="learn"), session.binding(entry="renew_target")
@@ -83,7 +83,7 @@ def main(steps=50_000, seed=0):
         choose()
         action = choose.outputs[0].item()
         after, reward, fallen, late, _ = env.step(action)
-        happened[0] = *now[0], action, reward, fallen, *after
+        happened[:] = *now[0], action, reward, fallen, *after
         keep()
         now[:], length = after, length + 1
         if fallen or late:

@@ -44,18 +44,18 @@ def test_what_is_seen_is_remembered_and_learned_from(load: Load) -> None:
     example = load("dqn")
     model = nv.compile(example.policy, steps=[example.remember, example.learn, example.renew_target])
     session, rng = model.session, np.random.default_rng(0)
-    happened, rate = np.zeros((1, 11), np.float32), np.zeros((), np.float32)
+    happened, rate = np.zeros(11, np.float32), np.zeros((), np.float32)
     keep, learn = session.binding([happened], entry="remember"), session.binding([rate], entry="learn")
-    happened[:] = rng.random((1, 11))
-    happened[0, 4], happened[0, 6] = 1, 0
+    happened[:] = rng.random(11)
+    happened[4], happened[6] = 1, 0
     keep()
 
     # All that is drawn is the one step that was seen.
-    after = happened[:, 7:]
+    after = happened[None, 7:]
     best = example.target(after)[0, example.policy(after).argmax()]
-    worth = 0.01 * happened[0, 5] + 0.99 * best
+    worth = 0.01 * happened[5] + 0.99 * best
     learn()
-    assert learn.outputs[0] == pytest.approx((worth - example.policy(happened[:, :4])[0, 1]) ** 2, rel=1e-3)
+    assert learn.outputs[0] == pytest.approx((worth - example.policy(happened[None, :4])[0, 1]) ** 2, rel=1e-3)
 
     session.set_states({"seen": np.array(49_999, np.int32)})
     for number in range(3):  # over the end, and onwards from the beginning
