@@ -112,6 +112,7 @@ ROWS = (
     Row("ppo", "reinforcement", ("proximal-policy-optimization", "actor-critic"), "8", picture="ppo.png"),
     Row("federated", "federated", ("fedavg", "flower"), "2", ("federated",), "federated.png"),
     Row("continual_learning", "task after task", ("ewc", "replay", "forgetting"), picture="continual_learning.png"),
+    Row("meta_learning", "episodes", ("reptile", "maml", "meta"), "3", picture="meta_learning.png"),
 )
 
 
