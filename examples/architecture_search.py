@@ -68,9 +68,9 @@ def draw(found, marked, path):
         ram = [c.costs.ram / 1024 for c in rows]
         dots = axis.scatter(at, right, s=90, c=ram, vmin=0, vmax=64, cmap="viridis_r", edgecolors="black")
         line = {"textcoords": "offset points", "ha": "center", "arrowprops": {"arrowstyle": "-"}}
-        for name, c in marked.items():
-            axis.annotate(name, (c.value(cost) / unit, 100 * c.score), (0, -45), **line)
-        axis.set(xscale="log", xlabel=label)
+        for i, (name, c) in enumerate(marked.items()):
+            axis.annotate(name, (c.value(cost) / unit, 100 * c.score), (80, -20 - 90 * i), **line)
+        axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy on the validation words (%)")
     figure.colorbar(dots, label="RAM (KB)")
@@ -101,7 +101,7 @@ def main(trials=12):
     print(found.table())
     first = found.candidates[0]
     small = min((c for c in found.trained if c.score >= first.score), key=lambda c: c.costs.flash)
-    chosen = {"DS-CNN": first, "the smallest as good": small}
+    chosen = {"DS-CNN": first, "the smallest as accurate": small}
     draw(found, chosen, "architecture_search.png")
 
     for name, candidate in chosen.items():
