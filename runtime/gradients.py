@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .observer import Callback, Logs
 from .session import Session
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
 
 PREFIX, NORM = "gradient/", "gradient_norm/"
 
@@ -47,6 +51,11 @@ class GradientWatch(Callback):
             self.layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
         self.on_train_begin()
 
+    def set_trainer(self, trainer: Trainer) -> None:
+        super().set_trainer(trainer)
+        if trainer.world.size > 1:  # several ranks run other entries than the step
+            self.layers = {}
+
     def on_train_begin(self, logs: Logs = None) -> None:
         self.first: dict[str, float] = {}  # norms at the first look, and the loss
         self.streak: dict[str, int] = {}  # looks in turn at which a layer's gradient had vanished
@@ -73,7 +82,7 @@ class GradientWatch(Callback):
         self._exploded(norms, loss)
         largest = max(norms.values())
         for layer, norm in norms.items():
-            gone = math.isfinite(largest) and norm < VANISHED * largest
+            gone = math.isfinite(largest) and norm < VANISHED * largest and not self._scales(layer)
             self.streak[layer] = self.streak.get(layer, 0) + 1 if gone else 0
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
@@ -107,6 +116,10 @@ class GradientWatch(Callback):
         if excess[layer] > 1:
             why = f"its norm is {norms[layer]:.2g} (at first {self.first[layer]:.2g})"
             self._tell("explodes", [layer], f"{why}, that of its weights {weights[layer]:.2g}, the loss {loss:.3g}")
+
+    def _scales(self, layer: str) -> bool:
+        """Whether it is a scale of quantization-aware training alone: those may well be where they should be."""
+        return all(name.endswith(".scale") for name in self.layers[layer])
 
     def _norm(self, kind: str, names: Sequence[str]) -> float:
         return math.sqrt(math.fsum(_squares(self._stored(kind, name)) for name in names))
