@@ -118,7 +118,7 @@ def main(epochs=50):
     picture(dreamt["rbm_1.weight"], scores)
     path = nv.compile(network, steps=STEPS, dims={"batch": len(x_test)}).save("deep_belief_network.so")
     assert np.allclose(nv.run_in_c(path, x_test), model(x_test), atol=1e-4)
-    print(f"{path}: Python and C name {len(x_test)} digits alike")
+    print(f"{path}: Python and a C program name {len(x_test)} digits alike")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def main(steps=100):
     path = nv.compile(network, steps=STEPS, dims={"batch": TEST}).save("rbf_network.so")
     by_python, by_c = nv.load(path)(x[test]), nv.run_in_c(path, x[test])
     assert np.allclose(by_python, by_c, atol=1e-6) and np.allclose(by_python, answers[-1], atol=1e-5)
-    print(f"{path}: Python and C answer alike for {TEST} patients")
+    print(f"{path}: Python and a C program answer alike for {TEST} patients")
 
 
 if __name__ == "__main__":

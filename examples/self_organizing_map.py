@@ -99,7 +99,7 @@ def main(steps=20_000):
     path = nv.compile(place, steps=[learn], name="self_organizing_map").save("self_organizing_map.so")
     program, by_c = nv.load(path), nv.run_in_c(path, x)
     assert np.array_equal(by_c, [program(one[None])[0] for one in x]) and np.mean(by_c == places) > 0.999
-    print(f"{path}: Python and C find the same places for {len(x)} digits")
+    print(f"{path}: Python and a C program find the same places for {len(x)} digits")
 
 
 if __name__ == "__main__":

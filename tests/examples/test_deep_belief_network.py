@@ -40,7 +40,7 @@ def test_deep_belief_network(tmp_path: Path) -> None:
     few, alone = numbers(said, r"([\d.]+)%(?= of the held-out digits,| without dreams)")
     (every,) = numbers(said, r"all labels: ([\d.]+)%")
     assert every >= 96 and few > alone + 3
-    assert "Python and C name 360 digits alike" in said
+    assert "Python and a C program name 360 digits alike" in said
 
     path, x = tmp_path / "deep_belief_network.so", np.random.default_rng(0).random((6, 50, 64), np.float32)
     session, rates = nv.load(path), np.full(6, 0.1, np.float32)

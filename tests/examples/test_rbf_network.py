@@ -28,7 +28,7 @@ def test_rbf_network(tmp_path: Path) -> None:
     said = run("rbf_network", tmp_path)
     ridge, solved, trained = numbers(said, r"error on held-out patients ([\d.]+)")
     assert trained < solved < ridge < 60
-    assert "Python and C answer alike for 88 patients" in said
+    assert "Python and a C program answer alike for 88 patients" in said
 
     path, rng = tmp_path / "rbf_network.so", np.random.default_rng(0)
     x, y = rng.normal(size=(20, 1, 10)).astype(np.float32), rng.normal(size=(20, 1, 1)).astype(np.float32)

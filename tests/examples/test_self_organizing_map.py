@@ -34,7 +34,7 @@ def test_self_organizing_map_beside_minisom(load: Load, tmp_path: Path) -> None:
         numbers(said, r"quantization error ([\d.]+)"),
         numbers(said, r"topographic error ([\d.]+)"),
     )
-    assert "Python and C find the same places for 1797 digits" in said
+    assert "Python and a C program find the same places for 1797 digits" in said
 
     example = load("self_organizing_map")
     (a, _), (b, _) = example.digits()

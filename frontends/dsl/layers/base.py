@@ -264,22 +264,34 @@ class Layer(Block, metaclass=_LayerType):
     # -- calling ------------------------------------------------------------------------------------------------------
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return self._use(self.call, inputs, options, called=True)
+
+    def _use(self, function: Callable[..., Any], inputs: Any, options: Any, called: bool = False) -> Any:
+        """What ``call`` gives, or a ``method``."""
         trace = tracing()
         if trace is None:
             if any(isinstance(leaf, Tensor) for leaf in leaves([inputs, options])):
                 current()
-            return eager(self.name or snake(self.kind), lambda: self(*inputs, **options))
+            return eager(self.name or snake(self.kind), lambda: self._use(function, inputs, options, called))
+        if not called and trace.frames[-1].owner is self:
+            return function(*inputs, **options)
         inputs = rebuild(inputs, _given)
         name = self.enter(trace)
         with trace.frame(Frame(self, name, self.kind)):
-            result = self._invoke(trace, inputs, options)
-            trace.remember(result)
+            result = self._invoke(function, inputs, options)
+            if called:
+                trace.remember(result)
+        if called:
+            self._note(trace, name, result)
+        return result
+
+    def _note(self, trace: Trace, name: str, result: Any) -> None:
+        """Penalties on the output of a call, and its line of the summary."""
         if self.activity_regularizer is not None:
             trace.activities += [(self.activity_regularizer, t) for t in leaves(result) if isinstance(t, Tensor)]
         if len(trace.frames) == 1:
             shapes = tuple(leaf.shape for leaf in leaves(result) if isinstance(leaf, Tensor))
             trace.rows.append(Row(name, self.kind, shapes, self))
-        return result
 
     def _tensor(self, value: Any) -> Any:
         """Arrays as tensors; numpy's default float64 becomes the layer's type."""
@@ -288,22 +300,7 @@ class Layer(Block, metaclass=_LayerType):
         wide = isinstance(value, np.ndarray) and value.dtype == np.float64
         return as_tensor(value, (self.dtype or "float32") if wide else None)
 
-    def _use(self, function: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """What a ``method`` gives."""
-        trace = tracing()
-        if trace is None:
-            if any(isinstance(leaf, Tensor) for leaf in leaves([inputs, options])):
-                current()
-            return eager(self.name or snake(self.kind), lambda: self._use(function, inputs, options))
-        if trace.frames[-1].owner is self:
-            return function(*inputs, **options)
-        inputs = rebuild(inputs, _given)
-        with trace.frame(Frame(self, self.enter(trace), self.kind)):
-            return self._invoke(trace, inputs, options, function)
-
-    def _invoke(
-        self, trace: Trace, inputs: tuple[Any, ...], options: dict[str, Any], function: Callable[..., Any] | None = None
-    ) -> Any:
+    def _invoke(self, function: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         args = rebuild(inputs, self._tensor)
         if args and isinstance(args[0], int | float):
             args = (as_tensor(as_array(args[0])), *args[1:])
@@ -321,7 +318,6 @@ class Layer(Block, metaclass=_LayerType):
             self.build(rebuild(args[0], lambda t: t.shape) if args else None)
             self.built = True
             self._check_chosen()
-        function = function or self.call
         try:
             inspect.signature(function).bind(*args, **options)
         except TypeError as error:
@@ -381,10 +377,9 @@ def whole(value: Any, what: str, minimum: int = 1) -> int:
 
 def features_of(shape: Any) -> int:
     """The size of the last axis of an input [batch, features]; ``NervureError`` for others."""
-    if shape is None:
-        raise fail("the number of its inputs is not known yet", hint="call it on samples first")
-    if len(shape) != 2:
-        raise fail(f"expected an input [batch, features], got {list(shape)}")
+    if shape is None or len(shape) != 2:
+        hint = "call it on samples first" if shape is None else None
+        raise fail(f"expected an input [batch, features], got {'none yet' if hint else list(shape)}", hint=hint)
     return int(shape[1])
 
 
