@@ -32,6 +32,7 @@ from .gradient import differentiate, mask_arrays, trainable
 Named = Mapping[str, Network] | Sequence[Network]
 Stored = list[tuple[Weight, str]]  # weights that an artifact can change, and their names there
 RATE, SAMPLE_WEIGHT = "learning_rate", "sample_weight"
+_NAMING = "name them: @nv.network(name=...), or give a dictionary"
 
 
 @dataclass(frozen=True)
@@ -338,7 +339,11 @@ def step_entries(
     functions call ``nv.minimize`` or ``nv.assign`` (a GAN has two); ``nets`` (``infer``) and ``entries`` are networks
     as they are at inference. All share the params and states of the networks that they call."""
     trained, plain = _by_name(steps), {"infer": nets[0]} if len(nets) == 1 else _by_name(nets)
-    plain |= _by_name(entries)
+    more = _by_name(entries)
+    twice = sorted(plain.keys() & (trained.keys() | more.keys()) | (trained.keys() & more.keys()))
+    if twice:
+        raise NervureError(f"two entry points are named {twice[0]!r}", where=user_place().full, hint=_NAMING)
+    plain |= more
     held: dict[int, Held] = {}
     weights: dict[int, Weight] = {}
     for step in [*trained.values(), *trained.values()]:  # a second time, when it is known what any of them trains
@@ -351,14 +356,13 @@ def step_entries(
 
 
 def _by_name(nets: Named) -> dict[str, Network]:
-    hint = "name them: @nv.network(name=...), or give a dictionary"
     found: dict[str, Network] = {}
     for name, net in nets.items() if isinstance(nets, Mapping) else [(net.name, net) for net in nets]:
         if name == "refresh":
             why = "the library runs the entry point of that name by itself, where params have changed"
-            raise NervureError("no entry point can be named 'refresh'", where=user_place().full, why=why, hint=hint)
+            raise NervureError("no entry point can be named 'refresh'", where=user_place().full, why=why, hint=_NAMING)
         if found.setdefault(name, net) is not net:
-            raise NervureError(f"two entry points are named {name!r}", where=user_place().full, hint=hint)
+            raise NervureError(f"two entry points are named {name!r}", where=user_place().full, hint=_NAMING)
     return found
 
 

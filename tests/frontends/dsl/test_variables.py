@@ -181,5 +181,7 @@ def test_what_is_wrong_is_said() -> None:
     net = nv.Sequential([nv.layers.Dense(1, input_dim=2)])
     with pytest.raises(nv.NervureError, match="two entry points are named 'b'"):
         nv.compile(net, entries=[nv.network(lambda x: net(x), name="b", x=nv.Input((2,))) for _ in range(2)])
+    with pytest.raises(nv.NervureError, match="two entry points are named 'infer'"):
+        nv.compile(net, steps={"infer": nv.network(lambda x: nv.assign(v, v + 1), x=nv.Input((2,)))})
     with pytest.raises(nv.NervureError, match="named 'refresh'"):
         nv.compile(net, entries={"refresh": nv.network(lambda x: net(x), x=nv.Input((2,)))})
