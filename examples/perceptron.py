@@ -1,4 +1,4 @@
-"""The perceptron: one neuron learns from its mistakes, and meets what one neuron cannot learn (Rosenblatt 1958).
+"""A perceptron learns from its mistakes, and meets XOR, which it cannot learn (Rosenblatt 1958).
 
     python examples/perceptron.py [epochs]
 

@@ -1,4 +1,4 @@
-"""An LSTM learns from whole recordings, then hears digits as they are spoken (Hochreiter and Schmidhuber 1997).
+"""An LSTM trained on whole recordings hears digits as they are spoken (Hochreiter et al. 1997).
 
     python examples/streaming_lstm.py [epochs]
 
