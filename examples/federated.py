@@ -94,7 +94,6 @@ def draw(curves, central, y):
 def main(rounds=40):
     train, test = digits()
     session = nv.compile(net, training=training).session
-
     alone = trainer(session, rounds, len(train[1]))
     alone.fit(*train, epochs=EPOCHS * rounds, verbose=0)
     central = alone.evaluate(*test, return_dict=True)["accuracy"]
