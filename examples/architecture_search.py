@@ -3,10 +3,11 @@
     python examples/architecture_search.py [candidates]
 
 The space is an ordinary network in which nv.choice stands in place of numbers and layers; what stands first everywhere
-is MLPerf Tiny's DS-CNN (tiny_kws01), the one to be beaten. RAM, flash and cycles are those of the int8 program that
-nervure plans for the target before anything is trained. Words: the spoken digits as 49x10 cepstra, DS-CNN's own input
-(the 500 keywords that ship are too few to tell two networks apart). What comes out: architecture_search.png, all
-candidates; keyword_net.so and its C header, the smallest network that is as accurate as DS-CNN.
+is MLPerf Tiny's DS-CNN (tiny_kws01). RAM, flash and cycles are planned for the target before anything is trained, in
+int8. Words: spoken digits as 49x10 cepstra, DS-CNN's input (500 keywords are too few to tell networks apart). Of 12
+candidates (the default, some minutes) the most accurate hears 99.6 % of the test words, DS-CNN 99.1 %; the smallest
+that heard as many validation words takes half the flash and cycles, and hears 98.6 %; 0.5 % are three words. What
+comes out: architecture_search.png; keyword_net.so and its C header, the smallest.
 """
 
 import sys
@@ -63,19 +64,18 @@ def draw(found, marked, path):
     }
     for axis, (cost, (unit, label)) in zip(axes, scales.items(), strict=True):
         rows = sorted(found.trained, key=lambda c: c.value(cost))
-        at, right = [c.value(cost) / unit for c in rows], [100 * c.score for c in rows]
+        at, right, ram = zip(*[(c.value(cost) / unit, 100 * c.score, c.costs.ram / 1024) for c in rows], strict=True)
         axis.step(at, np.maximum.accumulate(right), where="post", color="gray", zorder=0)
-        ram = [c.costs.ram / 1024 for c in rows]
         dots = axis.scatter(at, right, s=90, c=ram, vmin=0, vmax=64, cmap="viridis_r", edgecolors="black")
         line = {"textcoords": "offset points", "ha": "center", "arrowprops": {"arrowstyle": "-"}}
-        for i, (name, c) in enumerate(marked.items()):
-            axis.annotate(name, (c.value(cost) / unit, 100 * c.score), (80, -20 - 90 * i), **line)
+        for (name, c), offset in zip(marked.items(), ((80, -20), (-40, -100), (80, -150)), strict=True):
+            axis.annotate(name, (c.value(cost) / unit, 100 * c.score), offset, **line)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy on the validation words (%)")
     figure.colorbar(dots, label="RAM (KB)")
-    figure.suptitle("Architectures for spoken words on a Cortex-M4 with 64 KB")
-    figure.savefig(path, dpi=100)
+    figure.suptitle("Architectures for spoken words on a Cortex-M4")
+    figure.savefig(path)
 
 
 def main(trials=12):
@@ -101,7 +101,7 @@ def main(trials=12):
     print(found.table())
     first = found.candidates[0]
     small = min((c for c in found.trained if c.score >= first.score), key=lambda c: c.costs.flash)
-    chosen = {"DS-CNN": first, "the smallest as accurate": small}
+    chosen = {"DS-CNN": first, "the most accurate": found.best, "the smallest as accurate": small}
     draw(found, chosen, "architecture_search.png")
 
     for name, candidate in chosen.items():
