@@ -3,10 +3,10 @@
     python examples/transfer_learning.py [epochs] [model.onnx pictures.npz]
 
 The body is an ONNX file, here a small MobileNet. First it is frozen, and a new head on features of several depths is
-trained: a step needs 7 % of the memory that training everything needs. Then its last layers are unfrozen and all move on
-at a smaller rate. Of CIFAR-10's test pictures 66.0 % are named by the new head, 67.4 % in the end. What comes out:
-transfer_learning.png; transfer.onnx, which other tools run too; transfer_learning.so and its C header. An npz of your own
-has ``x_train``, ``y_train``, ``x_test`` and ``y_test``, pictures as bytes [samples, 32, 32, 3].
+trained: a step needs 7 % of the memory that training everything needs. Then its last layers are unfrozen and move on at
+a smaller rate. Of CIFAR-10's test pictures 66.0 % are named by the new head, 67.4 % in the end. What comes out:
+transfer_learning.png; transfer.onnx, which other tools run too; transfer_learning.so and its C header. An npz has
+``x_train``, ``y_train``, ``x_test`` and ``y_test``, pictures as bytes [samples, 32, 32, 3].
 """
 
 import sys

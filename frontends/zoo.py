@@ -63,7 +63,12 @@ ROWS = (
     Row("gan", "adversarial", ("generator", "discriminator"), picture="gan.png"),
     Row("conditional_gan", "adversarial", ("cgan",), quick="3", picture="conditional_gan.png"),
     Row("transfer_learning", "supervised, frozen body", ("fine-tuning", "transfer"), picture="transfer_learning.png"),
-    Row("transformer_classifier", "supervised", ("transformer", "encoder", "attention"), picture="transformer_classifier.png"),
+    Row(
+        "transformer_classifier",
+        "supervised",
+        ("transformer", "encoder", "attention"),
+        picture="transformer_classifier.png",
+    ),
     Row("vision_transformer", "supervised", ("vit", "patches"), picture="vision_transformer.png"),
     Row("masked_language_model", "self-supervised", ("bert", "mlm"), picture="masked_language_model.png"),
     Row("language_model", "self-supervised", ("gpt", "decoder", "generate"), picture="language_model.png"),
