@@ -1,4 +1,4 @@
-"""Five tasks one after another: elastic weights (Kirkpatrick et al. 2017) and a memory keep old ones from fading.
+"""Elastic weights (Kirkpatrick et al. 2017) and a memory keep what was learned from fading.
 
     python examples/continual_learning.py [epochs]
 

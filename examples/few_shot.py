@@ -1,4 +1,4 @@
-"""A prototypical network (Snell et al. 2017) learns a new letter from one example, on the device, without training.
+"""A prototypical network (Snell et al. 2017) learns a letter from one example, without training.
 
     python examples/few_shot.py [episodes]
 

@@ -1,4 +1,4 @@
-"""Reptile (Nichol et al. 2018) learns to learn: a start from which a few steps are enough for letters never seen.
+"""Reptile (Nichol et al. 2018) learns a start from which few steps suffice for unseen letters.
 
     python examples/meta_learning.py [tasks]
 

@@ -1,4 +1,4 @@
-"""A siamese network (Bromley et al. 1993) says whether two letters are the same, of alphabets it has never seen.
+"""A siamese network (Bromley et al. 1993) tells whether two letters are the same, even unseen ones.
 
     python examples/siamese.py [steps]
 

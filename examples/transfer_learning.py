@@ -1,4 +1,4 @@
-"""Transfer learning (Yosinski et al. 2014): a network that knows ImageNet learns other classes from 2,000 pictures.
+"""Transfer learning (Yosinski et al. 2014): what knows ImageNet learns CIFAR-10 from few pictures.
 
     python examples/transfer_learning.py [epochs] [model.onnx pictures.npz]
 
