@@ -99,10 +99,11 @@ def main(epochs=16):
         compiled = nv.compile(net)
         program = nv.load(path := compiled.save(f"{net.name}.so"))
         answers = np.concatenate([program(one[None]) for one in x[test]])
-        np.testing.assert_allclose(nv.run_in_c(path, x[test]), answers, atol=1e-5)  # a C program hears the same
+        np.testing.assert_allclose(nv.run_in_c(path, x[test]), answers, atol=1e-5)
         guesses = answers.argmax(axis=1)
         right, size = (guesses == y[test]).mean(), compiled.report.artifact_bytes / 1024
         print(f"{net.name}.so, {size:.0f} KB: {right:.2%} of the recordings that were held out")
+        print("a C program hears the same")
         for who in np.unique(speaker):
             own = speaker[test] == who
             print(f"  {who:<12} {(guesses == y[test])[own].mean():.1%}")
