@@ -58,7 +58,12 @@ def distinct(texts: Iterable[str], reserved: frozenset[str] = frozenset()) -> li
 
 def prefix(program: Named) -> str:
     """What every public C name of the artifact starts with."""
-    name = identifier(program.name)
+    return prefix_of(program.name)
+
+
+def prefix_of(text: str) -> str:
+    """The same of an artifact that is called ``text``."""
+    name = identifier(text)
     return f"{name}_model" if name in TAKEN else name
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from nervure import layers
 from nervure.datasets import CIFAR10, cifar10
 
-MOBILENET = Path(__file__).parent / "mobilenet" / "mobilenet_v1_025_128.onnx"
+MOBILENET = Path(nv.__file__).parent / "examples" / "mobilenet" / "mobilenet_v1_025_128.onnx"
 PICTURES, BATCH, PART = 2000, 32, 8  # to learn from; of one step; that the frozen body sees at a time
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

@@ -10,6 +10,7 @@ import nervure as nv
 import numpy as np
 import pytest
 from example_runs import EXAMPLES, run
+from nervure.frontends.starting import start
 from nervure.frontends.zoo import ROWS, Row
 
 DOCS = EXAMPLES.parent / "docs"
@@ -25,15 +26,17 @@ def test_an_example_is_short(row: Row) -> None:
 @pytest.mark.slow
 @rows
 def test_a_short_run_without_data(row: Row, tmp_path: Path) -> None:
-    """It runs where nothing was downloaded, and leaves a picture and a library that C has run too."""
+    """``nervure new`` makes a script of it that runs where nothing was downloaded, and leaves a picture and a library
+    that C has run too."""
     image = pytest.importorskip("PIL.Image")
     for extra in row.needs:
         pytest.importorskip(MODULES[extra])
-    said = run(row.name, tmp_path, *row.quick.split())
+    start("mine", row.name, tmp_path)
+    said = run(str(tmp_path / "mine"), tmp_path, *row.quick.split())
     made = {path.suffix: path for path in sorted(tmp_path.iterdir())}
     assert {".so", ".h", ".png"} <= set(made)
     assert re.search(r"\bC\b", said)  # what a C program made of the library
-    pixels = np.asarray(image.open(tmp_path / row.picture).convert("L"), np.float32)
+    pixels = np.asarray(image.open(tmp_path / row.picture.replace(row.name, "mine")).convert("L"), np.float32)
     assert min(pixels.shape) >= 100 and pixels.std() > 5
     for path in tmp_path.glob("*.so"):
         assert path.with_suffix(".h").exists() and nv.load(path) is not None

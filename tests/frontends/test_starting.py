@@ -48,6 +48,16 @@ def test_what_an_example_imports_comes_along(tmp_path: Path, monkeypatch: pytest
     assert '"mine.png"' in paths[0].read_text() and paths[2].read_text() == "y = 1\n"
 
 
+def test_a_c_program_comes_along_under_the_new_name(tmp_path: Path) -> None:
+    script, program = start("mine", "gpt", tmp_path)
+    text = program.read_text()
+    assert program == tmp_path / "c" / "generate.c" and '#include "mine.h"' in text and "mine_create(" in text
+    assert (
+        "language_model_" not in text and "LANGUAGE_MODEL_" not in text and '"language_model"' not in script.read_text()
+    )
+    assert start("mine", "gpt", tmp_path) == [script, program]  # the same again is no harm
+
+
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("precious")
     with pytest.raises(nv.NervureError, match="is there already"):
@@ -57,8 +67,8 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert "python mine.py" in (tmp_path / "mine.py").read_text()
 
 
-@pytest.mark.parametrize("name", ["my-net", "1st", "a b", "class", "../x", ""])
+@pytest.mark.parametrize("name", ["my-net", "1st", "a b", "class", "../x", "", "Words", "net"])
 def test_a_name_must_be_a_module(name: str, tmp_path: Path) -> None:
-    with pytest.raises(nv.NervureError, match="is no name for a Python file"):
+    with pytest.raises(nv.NervureError, match="is no name for a Python file and a C library"):
         start(name, "gan", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -37,7 +37,7 @@ def new_command(
     screen = out()
     screen.print(f"{paths[0]}: {row.line}", markup=False, highlight=False, soft_wrap=True)
     for path in paths[1:]:
-        screen.print(f"{path}, which it imports", markup=False, highlight=False, soft_wrap=True)
+        screen.print(f"{path}, which it uses", markup=False, highlight=False, soft_wrap=True)
     extras = ",".join(row.extras)
     screen.print(f"Needs: pip install 'nervure[{extras}]'. Run: python {paths[0]}", markup=False, soft_wrap=True)
     return None

@@ -57,6 +57,7 @@ def test_user_errors_are_one_message_and_exit_1(nervure: Nervure, arguments: tup
 def test_new_writes_a_script_and_says_what_it_needs(nervure: Nervure, tmp_path: Path) -> None:
     said = nervure("new", "words", "--like", "cnn", "--folder", tmp_path, "--json").json
     assert said == {"written": [str(tmp_path / "words.py")], "like": "fashion_cnn", "needs": ["examples"]}
+    (tmp_path / "words.py").write_text("mine by now")
     again = nervure("new", "words", "--like", "cnn", "--folder", tmp_path)
     assert again.code == 1 and "is there already" in again.err
     listed = nervure("new", "--list", "--json").json["zoo"]
