@@ -119,7 +119,7 @@ FLOATS = [(n, "cortex-m4") for n in models.names()] + [
 @pytest.mark.parametrize(
     ("precision", "name", "target"), [("default", *f) for f in FLOATS] + [("exact", *f) for f in FLOATS]
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_float_models_agree_with_onnxruntime(precision: str, name: str, target: str, tmp_path: Path) -> None:
     path, real = models.model(name)
     artifact = compile_for(path, target, tmp_path / "model.a", precision=precision)

@@ -95,7 +95,7 @@ def test_small_weights_when_asked(name: str, tmp_path: Path) -> None:
 @pytest.mark.emulator
 @pytest.mark.parametrize("target", ["aarch64", "armv7"])
 @pytest.mark.parametrize("name", models.names())
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_agrees_under_the_arm_emulator(name: str, target: str, tmp_path: Path) -> None:
     path, real = models.model(name)
     model = nv.compile(path, target=target, out=tmp_path / "model.so")
