@@ -25,7 +25,7 @@ VANISHED = 1e-5  # of the largest gradient of any layer
 LOOKS = 4  # so many looks in turn, and no fewer than those of an epoch
 EXPLODED = 1e4  # gradient times weights, of the largest loss so far: about 1 where a net is healthy
 HUGE = 1e12  # whatever the loss: float32 ends at 3e38, squares soon after 1e19
-GROWN, WORSE = 100.0, 2.0  # gradient and loss, both of what they were at first
+GROWN, WORSE = 100.0, 2.0  # a layer's gradient, of all layers' at first, and the loss, of what it was at first
 
 _HINTS = {
     "vanishes": "normalisation (BatchNorm, LayerNorm), residual connections, relu or gelu instead of sigmoid or tanh, "
@@ -99,6 +99,7 @@ class GradientWatch(Callback):
         """Warns of gradients that are not finite, that are far too large for such weights and such a loss, or that grew
         while the loss did."""
         largest, at_first = self.worst
+        whole = math.hypot(*self.first.values())
         weights = {layer: self._norm("param", names) for layer, names in self.layers.items()}
         excess: dict[str, float] = {}  # above 1: too large
         for layer, norm in norms.items():
@@ -107,7 +108,7 @@ class GradientWatch(Callback):
                 continue
             excess[layer] = max(norm / HUGE, norm * weights[layer] / (EXPLODED * largest or math.inf))
             if abs(loss) > WORSE * at_first:
-                excess[layer] = max(excess[layer], norm / (GROWN * self.first[layer] or math.inf))
+                excess[layer] = max(excess[layer], norm / (GROWN * whole or math.inf))
         layer = max(excess, key=excess.__getitem__)
         if math.isfinite(norms[layer]):
             self.seen = f"the gradient of layer {layer!r} had a norm of {norms[layer]:.2g} before"
