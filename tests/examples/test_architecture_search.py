@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import models
 import nervure as nv
 import numpy as np
 import pytest
@@ -9,8 +10,6 @@ from example_runs import DATA, Load, needs_data
 from nervure.frontends.search import built
 from nervure.frontends.search_costs import planned
 from nervure.targets import get
-
-import models
 
 
 def test_cepstra_are_cosine_transforms(load: Load) -> None:

@@ -20,6 +20,11 @@ CASES = [
     ("identity", lambda b: b.relu(b.expand(b.x(2, 3), shape=(2, 3))), "%y: f32[2,3] = relu(%x)\nreturn %y"),
     ("identity", lambda b: b.relu(b.pad(b.x(2, 3), pads=(0, 0, 0, 0))), "%y: f32[2,3] = relu(%x)\nreturn %y"),
     ("identity", lambda b: b.relu(b.tile(b.x(2, 3), repeats=(1, 1))), "%y: f32[2,3] = relu(%x)\nreturn %y"),
+    (
+        "straight through",
+        lambda b: b.relu(b.straight_through(b.x(3), b.x(3, name="z"))),
+        "%y: f32[3] = relu(%x)\nreturn %y",
+    ),
     ("concat of one", lambda b: b.relu(b.concat(b.x(2, 3), axis=0)), "%y: f32[2,3] = relu(%x)\nreturn %y"),
     ("normal axis", lambda b: b.softmax(b.x(2, 3), axis=-1), "%y: f32[2,3] = softmax(%x) axis=1\nreturn %y"),
     (
