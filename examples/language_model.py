@@ -100,7 +100,7 @@ def main(epochs=5):
     curves = language_model.fit(train[:, :-1], train[:, 1:], BATCH, epochs, validation_data=held_out).history
     print(f"held-out text: {curves['val_loss'][-1] / np.log(2):.2f} bits a character")
 
-    path = nv.compile(language_model, entries=[step]).save("language_model.so")
+    path = nv.compile(language_model, entries=[step], name="language_model").save("language_model.so")
     program = nv.load(path)
     rows = test[:12]
     whole = np.concatenate([program(row[None, :-1]) for row in rows])
