@@ -23,20 +23,6 @@ HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 
 
-def words():
-    """Cepstra [n, 49, 10, 1] of words and which word each is."""
-    path = Path(os.environ.get("NERVURE_DATA", SHARED / "data")) / "kws_500.npz"
-    if path.exists():
-        data = np.load(path)
-        return (data["x"][..., None].astype(np.float32) - 83) * np.float32(0.5847029), data["y"].astype(np.int32)
-    print("kws_500.npz was not found: generated words take its place, figures mean nothing")
-    rng = np.random.default_rng(0)
-    y = np.arange(500, dtype=np.int32) % 12
-    spoken = 3 * rng.standard_normal((12, 49, 10, 1)) + 4 * rng.standard_normal((12, 1, 10, 1))
-    noise = 6 * rng.standard_normal((500, 49, 10, 1))
-    return (spoken[y] + noise).astype(np.float32), y
-
-
 def spotter(x, y):
     """A network that knows the words, and the names of the weights of its last layers."""
     path = Path(os.environ.get("NERVURE_MODELS", SHARED / "models")) / "tiny_kws01.onnx"
@@ -67,7 +53,7 @@ def write_samples(path, x, y):
 
 def prepare(folder, target="host"):
     """Model, samples and program in ``folder``; the model and what to type to run the program."""
-    x, y = words()
+    x, y = nv.datasets.keywords()
     body, last = spotter(x, y)
     body.freeze()
     body.unfreeze(*last)

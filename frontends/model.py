@@ -130,12 +130,12 @@ class Model:
     def pull(self) -> None:
         """What the steps of this model have learned so far, into the networks and variables that it was compiled from
         (``steps=``, ``entries=``)."""
+        from .training.fitting import assign_part
+
         held = {**self.session.params(), **self.session.states()}
         for weight, name in self._stored:
             if name in held and weight.persistent:
-                whole = weight.array.copy()
-                whole[weight.part] = held[name]
-                weight.assign(whole)
+                assign_part(weight, held[name])
 
     def save(self, path: str | Path) -> Path:
         """Copies the library (and its header) to ``path``; NervureError where that cannot be written."""

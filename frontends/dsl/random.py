@@ -30,11 +30,16 @@ def uniform(shape: Sequence[int], low: Any = 0.0, high: Any = 1.0) -> Tensor:
 
 
 def normal(shape: Sequence[int], mean: Any = 0.0, stddev: Any = 1.0) -> Tensor:
-    """Normally distributed float32 (Box and Muller 1958)."""
+    """Normally distributed float32."""
+    scaled: Tensor = standard_normal(shape) * stddev + mean
+    return scaled
+
+
+def standard_normal(shape: Sequence[int]) -> Tensor:
+    """float32 of mean 0 and standard deviation 1 (Box and Muller 1958)."""
     radius, angle = (current().random_uniform(tuple(shape)) for _ in range(2))
     drawn: Tensor = sqrt(log(1 - radius) * -2.0) * cos(angle * (2 * math.pi))
-    scaled: Tensor = drawn * stddev + mean
-    return scaled
+    return drawn
 
 
 def bernoulli(p: Any, shape: Sequence[int] | None = None) -> Tensor:

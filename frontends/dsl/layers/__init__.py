@@ -4,25 +4,6 @@ Argument names, defaults and initial weights are Keras's, data are laid out like
 layer says otherwise; see each layer.
 """
 
-from . import (
-    activations,
-    attention,
-    capsule,
-    conv,
-    core,
-    decoder,
-    dropout,
-    graph,
-    image,
-    memory,
-    norm,
-    pool,
-    rbf,
-    rbm,
-    recurrent,
-    som,
-    spiking,
-)
 from .activations import *  # noqa: F403
 from .attention import *  # noqa: F403
 from .base import Layer as Layer
@@ -90,23 +71,8 @@ for _alias, _name in ALIASES.items():
     globals()[_alias] = globals()[_name]
 
 __all__ = ["Layer", "image_data_format", "set_image_data_format", *ALIASES]
-for _module in (
-    activations,
-    attention,
-    capsule,
-    conv,
-    core,
-    decoder,
-    dropout,
-    graph,
-    image,
-    memory,
-    norm,
-    pool,
-    rbf,
-    rbm,
-    recurrent,
-    som,
-    spiking,
-):
-    __all__ += _module.__all__
+_MODULES = """
+    activations attention capsule conv core decoder dropout graph image memory norm pool rbf rbm recurrent som spiking
+"""
+for _module in _MODULES.split():
+    __all__ += globals()[_module].__all__

@@ -10,8 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from ..elementwise import cos, greater_equal, log, sqrt, where
+from ..elementwise import greater_equal, where
 from ..promote import as_float, as_tensor
+from ..random import standard_normal
 from ..tensor import Tensor
 from ..trace import current, fail
 from .base import Layer
@@ -54,12 +55,6 @@ def dropped(x: Tensor, rate: float, shape: Sequence[int] | None = None) -> Tenso
         return x
     kept: Tensor = where(_kept(x.shape if shape is None else shape, rate), x * (1 / (1 - rate)), 0)
     return kept
-
-
-def _normal(x: Tensor) -> Tensor:
-    """Standard normal numbers of the shape and type of ``x`` (Box and Muller 1958)."""
-    radius, angle = (current().random_uniform(x.shape) for _ in range(2))
-    return as_tensor(sqrt(log(1 - radius) * -2.0) * cos(angle * (2 * math.pi)), x.dtype)
 
 
 class Dropout(_Random):
@@ -111,7 +106,9 @@ class GaussianDropout(Dropout):
     variance rate / (1 - rate) (Srivastava et al. 2014)."""
 
     def disturb(self, x: Tensor) -> Tensor:
-        noisy: Tensor = x * (_normal(x) * math.sqrt(self.rate / (1 - self.rate)) + 1.0)
+        noisy: Tensor = x * (
+            as_tensor(standard_normal(x.shape), x.dtype) * math.sqrt(self.rate / (1 - self.rate)) + 1.0
+        )
         return noisy
 
 
@@ -127,7 +124,7 @@ class GaussianNoise(_Random):
         return self.stddev > 0
 
     def disturb(self, x: Tensor) -> Tensor:
-        noisy: Tensor = x + _normal(x) * self.stddev
+        noisy: Tensor = x + as_tensor(standard_normal(x.shape), x.dtype) * self.stddev
         return noisy
 
 
